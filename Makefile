@@ -1,0 +1,42 @@
+# Every target does its own set-up: Python 3.10 or later, git and a package index are all it takes.
+
+PYTHON ?= python3
+BIN := .venv/bin
+PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
+REPRODUCE := HF_HUB_OFFLINE=1 $(BIN)/python code/reproduce.py
+
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+.PHONY: help reproduce test lint benchmark clean
+
+help:  ## show this list
+	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "make %-10s %s\n", $$1, $$2}' Makefile
+
+reproduce: .venv/.installed  ## Table 3 at quick scale: train, decode, score, print the table, draw the figure
+	$(REPRODUCE) sweep table3 --scale quick --rows full lora-r4 --seeds 0
+	$(REPRODUCE) table table3 --scale quick --rows full lora-r4
+	$(REPRODUCE) figure table3 --scale quick
+
+test: lint  ## the linter, then all tests that need no GPU, no network and no patience
+	$(BIN)/python -m pytest
+
+lint: .venv/.installed-tests  ## ruff: rules and formatting
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+
+benchmark: .venv/.installed-tests  ## time and memory of a training step, decoding and the metrics, against PEFT and HF
+	$(BIN)/python code/benchmark.py
+
+clean:  ## remove .venv and what tools cached; results, checkpoints and data stay
+	rm -rf .venv .pytest_cache .ruff_cache code/__pycache__ tests/__pycache__
+
+.venv/.installed: requirements.txt constraints.txt
+	@$(PYTHON) -c 'import sys; v = sys.version_info; v >= (3, 10) or sys.exit("expected Python 3.10 or later, found %d.%d; give another: make PYTHON=..." % v[:2])'
+	$(PYTHON) -m venv .venv
+	@echo "installing into .venv, which takes some minutes the first time"
+	$(PIP) -r requirements.txt
+	@touch $@
+
+.venv/.installed-tests: .venv/.installed tests/requirements.txt
+	$(PIP) -r tests/requirements.txt
+	@touch $@
