@@ -1,0 +1,96 @@
+"""Reads the adapters that the authors of LoRA trained themselves: the files under microsoft/LoRA's GitHub releases.
+
+`gpt2_md_lora_e2e.pt`, `roberta_base_lora_mnli.bin` and their like are `loralib` state dicts, written by torch.save.
+With them our whole evaluation is checked against Tables 2 and 3 of the paper, without any training:
+
+    model = GPT2LMHeadModel.from_pretrained("gpt2-medium")
+    load_released_adapter(model, "gpt2_md_lora_e2e.pt", alpha=32)
+
+A file holds, for each layer, one of two layouts, and for the encoders also the whole trained head:
+
+    transformer.h.0.attn.c_attn.lora_A                    (2 r, d)    query's A above value's: loralib.MergedLinear with
+    transformer.h.0.attn.c_attn.lora_B                    (2 d, r)    enable_lora=[True, False, True]
+    roberta.encoder.layer.0.attention.self.query.lora_A   (r, d)      loralib.Linear, the same for value; DeBERTa calls
+    roberta.encoder.layer.0.attention.self.query.lora_B   (d, r)      them query_proj and value_proj
+    classifier.dense.weight, ...                                      all that is outside the pre-trained encoder
+
+Neither alpha nor the base model is in the file, so neither can be checked: alpha is 32 for GPT-2 and DeBERTa-v2, and 16
+in the scripts for RoBERTa. Layers: https://github.com/microsoft/LoRA/blob/c4593f060e6a368d7bb5af5273b8e42810cdef90/loralib
+"""
+
+from __future__ import annotations
+
+import urllib.request
+from pathlib import Path
+from pickle import UnpicklingError
+
+import torch
+from torch import Tensor, nn
+
+from data_places import find_file
+from lora import LoRAConfig, add_lora, base_parameters, lora_layers, projections, remove_lora
+
+RELEASES = {"gpt2_": "GPT-2", "roberta_base_": "RoBERTa-base", "roberta_large_": "RoBERTa-large", "deberta_": "DeBERTa"}
+
+
+def released_file(name: str, data_dir: Path | None = None) -> Path:
+    """Where a released file is: `released/<name>` in one of the places of `data_places`, else fetched from GitHub."""
+    family = next((f for prefix, f in RELEASES.items() if name.startswith(prefix)), None)
+    if family is None:
+        raise ValueError(f"no release has a file {name!r}: expected a name that begins with {', '.join(RELEASES)}")
+    url = f"https://github.com/microsoft/LoRA/releases/download/{family}/{name}"
+
+    def fetch() -> bytes:
+        with urllib.request.urlopen(url, timeout=60) as response:
+            return response.read()
+
+    return find_file(f"released/{name}", data_dir, fetch, published=url)
+
+
+def read_state_dict(file: str | Path) -> dict[str, Tensor]:
+    """The tensors of a file, by their names in the model; nothing but tensors is ever unpickled.
+
+    The E2E training script wraps the state dict as {"model_state_dict": ...}, and its model in another called `module`.
+    Raises ValueError for anything else.
+    """
+    try:
+        state = torch.load(file, map_location="cpu", weights_only=True)
+    except (OSError, EOFError, RuntimeError, UnpicklingError) as error:
+        raise ValueError(
+            f"expected a state dict of tensors alone in {file}, found {type(error).__name__}: {str(error)[:80]}; "
+            "download it again from the releases of github.com/microsoft/LoRA"
+        ) from error
+    state = state.get("model_state_dict", state) if isinstance(state, dict) else state
+    named = isinstance(state, dict) and all(isinstance(tensor, Tensor) for tensor in state.values())
+    if not named or not any(".lora_" in name for name in state):
+        raise ValueError(f"expected lora_A and lora_B tensors by name in {file}, found {str(state)[:80]}")
+    return {name.removeprefix("module."): tensor for name, tensor in state.items()}
+
+
+def load_released_adapter(model: nn.Module, file: str | Path, alpha: float, rank: int | None = None) -> list[str]:
+    """Add the pairs, and the trained head, of a `loralib` state dict to its plain base model of transformers.
+
+    `alpha` has to be given; `rank` is read from the file and only compared. Returns the names of the adapted modules,
+    which are trainable like the head. Raises ValueError, and leaves the model plain, if a name or a shape does not fit.
+    """
+    state = read_state_dict(file)
+    ranks = {tensor.shape[-1] for name, tensor in state.items() if name.endswith(".lora_B")}
+    if len(ranks) != 1 or rank not in (None, *ranks):
+        raise ValueError(f"expected pairs of rank {rank or 'r, the same for all'}, found {sorted(ranks)} in {file}")
+    targets = {target for name in state for target in projections(name)}
+    if any(len(projections(name)) > 1 for name in state):
+        targets = {"query", "value"}  # two pairs over c_attn do not tell whose they are; in the authors' code these
+    add_lora(model, LoRAConfig(rank=ranks.pop(), alpha=alpha, targets=tuple(sorted(targets))))
+    slots = {f"{n}.lora_A": layer.lora_A for n, layer in lora_layers(model).items()}
+    slots |= {f"{n}.lora_B": layer.lora_B for n, layer in lora_layers(model).items()}
+    slots |= {n: p for n, p in base_parameters(model).items() if not n.startswith(f"{model.base_model_prefix}.")}
+    want, have = ({(name, *tensor.shape) for name, tensor in tensors.items()} for tensors in (slots, state))
+    if want != have:
+        remove_lora(model)
+        raise ValueError(
+            f"{file} is not for this {type(model).__name__}: expected {sorted(want - have)[:3]}, "
+            f"found {sorted(have - want)[:3]}; load the model, with as many labels, that the file is named after"
+        )
+    for name, parameter in slots.items():
+        parameter.requires_grad_(True).data.copy_(state[name])
+    return list(lora_layers(model))

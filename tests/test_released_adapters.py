@@ -1,0 +1,189 @@
+"""The authors' released files have the layout that loralib writes. Here loralib writes them from tiny models, and our
+model has to compute what loralib's own does."""
+
+from __future__ import annotations
+
+import pickle
+
+import loralib
+import pytest
+import torch
+from torch import nn
+from transformers import (
+    DebertaV2Config,
+    DebertaV2ForSequenceClassification,
+    GPT2Config,
+    GPT2LMHeadModel,
+    RobertaConfig,
+    RobertaForSequenceClassification,
+    RobertaModel,
+)
+
+from lora import count_parameters, lora_layers
+from released_adapters import load_released_adapter
+
+WIDTH, RANK = 16, 4
+TOKENS = torch.arange(12).reshape(2, 6)
+
+
+def gpt2() -> GPT2LMHeadModel:
+    torch.manual_seed(0)
+    shape = {"n_layer": 2, "n_embd": WIDTH, "n_head": 2, "vocab_size": 24, "n_positions": 8, "initializer_range": 0.3}
+    return GPT2LMHeadModel(GPT2Config(**shape, bos_token_id=0, eos_token_id=0)).eval()
+
+
+def encoder(name: str, labels: int = 3) -> nn.Module:
+    torch.manual_seed(0)
+    shape = {"hidden_size": WIDTH, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 2 * WIDTH}
+    shape |= {"vocab_size": 24, "max_position_embeddings": 16, "num_labels": labels}
+    if name == "roberta":
+        return RobertaForSequenceClassification(RobertaConfig(**shape)).eval()
+    return DebertaV2ForSequenceClassification(DebertaV2Config(**shape)).eval()
+
+
+def loralib_gpt2(alpha: float = 32, enable=(True, False, True)) -> GPT2LMHeadModel:
+    """The authors' GPT-2 with random pairs: loralib.MergedLinear as every c_attn."""
+    model = gpt2()
+    settings = {"r": RANK, "lora_alpha": alpha, "fan_in_fan_out": True, "merge_weights": False}
+    for block in model.transformer.h:
+        layer = loralib.MergedLinear(WIDTH, 3 * WIDTH, enable_lora=list(enable), **settings)
+        layer.load_state_dict(block.attn.c_attn.state_dict(), strict=False)
+        nn.init.normal_(layer.lora_B, std=0.1)
+        block.attn.c_attn = layer
+    return model.eval()
+
+
+def loralib_encoder(name: str, alpha: float) -> nn.Module:
+    """The authors' RoBERTa or DeBERTa with random pairs and a random head: loralib.Linear for query and value."""
+    model = encoder(name)
+    for parameter in (p for n, p in model.named_parameters() if not n.startswith(f"{name}.")):
+        nn.init.normal_(parameter)
+    for layer in getattr(model, name).encoder.layer:
+        for projection in ("query", "value") if name == "roberta" else ("query_proj", "value_proj"):
+            linear = loralib.Linear(WIDTH, WIDTH, r=RANK, lora_alpha=alpha, merge_weights=False)
+            linear.load_state_dict(getattr(layer.attention.self, projection).state_dict(), strict=False)
+            nn.init.normal_(linear.lora_B, std=0.1)
+            setattr(layer.attention.self, projection, linear)
+    return model.eval()
+
+
+def encoder_state_dict(model: nn.Module, name: str) -> dict[str, torch.Tensor]:
+    head = {n: p for n, p in model.state_dict().items() if not n.startswith(f"{name}.")}
+    return loralib.lora_state_dict(model) | head
+
+
+def logits(model) -> torch.Tensor:
+    with torch.no_grad():
+        return model(TOKENS).logits
+
+
+def refused(file, match: str, model: nn.Module | None = None, **settings) -> None:
+    model = model or gpt2()
+    before = {name: p.detach().clone() for name, p in model.named_parameters()}
+    with pytest.raises(ValueError, match=match):
+        load_released_adapter(model, file, **{"alpha": 32, **settings})
+    assert not lora_layers(model)
+    assert all(torch.equal(p, before[name]) for name, p in model.named_parameters())
+
+
+@pytest.mark.parametrize("layout", ["plain", "as gpt2_ft.py saves it", "wrapped for several devices"])
+def test_a_gpt2_file_gives_the_logits_of_the_authors_own_model(tmp_path, layout):
+    theirs = loralib_gpt2()
+    state = loralib.lora_state_dict(theirs)
+    assert state["transformer.h.0.attn.c_attn.lora_A"].shape == (2 * RANK, WIDTH)
+    assert state["transformer.h.0.attn.c_attn.lora_B"].shape == (2 * WIDTH, RANK)
+    if layout == "wrapped for several devices":
+        state = {f"module.{name}": tensor for name, tensor in state.items()}
+    torch.save(state if layout == "plain" else {"model_state_dict": state}, tmp_path / "gpt2_lora_e2e.pt")
+    ours = gpt2()
+    names = load_released_adapter(ours, tmp_path / "gpt2_lora_e2e.pt", alpha=32)
+    assert names == ["transformer.h.0.attn.c_attn", "transformer.h.1.attn.c_attn"]
+    assert torch.allclose(logits(ours), logits(theirs), atol=1e-5)
+    assert not torch.allclose(logits(gpt2()), logits(theirs), atol=0.1)
+    assert count_parameters(ours)[0] == sum(tensor.numel() for tensor in state.values())
+
+
+def test_alpha_decides_what_a_file_computes(tmp_path):
+    torch.save(loralib.lora_state_dict(loralib_gpt2(alpha=32)), tmp_path / "lora.pt")
+    ours = gpt2()
+    load_released_adapter(ours, tmp_path / "lora.pt", alpha=16)
+    assert not torch.allclose(logits(ours), logits(loralib_gpt2(alpha=32)), atol=0.1)
+    assert torch.allclose(logits(ours), logits(loralib_gpt2(alpha=16)), atol=1e-5)
+
+
+@pytest.mark.parametrize(("name", "alpha"), [("roberta", 16), ("deberta", 32)])
+def test_an_encoder_file_gives_the_logits_of_the_authors_own_model_with_its_head(tmp_path, name, alpha):
+    theirs = loralib_encoder(name, alpha)
+    state = encoder_state_dict(theirs, name)
+    torch.save(state, tmp_path / "lora_mnli.bin")
+    ours = encoder(name)
+    load_released_adapter(ours, tmp_path / "lora_mnli.bin", alpha, rank=RANK)
+    assert torch.allclose(logits(ours), logits(theirs), atol=1e-5)
+    assert not torch.allclose(logits(encoder(name)), logits(theirs), atol=0.1)
+    assert count_parameters(ours)[0] == sum(tensor.numel() for tensor in state.values())
+
+
+def test_a_file_with_pairs_of_another_rank_than_expected_is_refused(tmp_path):
+    torch.save(loralib.lora_state_dict(loralib_gpt2()), tmp_path / "lora.pt")
+    refused(tmp_path / "lora.pt", r"expected pairs of rank 8, found \[4\]", rank=8)
+    load_released_adapter(gpt2(), tmp_path / "lora.pt", alpha=32, rank=RANK)
+
+
+@pytest.mark.parametrize("enable", [(True, True, True), (True, False, False)])
+def test_a_file_with_another_number_of_pairs_over_c_attn_is_refused(tmp_path, enable):
+    torch.save(loralib.lora_state_dict(loralib_gpt2(enable=enable)), tmp_path / "lora.pt")
+    refused(tmp_path / "lora.pt", r"is not for this GPT2LMHeadModel: expected .*c_attn.lora_A', 8, 16")
+
+
+def test_a_file_for_a_deeper_or_wider_model_is_refused_by_name_and_shape(tmp_path):
+    state = loralib.lora_state_dict(loralib_gpt2())
+    extra = {name.replace("h.1", "h.2"): tensor for name, tensor in state.items()}
+    torch.save(state | extra, tmp_path / "deeper.pt")
+    refused(tmp_path / "deeper.pt", r"expected \[\], found \[\('transformer.h.2.attn.c_attn.lora_A', 8, 16\)")
+    torch.save({n: t for n, t in state.items() if "h.1" not in n}, tmp_path / "shallower.pt")
+    refused(tmp_path / "shallower.pt", r"expected \[\('transformer.h.1.attn.c_attn.lora_A', 8, 16\).*found \[\]")
+    torch.save({n: t.repeat(1, 2) if "_A" in n else t.repeat(2, 1) for n, t in state.items()}, tmp_path / "wider.pt")
+    refused(tmp_path / "wider.pt", r"c_attn.lora_A', 8, 16\).*found \[\('transformer.h.0.attn.c_attn.lora_A', 8, 32\)")
+
+
+def test_an_encoder_file_without_its_head_or_with_another_head_is_refused(tmp_path):
+    theirs = loralib_encoder("roberta", 16)
+    torch.save(loralib.lora_state_dict(theirs), tmp_path / "headless.bin")
+    refused(tmp_path / "headless.bin", r"expected \[\('classifier.dense.bias', 16\)", encoder("roberta"))
+    torch.save(encoder_state_dict(theirs, "roberta"), tmp_path / "three_labels.bin")
+    refused(tmp_path / "three_labels.bin", r"out_proj.bias', 2\).*out_proj.bias', 3\)", encoder("roberta", labels=2))
+    refused(tmp_path / "three_labels.bin", "is not for this RobertaModel", RobertaModel(encoder("roberta").config))
+
+
+class Boom:
+    def __reduce__(self):
+        return (pytest.fail, ("the pickle was run",))
+
+
+@pytest.mark.parametrize(
+    "content", [pickle.dumps(Boom(), protocol=2), b"", b"not a file of torch"], ids=["code", "empty", "text"]
+)
+def test_a_file_that_is_no_state_dict_is_refused_and_nothing_in_it_is_run(tmp_path, content):
+    (tmp_path / "lora.pt").write_bytes(content)
+    refused(tmp_path / "lora.pt", "expected a state dict of tensors alone.*download it again")
+
+
+def test_code_inside_a_file_of_torch_is_not_run(tmp_path):
+    torch.save({"model_state_dict": Boom()}, tmp_path / "lora.pt")
+    refused(tmp_path / "lora.pt", "expected a state dict of tensors alone")
+
+
+def test_a_truncated_or_absent_file_is_refused(tmp_path):
+    torch.save(loralib.lora_state_dict(loralib_gpt2()), tmp_path / "lora.pt")
+    whole = (tmp_path / "lora.pt").read_bytes()
+    (tmp_path / "lora.pt").write_bytes(whole[: len(whole) // 2])
+    refused(tmp_path / "lora.pt", "expected a state dict of tensors alone.*download it again")
+    refused(tmp_path / "absent.pt", "expected a state dict of tensors alone.*No such file")
+
+
+@pytest.mark.parametrize(
+    "content", [gpt2().state_dict(), {"epoch": 3}, [1, 2], {"a.lora_A": 1}, {"model_state_dict": [1]}]
+)
+def test_a_file_without_pairs_is_refused(tmp_path, content):
+    torch.save(content, tmp_path / "lora.pt")
+    refused(tmp_path / "lora.pt", "expected lora_A and lora_B tensors by name")
