@@ -1,0 +1,200 @@
+"""E2E, the restaurant data of the paper's Table 3: rows of (meaning representation, reference) as a model reads them.
+
+A protocol decides the text on both sides, and scores of the two are never compared:
+
+- `challenge`: the released text as it is.
+- `lora`: as in the data of the official code (microsoft/LoRA at c4593f0, examples/NLG): renamed slots joined by
+  ` | `, references pre-tokenised. How they were is not published, so `pretokenise` is a reconstruction, one rule for
+  all splits: of the official references it gives 99.1% (test) and 98.5% (valid) exactly and 100% up to white space.
+  The two files disagree about contractions (test `is n't`, valid `isn 't`), and which of them the train file follows
+  is not known; here everything follows test, so that a model is trained on the spelling it is scored on.
+
+Files are `trainset.csv`, `devset.csv` and `testset_w_refs.csv` of https://github.com/tuetschek/e2e-dataset
+(CC BY-SA 4.0), never shipped with this project. The first place that has one wins: `data_dir`, or the environment's
+LORA_DATA_DIR; the cache `data/cache`; a folder `shared/data` beside the repository; the release, downloaded into the
+cache. Each folder holds `e2e/<file>`. Every file is checked by SHA-256, wherever it is from.
+
+    examples = load_e2e("test")             # 4,693 rows
+    inputs = group_by_context(examples)     # 630 distinct contexts with their references, in file order
+"""
+
+from __future__ import annotations
+
+import csv
+import functools
+import hashlib
+import io
+import re
+import urllib.request
+from dataclasses import dataclass
+from http.client import HTTPException
+from pathlib import Path
+from typing import Any
+
+import e2e_generator
+from data_places import find_file
+
+PROTOCOLS = ("challenge", "lora")
+SLOTS = ("name", "eatType", "food", "priceRange", "customer rating", "area", "familyFriendly", "near")
+RELEASE_URL = "https://raw.githubusercontent.com/tuetschek/e2e-dataset/master"
+RELEASE_PAGE = "https://github.com/tuetschek/e2e-dataset/releases/tag/v1.0.0"
+DOWNLOAD_TIMEOUT = 60  # seconds
+COLUMNS = "mr,ref"
+FILES = {  # split -> file, SHA-256 of the release
+    "train": ("trainset.csv", "f27d48df45815288ab15619d47a79028c300fbb7f42e373668aba0b98c1d57c6"),
+    "dev": ("devset.csv", "fc26b78cdb849c80545f513b223d1e051138b43882eeb79e3eb153e689c864f9"),
+    "test": ("testset_w_refs.csv", "edc8db685e39bb9824d5bd70c18b1c9b0412d14b527aa960e2d1c8251ee15ccd"),
+}
+LORA_SLOTS = {"eatType": "Type", "priceRange": "price", "familyFriendly": "family friendly"}
+MR_SLOT = re.compile(r"([^,\[\]]+)\[([^\[\]]+)\]")
+# Penn Treebank contractions, decimals and runs of full stops stay whole; all other punctuation stands alone.
+TOKEN = re.compile(r"n't\b|'(?:s|re|ll|ve|m|d)\b|\w+?(?=n't\b)|\d+\.\d+|\w+|\.+|[^\w\s]", re.IGNORECASE)
+
+
+@dataclass(frozen=True)
+class Example:
+    """One row: the raw meaning representation, what the model reads, and what it shall write."""
+
+    mr: str
+    context: str
+    reference: str
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """One distinct context and every reference for it."""
+
+    mr: str
+    context: str
+    references: list[str]
+
+
+def parse_mr(mr: str) -> dict[str, str]:
+    """Slots of a raw meaning representation, in its order.
+
+    Raises ValueError if it is not of the form `name[Blue Spice], area[city centre]` with E2E's slots, each once.
+    """
+    pairs = [MR_SLOT.fullmatch(part) for part in re.split(r"(?<=\]),\s*", mr.strip())]
+    slots = {match[1]: match[2] for match in pairs if match}
+    if len(slots) != len(pairs) or not slots.keys() <= set(SLOTS):
+        raise ValueError(
+            f"malformed meaning representation {mr!r}: expected 'slot[value], slot[value], ...', each slot at most "
+            f"once and one of {', '.join(SLOTS)}"
+        )
+    return slots
+
+
+def pretokenise(text: str) -> str:
+    """Text as in the official LoRA data: tokens, punctuation and contractions (`is n't`, `it 's`) apart, case kept."""
+    return " ".join(TOKEN.findall(text))
+
+
+def to_context(mr: str, protocol: str = "lora") -> str:
+    """What a model reads for a raw meaning representation , which may be a user's own; ValueError as `parse_mr`."""
+    _require("protocol", protocol, PROTOCOLS)
+    slots = parse_mr(mr)
+    if protocol == "challenge":
+        return mr
+    context = " | ".join(f"{LORA_SLOTS.get(slot, slot)} : {value}" for slot, value in slots.items())
+    return re.sub(r"£(\d)", r"£ \1", re.sub(r"£(\d+)-(\d+)", r"£ \1 - \2", context))
+
+
+def load_e2e(split: str, protocol: str = "lora", data_dir: Path | None = None) -> list[Example]:
+    """Rows of the real data in file order: train 42,061, dev 4,672, test 4,693.
+
+    Raises FileNotFoundError if `data_dir` (or LORA_DATA_DIR) is no folder, or no place has the file and it cannot be
+    downloaded; ValueError for a file with other columns or another checksum than the release.
+    """
+    _require("split", split, FILES)
+    return _examples(_read(_find(split, data_dir), FILES[split][1]), protocol)
+
+
+def load_builtin(split: str, protocol: str = "lora") -> list[Example]:
+    """Rows of the data that come with the repository (`quick` scale): made by `e2e_generator`, no file, no network."""
+    _require("split", split, FILES)
+    return _examples(e2e_generator.generate(split), protocol)
+
+
+def group_by_context(examples: list[Example]) -> list[Inputs]:
+    """Distinct contexts in order of first occurrence, as the official decoding groups its references."""
+    groups: dict[str, Inputs] = {}
+    for example in examples:
+        group = groups.setdefault(example.context, Inputs(example.mr, example.context, []))
+        group.references.append(example.reference)
+    return list(groups.values())
+
+
+def encode(example: Example, tokenizer: Any, max_length: int | None = None) -> dict[str, list[int]]:
+    """Token ids `context <eos> " " + reference <eos>`; labels are -100 up to the separator and the ids after it.
+
+    Both lists have the same length, at most `max_length` (cut at the right, as the official code does at 512).
+    Raises ValueError if that leaves nothing of the reference. As gpt2_encode.py of microsoft/LoRA at c4593f0.
+    """
+    context, completion = (
+        tokenizer(text, add_special_tokens=False)["input_ids"] + [tokenizer.eos_token_id]
+        for text in (example.context, f" {example.reference}")
+    )
+    if max_length is not None and len(context) >= max_length:
+        raise ValueError(
+            f"max_length {max_length} leaves no room for a reference: the context {example.context!r} and its "
+            f"separator take {len(context)} tokens; allow more"
+        )
+    labels = [-100] * len(context) + completion
+    return {"input_ids": (context + completion)[:max_length], "labels": labels[:max_length]}
+
+
+def data_fingerprint(examples: list[Example]) -> str:
+    """First 16 hex digits of the SHA-256 of all rows in order: names in a record exactly what was loaded."""
+    digest = hashlib.sha256()
+    for example in examples:
+        digest.update("\0".join((example.mr, example.context, example.reference, "")).encode())
+    return digest.hexdigest()[:16]
+
+
+def _examples(rows: list[tuple[str, str]], protocol: str) -> list[Example]:
+    context = functools.cache(to_context)  # several rows share a meaning representation
+    reference = pretokenise if protocol == "lora" else str.strip
+    return [Example(mr, context(mr, protocol), reference(text)) for mr, text in rows]
+
+
+def _require(what: str, value: str, known: Any) -> None:
+    if value not in known:
+        raise ValueError(f"unknown {what} {value!r}: expected one of {', '.join(known)}")
+
+
+def _find(split: str, data_dir: Path | None) -> Path:
+    name, checksum = FILES[split]
+    url = f"{RELEASE_URL}/{name}"
+    return find_file(f"e2e/{name}", data_dir, lambda: _download(url, checksum), published=f"{RELEASE_PAGE}: {url}")
+
+
+def _download(url: str, checksum: str) -> bytes:
+    try:
+        with urllib.request.urlopen(url, timeout=DOWNLOAD_TIMEOUT) as response:
+            content = response.read()
+    except HTTPException as error:  # a connection cut half-way is no OSError
+        raise OSError(f"{type(error).__name__}: {error}") from error
+    _check(content, checksum, url)
+    return content
+
+
+def _read(path: Path, checksum: str) -> list[tuple[str, str]]:
+    content = path.read_bytes()
+    _check(content, checksum, path)
+    _, *rows = csv.reader(io.StringIO(content.decode()))  # with the line breaks inside quoted references as they are
+    return [(mr, reference) for mr, reference in rows]
+
+
+def _check(content: bytes, checksum: str, source: Path | str) -> None:
+    """Refuse what is not the released file; other columns are named first, they say more than a checksum."""
+    header = content.split(b"\n", 1)[0].decode(errors="replace").strip().replace('"', "")
+    if header != COLUMNS:
+        raise ValueError(
+            f"{source}: expected the columns {COLUMNS!r}, found {header[:80]!r}; use that of {RELEASE_PAGE}"
+        )
+    found = hashlib.sha256(content).hexdigest()
+    if found != checksum:
+        raise ValueError(
+            f"{source} is not E2E as released: expected SHA-256 {checksum}, found {found}; "
+            f"replace it by the file of {RELEASE_PAGE}"
+        )
