@@ -1,0 +1,176 @@
+"""What is fetched from the model hub, through its own client in a process of its own, from a hub on localhost."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import subprocess
+import sys
+
+import pandas as pd
+import pytest
+import torch
+from safetensors.torch import load_file
+from tokenizers import pre_tokenizers
+from transformers import (
+    DebertaV2Config,
+    DebertaV2ForMaskedLM,
+    DebertaV2Tokenizer,
+    GPT2Config,
+    GPT2LMHeadModel,
+    GPT2Tokenizer,
+    RobertaConfig,
+    RobertaForMaskedLM,
+    RobertaTokenizer,
+)
+
+import data_places
+import paths
+from glue_data import COMMIT, REPOSITORY, load_glue
+from stand_in_hub import StandInHub
+
+BYTES = sorted(pre_tokenizers.ByteLevel.alphabet())
+TINY = {"hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16}
+SENTENCES = [{"sentence": "The tea is hot.", "label": 1}, {"sentence": "The hot is tea.", "label": 0}]
+GLUE_FILE = "cola/validation-00000-of-00001.parquet"
+
+FETCH = """
+import json, sys
+from pathlib import Path
+import data_places, glue_data, paths
+from transformers import AutoModelForSequenceClassification, AutoTokenizer
+from models import load_model, load_tokenizer
+
+cache, checksum = sys.argv[1:]
+paths.CACHE, data_places.SHARED = Path(cache), Path(cache, "none")
+glue_data.CHECKSUMS["cola/validation"] = checksum
+found = {"cola": [example.texts[0] for example in glue_data.load_glue("cola", "validation").examples]}
+glue_data.CHECKSUMS["rte/validation"] = checksum
+for name in ("rte", "mrpc"):
+    try:
+        glue_data.load_glue(name, "validation")
+    except Exception as error:
+        found[name] = [type(error).__name__, str(error)]
+found["gpt2"] = [load_model("gpt2").transformer.wte.weight.sum().item(), load_tokenizer("gpt2")("tea").input_ids]
+for source in ("roberta-base", "microsoft/deberta-v2-xlarge"):
+    model = AutoModelForSequenceClassification.from_pretrained(source, num_labels=3)
+    words = AutoTokenizer.from_pretrained(source)("tea", "tea")
+    found[source] = [model.base_model.embeddings.word_embeddings.weight.sum().item(), dict(words)]
+print(json.dumps(found))
+"""
+
+
+def fill(folder):
+    """The files that the hub serves: GLUE's CoLA and RTE (the latter broken), and three tiny models."""
+    torch.manual_seed(0)
+    for file in (GLUE_FILE, "rte/validation-00000-of-00001.parquet"):
+        path = folder / "datasets" / REPOSITORY / file
+        path.parent.mkdir(parents=True)
+        pd.DataFrame(SENTENCES if file == GLUE_FILE else SENTENCES[:1]).to_parquet(path)
+    special = {"<s>": 0, "<pad>": 1, "</s>": 2, "<unk>": 3, "<mask>": 4}
+    after = {symbol: i for i, symbol in enumerate(BYTES, 5)}
+    models = folder / "models"
+    pieces = [(piece, 0.0) for piece in ("[PAD]", "[CLS]", "[SEP]", "[UNK]", "[MASK]")] + [("▁tea", -1.0), ("▁", -2.0)]
+    for source, model, tokenizer in (
+        (
+            "openai-community/gpt2",
+            GPT2LMHeadModel(GPT2Config(n_embd=8, n_layer=1, n_head=2, vocab_size=300, bos_token_id=0, eos_token_id=0)),
+            GPT2Tokenizer(vocab={"<|endoftext|>": 0} | after, merges=[]),
+        ),
+        (
+            "FacebookAI/roberta-base",
+            RobertaForMaskedLM(RobertaConfig(vocab_size=300, type_vocab_size=1, max_position_embeddings=514, **TINY)),
+            RobertaTokenizer(vocab=special | after, merges=[], model_max_length=512),
+        ),
+        (
+            "microsoft/deberta-v2-xlarge",
+            DebertaV2ForMaskedLM(DebertaV2Config(vocab_size=16, pos_att_type=["c2p"], **TINY)),
+            DebertaV2Tokenizer(vocab=pieces),
+        ),
+    ):
+        model.save_pretrained(models / source)
+        tokenizer.save_pretrained(models / source)
+
+
+@pytest.fixture(scope="module")
+def visit(tmp_path_factory):
+    """The hub's folder, what a process with an empty HF_HOME fetched, what was asked for, and its GLUE cache."""
+    folder, home = tmp_path_factory.mktemp("hub"), tmp_path_factory.mktemp("home")
+    fill(folder)
+    checksum = hashlib.sha256((folder / "datasets" / REPOSITORY / GLUE_FILE).read_bytes()).hexdigest()
+    with StandInHub(folder, commit=COMMIT, renamed={"roberta-base": "FacebookAI/roberta-base"}) as hub:
+        settings = {"HF_ENDPOINT": hub.url, "HF_HOME": str(home / "hf"), "HF_HUB_OFFLINE": "0", "NO_PROXY": "127.0.0.1"}
+        environment = {key: value for key, value in os.environ.items() if not key.startswith(("HF_", "LORA_"))}
+        done = subprocess.run(
+            [sys.executable, "-c", FETCH, str(home / "cache"), checksum],
+            env=environment | settings | {"PYTHONPATH": str(paths.ROOT / "code")},
+            capture_output=True,
+            text=True,
+        )
+    assert done.returncode == 0, done.stderr
+    return folder, json.loads(done.stdout.splitlines()[-1]), hub.asked, home / "cache"
+
+
+def sum_of(folder, source, name):
+    """The sum of a tensor in the file that the hub serves: which weights were loaded."""
+    return pytest.approx(load_file(folder / "models" / source / "model.safetensors")[name].sum().item())
+
+
+def test_glue_comes_from_the_hub_at_the_declared_commit(visit):
+    _, found, asked, _ = visit
+    assert found["cola"] == [row["sentence"] for row in SENTENCES]
+    assert f"HEAD /datasets/nyu-mll/glue/resolve/{COMMIT}/{GLUE_FILE}" in asked
+
+
+def test_what_the_hub_gave_is_found_in_the_cache_without_it(visit, monkeypatch):
+    *_, cache = visit
+    monkeypatch.delenv("LORA_DATA_DIR", raising=False)
+    monkeypatch.setattr(paths, "CACHE", cache)
+    monkeypatch.setattr(data_places, "SHARED", cache / "none")
+    split = load_glue("cola", "validation")
+    assert [example.label for example in split.examples] == [1, 0]
+    assert split.subset  # two rows of 1,043
+    assert [path.name for path in (cache / "glue" / "cola").iterdir()] == ["validation-00000-of-00001.parquet"]
+
+
+def test_a_file_with_another_checksum_is_refused_and_not_kept(visit):
+    folder, found, _, cache = visit
+    served = folder / "datasets" / REPOSITORY / "rte/validation-00000-of-00001.parquet"
+    kind, message = found["rte"]
+    assert kind == "ValueError" and hashlib.sha256(served.read_bytes()).hexdigest() in message
+    assert not (cache / "glue" / "rte").exists()
+
+
+def test_a_file_that_no_place_has_is_one_error_that_names_them_all(visit):
+    *_, found, _, cache = visit
+    kind, message = found["mrpc"]
+    assert kind == "FileNotFoundError"
+    for place in (
+        cache / "glue/mrpc/validation-00000-of-00001.parquet",
+        cache / "none",
+        f"nyu-mll/glue at {COMMIT[:7]}",
+    ):
+        assert str(place) in message
+
+
+def test_gpt2_and_its_tokenizer_come_from_the_hub(visit):
+    folder, found, asked, _ = visit
+    weights, tokens = found["gpt2"]
+    assert weights == sum_of(folder, "openai-community/gpt2", "transformer.wte.weight")
+    assert [BYTES[token - 5] for token in tokens] == ["t", "e", "a"]
+    assert "GET /lfs/models/openai-community/gpt2/model.safetensors" in asked
+
+
+def test_roberta_comes_from_the_hub_under_its_old_name(visit):
+    folder, found, *_ = visit
+    weights, words = found["roberta-base"]
+    assert weights == sum_of(folder, "FacebookAI/roberta-base", "roberta.embeddings.word_embeddings.weight")
+    assert words["input_ids"][0] == 0 and words["input_ids"].count(2) == 3 and "token_type_ids" not in words
+
+
+def test_deberta_comes_from_the_hub_with_token_types(visit):
+    folder, found, *_ = visit
+    weights, words = found["microsoft/deberta-v2-xlarge"]
+    assert weights == sum_of(folder, "microsoft/deberta-v2-xlarge", "deberta.embeddings.word_embeddings.weight")
+    assert words == {"input_ids": [1, 5, 2, 5, 2], "token_type_ids": [0, 0, 0, 1, 1], "attention_mask": [1] * 5}
