@@ -1,0 +1,81 @@
+"""Model and task -> predictions and scores.
+
+Table 3's numbers: decode every distinct test context (generation.py), score against all its
+references with the official metrics (nlg_metrics.py). Beside them what the paper does not print:
+slot errors, lengths, the share of outputs cut at the cap, and the `course` protocol.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from statistics import fmean
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import PreTrainedTokenizerBase
+
+import nlg_metrics
+from e2e_data import Inputs
+from experiments import Settings
+from generation import DecodingSettings, generate
+from training import IGNORED, completion_loss, pad_right
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    scores: dict[str, float | None]
+    predictions: list[dict[str, Any]]  # one an input: what the model read, what it wrote
+
+
+@torch.no_grad()
+def validation_loss(model: nn.Module, rows: list[dict[str, list[int]]], batch_size: int = 64) -> float:
+    """Unsmoothed cross-entropy per completion token (end token included) over all rows, in nats."""
+    was_training = model.training
+    model.eval()
+    device = next(model.parameters()).device
+    ordered = sorted(rows, key=lambda row: len(row["input_ids"]))
+    total, tokens = 0.0, 0
+    for start in range(0, len(ordered), batch_size):
+        batch = {k: v.to(device) for k, v in pad_right(ordered[start : start + batch_size]).items()}
+        count = int((batch["labels"] != IGNORED).sum())
+        total += completion_loss(model, batch).item() * count
+        tokens += count
+    model.train(was_training)
+    return total / tokens
+
+
+def evaluate_generation(
+    model: nn.Module, tokenizer: PreTrainedTokenizerBase, inputs: list[Inputs], settings: Settings
+) -> Evaluation:
+    """Decode and score; `model` is plain or merged. Metrics as printed by the official script."""
+    decoding = DecodingSettings(
+        beams=settings.beams,
+        length_penalty=settings.length_penalty,
+        no_repeat_ngram=settings.no_repeat_ngram,
+        max_new_tokens=settings.max_new_tokens,
+    )
+    outputs = generate(model, tokenizer, [item.context for item in inputs], decoding)
+    texts = [output.text for output in outputs]
+    references = [item.references for item in inputs]
+    slots = nlg_metrics.slot_errors([item.mr for item in inputs], texts)
+    course = nlg_metrics.course_score(texts, references)
+    scores = nlg_metrics.score(texts, references) | {
+        "slot_error_rate": slots["rate"],
+        "course_BLEU": course["BLEU"],
+        "course_ROUGE_L": course["ROUGE_L"],
+        "mean_words": fmean(len(text.split()) for text in texts),
+        "mean_reference_words": fmean(len(text.split()) for group in references for text in group),
+        "share_at_cap": fmean(not output.ended for output in outputs),
+    }
+    predictions = [
+        {
+            "mr": item.mr,
+            "context": item.context,
+            "prediction": output.text,
+            "ended": output.ended,
+            "slot_errors": errors,
+        }
+        for item, output, errors in zip(inputs, outputs, slots["per_output"], strict=True)
+    ]
+    return Evaluation(scores, predictions)

@@ -1,0 +1,333 @@
+"""The one training loop: `transformers.Trainer` with the protocol of the paper on top.
+
+Appendix D.3 and the official code (microsoft/LoRA at c4593f0, examples/NLG/src): AdamW with its
+epsilon inside the bias correction, linear warm-up and decay, no clipping for GPT-2, a loss that
+is a token mean over the batch. What differs from the official loop, and why it may: batches are
+formed by length (nothing is padded to 512; padding never touched the loss), and logits are
+computed only where the loss is (elsewhere their gradient is zero).
+
+Checkpoints hold what is trained, never the frozen base. A run that is stopped continues where it
+was, with the same batches, and ends in the same weights.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import resource
+import signal
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+from torch.utils.data import Dataset, Sampler
+from transformers import ProgressCallback, Trainer, TrainerCallback, TrainingArguments
+from transformers.trainer_callback import PrinterCallback
+
+from experiments import Settings
+
+Batch = dict[str, Tensor]
+TRAINED = "trained.safetensors"
+CHECKPOINT_SECONDS = 300
+IGNORED = -100  # a label that carries no loss
+
+
+class TrainingDiverged(FloatingPointError):
+    """The loss is no longer a number; the message names the step and the state that was kept."""
+
+
+class TrainingInterrupted(KeyboardInterrupt):
+    """Stopped by a signal after a finished step; the checkpoint continues it."""
+
+
+@dataclass
+class TrainingResult:
+    steps: int
+    seconds: float  # of training, over all the sittings of an interrupted run
+    tokens: int
+    peak_memory_gib: float
+    kept_step: int  # the step whose weights the model has now
+    history: list[dict[str, float]]
+
+
+def completion_loss(model: nn.Module, batch: Batch, label_smoothing: float = 0.0) -> Tensor:
+    """Mean cross-entropy of the labelled tokens, with logits computed at their positions only.
+
+    Position t predicts token t + 1, so the first labelled token is predicted at the separator.
+    Equal to the plain computation over all logits (tests/test_training.py).
+    """
+    hidden = model.transformer(input_ids=batch["input_ids"]).last_hidden_state[:, :-1]
+    labels = batch["labels"][:, 1:]
+    kept = labels != IGNORED
+    return F.cross_entropy(model.lm_head(hidden[kept]), labels[kept], label_smoothing=label_smoothing)
+
+
+def pad_right(rows: list[dict[str, list[int]]]) -> Batch:
+    """Rows of different lengths -> (rows, longest): token 0 and no label in the padding.
+
+    Without an attention mask, as in the official code: the model is causal and what stands behind
+    the last label is never looked at.
+    """
+    longest = max(len(row["input_ids"]) for row in rows)
+    fill = {"input_ids": 0, "labels": IGNORED}
+    return {
+        key: torch.tensor([row[key] + [value] * (longest - len(row[key])) for row in rows])
+        for key, value in fill.items()
+    }
+
+
+class RowsByLength(Sampler[int]):
+    """Row numbers whose consecutive batches hold rows of similar length, shuffled for each epoch.
+
+    The order depends on nothing but seed and epoch, so that a continued run sees the same batches.
+    """
+
+    POOL = 50  # batches that are sorted together
+
+    def __init__(self, lengths: list[int], batch_size: int, seed: int):
+        self.lengths, self.batch_size, self.seed, self.epoch = lengths, batch_size, seed, 0
+
+    def set_epoch(self, epoch: int) -> None:
+        self.epoch = epoch
+
+    def __len__(self) -> int:
+        return len(self.lengths)
+
+    def __iter__(self) -> Iterator[int]:
+        generator = torch.Generator().manual_seed(1_000_003 * self.seed + self.epoch)
+        order = torch.randperm(len(self.lengths), generator=generator).tolist()
+        pool = self.POOL * self.batch_size
+        batches = []
+        for start in range(0, len(order), pool):
+            rows = sorted(order[start : start + pool], key=self.lengths.__getitem__)
+            batches += [rows[i : i + self.batch_size] for i in range(0, len(rows), self.batch_size)]
+        ragged = [batches.pop()] if len(batches[-1]) < self.batch_size else []
+        shuffled = [batches[i] for i in torch.randperm(len(batches), generator=generator).tolist()]
+        return iter([row for batch in shuffled + ragged for row in batch])
+
+
+class OfficialAdamW(torch.optim.AdamW):
+    """AdamW as the official code writes it: epsilon is added before the bias correction.
+
+    torch divides by sqrt(v / c) + eps, the official optimizer.py by (sqrt(v) + eps) / sqrt(c) with
+    c = 1 - beta2^t; so eps / sqrt(c) as torch's epsilon gives the same step. The order of decay
+    and step differs by lr^2 * weight_decay, below float32 rounding at the paper's settings.
+    """
+
+    def __init__(self, params: Any, epsilon: float, **settings: Any):
+        super().__init__(params, eps=epsilon, **settings)
+        self.epsilon = epsilon
+
+    def step(self, closure: Callable[[], float] | None = None) -> float | None:
+        for group in self.param_groups:
+            taken = next((int(self.state[p]["step"]) for p in group["params"] if p in self.state), 0)
+            group["eps"] = self.epsilon / math.sqrt(1 - group["betas"][1] ** (taken + 1))
+        return super().step(closure)
+
+
+def trained_state(model: nn.Module) -> dict[str, Tensor]:
+    return {name: p.detach() for name, p in model.named_parameters() if p.requires_grad}
+
+
+class ProtocolTrainer(Trainer):
+    """Trainer whose loss, validation, batches, optimizer and checkpoints are the protocol's."""
+
+    def __init__(
+        self,
+        settings: Settings,
+        loss: Callable[[nn.Module, Batch], Tensor],
+        validate: Callable[[nn.Module], dict[str, float]],
+        **others: Any,
+    ):
+        self.settings, self.loss, self.validate = settings, loss, validate
+        self.tokens = 0
+        super().__init__(**others)
+        self.model_accepts_loss_kwargs = False  # the loss is a mean over each batch
+
+    def _get_train_sampler(self, train_dataset: Dataset | None = None) -> Sampler:
+        lengths = [len(row["input_ids"]) for row in self.train_dataset]
+        return RowsByLength(lengths, self.settings.batch_size, self.args.seed)
+
+    def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
+        if self.optimizer is None:
+            self.optimizer = OfficialAdamW(
+                [p for p in self.model.parameters() if p.requires_grad],
+                epsilon=self.settings.adam_epsilon,
+                lr=self.settings.learning_rate,
+                betas=self.settings.adam_betas,
+                weight_decay=self.settings.weight_decay,
+            )
+        return self.optimizer
+
+    def compute_loss(self, model: nn.Module, inputs: Batch, return_outputs: bool = False, **_: Any) -> Tensor:
+        self.tokens += inputs["input_ids"].numel()
+        loss = self.loss(model, inputs)
+        if not torch.isfinite(loss):
+            kept = self.state.best_model_checkpoint or self.args.output_dir
+            raise TrainingDiverged(
+                f"the loss is {loss.item()} at step {self.state.global_step + 1} of {self.state.max_steps}; "
+                f"the last good state is the newest checkpoint in {kept}. Try a lower learning rate than "
+                f"{self.settings.learning_rate:g}, or clipping (max_grad_norm)"
+            )
+        return loss
+
+    def evaluate(self, *_: Any, **__: Any) -> dict[str, float]:
+        metrics = {f"eval_{name}": value for name, value in self.validate(self.model).items()}
+        self.log(metrics)
+        self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
+        return metrics
+
+    def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
+        folder = Path(output_dir)
+        folder.mkdir(parents=True, exist_ok=True)
+        save_file(trained_state(self.model), folder / TRAINED)
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
+        device = next(self.model.parameters()).device
+        saved = load_file(Path(resume_from_checkpoint) / TRAINED, device=str(device))
+        expected = set(trained_state(self.model))
+        if set(saved) != expected:
+            raise ValueError(
+                f"the checkpoint {resume_from_checkpoint} is of another run: it has {len(saved)} trained tensors, "
+                f"this one {len(expected)}. Delete the folder to start anew"
+            )
+        self.model.load_state_dict(saved, strict=False)
+
+    def _load_best_model(self) -> None:
+        self._load_from_checkpoint(self.state.best_model_checkpoint)
+
+
+class _Bar(ProgressCallback):
+    """The progress bar with the loss beside it, instead of a printed line for every log."""
+
+    def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, float] | None = None, **_: Any) -> None:
+        if self.training_bar is not None:
+            shown = {k: f"{v:.4g}" for k, v in (logs or {}).items() if k in ("loss", "eval_loss")}
+            self.training_bar.set_postfix(shown)
+
+
+class _Sitting(TrainerCallback):
+    """Checkpoints by the clock, stops after a finished step on a signal, and adds up the time."""
+
+    def __init__(self, folder: Path, trainer: ProtocolTrainer):
+        self.clock, self.trainer = folder / "clock.json", trainer
+        earlier = json.loads(self.clock.read_text()) if self.clock.exists() else {"seconds": 0.0, "tokens": 0}
+        self.earlier, self.started, self.saved, self.stop = earlier, time.monotonic(), time.monotonic(), False
+
+    def spent(self) -> dict[str, float]:
+        seconds = self.earlier["seconds"] + time.monotonic() - self.started
+        return {"seconds": seconds, "tokens": self.earlier["tokens"] + self.trainer.tokens}
+
+    def on_signal(self, signum: int, frame: FrameType | None) -> None:
+        self.stop = True
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        if self.stop or time.monotonic() - self.saved > CHECKPOINT_SECONDS:
+            control.should_save = True
+        control.should_training_stop = control.should_training_stop or self.stop
+
+    def on_epoch_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        if self.stop and state.epoch != round(state.epoch):  # Trainer takes a stop within an epoch for its end
+            control.should_evaluate = control.should_save = False
+
+    def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        self.saved = time.monotonic()
+        self.clock.write_text(json.dumps(self.spent()))
+
+
+def peak_memory_gib() -> float:
+    """Of the GPU where there is one, else the process's resident peak."""
+    if torch.cuda.is_available():
+        return torch.cuda.max_memory_allocated() / 2**30
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**30
+
+
+def _newest_checkpoint(folder: Path) -> str | None:
+    complete = [p for p in folder.glob("checkpoint-*") if (p / "trainer_state.json").exists()]
+    return str(max(complete, key=lambda p: int(p.name.split("-")[1]))) if complete else None
+
+
+def train(
+    model: nn.Module,
+    rows: Dataset | list[dict[str, list[int]]],
+    settings: Settings,
+    seed: int,
+    folder: Path,
+    loss: Callable[[nn.Module, Batch], Tensor],
+    validate: Callable[[nn.Module], dict[str, float]],
+    collate: Callable[[list[dict[str, list[int]]]], Batch] = pad_right,
+) -> TrainingResult:
+    """Train the parameters that require a gradient; `folder` holds the checkpoints.
+
+    `loss(model, batch)` is what is minimised, `validate(model)` is measured after every epoch and
+    its `loss` chooses the best epoch where the settings say so. Continues from the newest
+    checkpoint in `folder`. Raises TrainingDiverged on a loss that is not finite, and
+    TrainingInterrupted after SIGINT or SIGTERM, once the state is saved.
+    """
+    steps_per_epoch = math.ceil(len(rows) / settings.batch_size)
+    best = settings.keep == "best-epoch"
+    arguments = TrainingArguments(
+        output_dir=str(folder),
+        per_device_train_batch_size=settings.batch_size,
+        num_train_epochs=settings.epochs,
+        learning_rate=settings.learning_rate,
+        lr_scheduler_type="linear",
+        warmup_steps=settings.warmup_steps,
+        max_grad_norm=settings.max_grad_norm,
+        seed=seed,
+        eval_strategy="epoch",
+        save_strategy="epoch",
+        save_total_limit=1,
+        load_best_model_at_end=best,
+        metric_for_best_model="loss" if best else None,
+        greater_is_better=False if best else None,
+        logging_steps=max(1, steps_per_epoch * settings.epochs // 50),
+        logging_nan_inf_filter=False,
+        report_to="none",
+        remove_unused_columns=False,
+        dataloader_pin_memory=torch.cuda.is_available(),
+    )
+    trainer = ProtocolTrainer(
+        settings,
+        loss,
+        validate,
+        model=model,
+        args=arguments,
+        train_dataset=rows,
+        eval_dataset=rows,  # asked for by Trainer, not looked at: `evaluate` calls `validate`
+        data_collator=collate,
+    )
+    trainer.remove_callback(ProgressCallback)
+    trainer.remove_callback(PrinterCallback)
+    sitting = _Sitting(folder, trainer)
+    trainer.add_callback(_Bar())
+    trainer.add_callback(sitting)
+    main_thread = threading.current_thread() is threading.main_thread()
+    signals = (signal.SIGINT, signal.SIGTERM) if main_thread else ()
+    handlers = {s: signal.signal(s, sitting.on_signal) for s in signals}
+    try:
+        trainer.train(resume_from_checkpoint=_newest_checkpoint(folder))
+    finally:
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
+    if sitting.stop:
+        raise TrainingInterrupted(f"stopped after step {trainer.state.global_step}; run the same command to continue")
+    spent = sitting.spent()
+    return TrainingResult(
+        steps=trainer.state.global_step,
+        seconds=spent["seconds"],
+        tokens=int(spent["tokens"]),
+        peak_memory_gib=peak_memory_gib(),
+        kept_step=(trainer.state.best_global_step if best else None) or trainer.state.global_step,
+        history=[entry for entry in trainer.state.log_history if "loss" in entry or "eval_loss" in entry],
+    )

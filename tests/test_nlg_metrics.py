@@ -1,0 +1,329 @@
+"""The scores of Table 3: against the official script's figures, independent implementations, and sums done by hand."""
+
+from __future__ import annotations
+
+import csv
+import json
+import random
+import re
+import sys
+from itertools import groupby
+from pathlib import Path
+
+import pytest
+
+import nlg_metrics
+from nlg_metrics import course_score, meteor_unavailable, mteval_tokenize, output_lengths, score
+from paths import ROOT
+
+SYSTEMS = ("adapt", "chen", "dangnt", "harv", "tuda", "zhaw1")
+WITHOUT_METEOR = ("BLEU", "NIST", "ROUGE_L", "CIDEr")
+
+
+@pytest.fixture
+def no_meteor(monkeypatch):
+    monkeypatch.setattr(nlg_metrics._METEOR, "failure", "switched off for this test")
+
+
+@pytest.fixture(scope="module")
+def test_references(shared_data) -> list[list[str]]:
+    """The references of the 630 test MRs; like the script, consecutive rows of one MR form a group."""
+    with open(shared_data / "e2e" / "testset_w_refs.csv", encoding="utf-8", newline="") as file:
+        rows = [(row["mr"], strip_quote(row["ref"])) for row in csv.DictReader(file)]
+    return [[text for _, text in group] for _, group in groupby(rows, key=lambda row: row[0])]
+
+
+def strip_quote(text: str) -> str:
+    """The script takes a quotation mark off either end of a field, whether or not it belongs to the sentence."""
+    return re.sub(r"^\s*['\"]?\s*|\s*['\"]?\s*$", "", text)
+
+
+def read_outputs(shared_data: Path, system: str) -> list[str]:
+    """The outputs as the script reads them: line by line, fields by tabs, wrong encodings of £ and é repaired."""
+    text = (shared_data / "e2e_metrics_golden" / f"{system}.tsv").read_text(encoding="utf-8")
+    for wrong, right in (("Ł", "£"), ("Â£", "£"), ("Ã©", "é"), ("ã©", "é")):
+        text = text.replace(wrong, right)
+    return [strip_quote(line.split("\t")[1]) for line in text.splitlines() if line][1:]
+
+
+def golden(shared_data: Path, system: str) -> dict[str, float]:
+    return json.loads((shared_data / "e2e_metrics_golden" / "scores.json").read_text())[system]
+
+
+def random_corpus(seed: int, shortest: int = 4) -> tuple[list[str], list[list[str]]]:
+    """Sentences over few words, so that n-grams of all orders match, repeat and clip."""
+    generator = random.Random(seed)
+
+    def sentence() -> str:
+        return " ".join(generator.choices("abcde", k=generator.randint(shortest, 12)))
+
+    return [sentence() for _ in range(20)], [[sentence() for _ in range(generator.randint(1, 4))] for _ in range(20)]
+
+
+# ------------------------------------------------------------------------------------------- the official figures
+@pytest.mark.parametrize("system", SYSTEMS)
+def test_the_official_scripts_figures_come_out_to_the_fourth_decimal(system, shared_data, test_references, no_meteor):
+    scores = score(read_outputs(shared_data, system), test_references)
+    assert {name: round(scores[name], 4) for name in WITHOUT_METEOR} == {
+        name: golden(shared_data, system)[name] for name in WITHOUT_METEOR
+    }
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("system", SYSTEMS)
+def test_all_five_figures_come_out_with_one_run_of_the_jar(system, shared_data, test_references):
+    if reason := meteor_unavailable():
+        pytest.skip(reason)
+    scores = score(read_outputs(shared_data, system), test_references)
+    assert {name: round(value, 4) for name, value in scores.items()} == golden(shared_data, system)
+
+
+def test_pretokenising_a_text_raises_its_scores_as_between_the_two_protocols(shared_data, test_references, no_meteor):
+    """The challenge's baseline gains 1.02 BLEU, 0.04 NIST, 0.25 ROUGE-L and 0.05 CIDEr; `harv` gains nearly as much."""
+
+    def scores(pretokenise) -> dict[str, float]:
+        return score(
+            [pretokenise(text) for text in outputs], [[pretokenise(text) for text in texts] for texts in references]
+        )
+
+    def split_hyphens(text: str) -> str:
+        return re.sub(r"(?<=\w)-(?=\w)", " - ", text)
+
+    def split_all(text: str) -> str:
+        text = re.sub(r"(n't|'(?:s|re|ll|ve|d|m))\b", r" \1", text)
+        return " ".join(re.sub(r"([^\w\s'])", r" \1 ", text).split())
+
+    outputs, references = read_outputs(shared_data, "harv")[::2], test_references[::2]
+    raw, hyphens, everything = scores(str), scores(split_hyphens), scores(split_all)
+    assert 0.005 < everything["BLEU"] - raw["BLEU"] < 0.015
+    assert 0 < everything["NIST"] - raw["NIST"] < 0.1
+    assert 0.001 < everything["ROUGE_L"] - raw["ROUGE_L"] < 0.004
+    assert 0.02 < everything["CIDEr"] - raw["CIDEr"] < 0.06
+    # The hyphen alone makes the difference over treebank tokens, but not over mteval's, where £ and 's count too.
+    assert hyphens["ROUGE_L"] == pytest.approx(everything["ROUGE_L"], abs=3e-4)
+    assert hyphens["CIDEr"] == pytest.approx(everything["CIDEr"], abs=2e-3)
+    assert raw["BLEU"] < hyphens["BLEU"] < everything["BLEU"] - 0.002
+
+
+# --------------------------------------------------------------------------------- independent implementations
+@pytest.mark.parametrize("seed", range(5))
+def test_bleu_is_nltks_on_the_same_tokens(seed, no_meteor):
+    from nltk.translate.bleu_score import corpus_bleu
+
+    outputs, references = random_corpus(seed)
+    expected = corpus_bleu([[text.split() for text in texts] for texts in references], [o.split() for o in outputs])
+    assert score(outputs, references)["BLEU"] == pytest.approx(expected, rel=1e-12)
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_rouge_l_and_cider_are_coco_captions_on_the_same_tokens(seed, no_meteor):
+    cider = pytest.importorskip("pycocoevalcap.cider.cider").Cider()
+    rouge = pytest.importorskip("pycocoevalcap.rouge.rouge").Rouge()
+    outputs, references = random_corpus(seed, shortest=1)
+    outputs[3] = ""
+    texts = {index: group for index, group in enumerate(references)}, {index: [o] for index, o in enumerate(outputs)}
+    scores = score(outputs, references)
+    assert scores["ROUGE_L"] == pytest.approx(rouge.compute_score(*texts)[0], rel=1e-12)
+    assert scores["CIDEr"] == pytest.approx(cider.compute_score(*texts)[0], rel=1e-12)
+
+
+def test_nist_weighs_a_word_by_its_rarity_and_halves_the_score_of_an_output_two_thirds_as_long(no_meteor):
+    # Three reference words, each once: log2(3 / 1) bits a word; the second word adds log2(1 / 1) = 0 to the first.
+    assert score(["blue spice"], [["blue spice"]])["NIST"] == pytest.approx(1.0)
+    assert score(["blue spice"], [["blue spice pub"]])["NIST"] == pytest.approx(1.584962500721156 / 2)
+
+
+@pytest.mark.parametrize(
+    ("text", "tokens"),
+    [
+        ("The Mill: family-friendly, £20-25!", "the mill : family-friendly , £20 - 25 !"),
+        ("It's rated 4.5/5 (good).", "it's rated 4.5 / 5 ( good ) ."),
+        ("A &amp; B &quot;C&quot; 1,000", 'a & b " c " 1,000'),
+        ("no.space a,b", "no . space a , b"),
+    ],
+)
+def test_bleu_and_nist_see_the_tokens_of_mteval(text, tokens):
+    assert mteval_tokenize(text) == tokens.split()
+
+
+# ------------------------------------------------------------------------------------------------------ METEOR
+def test_meteor_is_the_jars_one_process_for_many_evaluations():
+    if reason := meteor_unavailable():
+        pytest.skip(reason)
+    references = [["Café Rouge is a cheap pub near the river."], ["There is a family friendly place."]]
+    same = score([texts[0] for texts in references], references)["METEOR"]
+    process = nlg_metrics._METEOR.process.pid
+    paraphrase = score(["Café Rouge is an inexpensive pub near the river.", "There is a place."], references)["METEOR"]
+    nothing = score(["", ""], references)["METEOR"]
+    assert same == pytest.approx(1.0)
+    assert 0.3 < paraphrase < 0.9
+    assert nothing == 0.0
+    assert score(["Caf\u00e9"], [["Caf\u00e9"]])["METEOR"] > 0  # the pipe to Java is UTF-8
+    assert nlg_metrics._METEOR.process.pid == process
+
+
+def test_without_java_meteor_has_no_value_but_a_reason(monkeypatch):
+    monkeypatch.setattr(nlg_metrics, "_METEOR", nlg_metrics._Meteor())
+    monkeypatch.setattr(nlg_metrics.shutil, "which", lambda name: None)
+    scores = score(["A pub."], [["A pub."]])
+    assert scores["METEOR"] is None
+    assert scores["ROUGE_L"] == pytest.approx(1.0)
+    assert "no `java` on the path" in meteor_unavailable()
+
+
+def test_without_pycocoevalcap_meteor_has_no_value_but_a_reason(monkeypatch):
+    monkeypatch.setattr(nlg_metrics, "_METEOR", FakeJar("print('never started')"))
+    monkeypatch.setattr(nlg_metrics, "find_spec", lambda package: None)
+    assert score(["A pub."], [["A pub."]])["METEOR"] is None
+    assert "pip install pycocoevalcap" in meteor_unavailable()
+
+
+class FakeJar(nlg_metrics._Meteor):
+    """The client with a Python program in the place of the jar; its process lives in the current folder."""
+
+    def __init__(self, program: str) -> None:
+        super().__init__()
+        self.command = (sys.executable, "-u", "-c", program)
+
+
+# Answers like the jar; a text's score is the number of words of its output, the corpus score their sum.
+HONEST = """
+import sys
+for line in sys.stdin:
+    kind, *fields = line.rstrip("\\n").split(" ||| ")
+    scores = [len(fields[-1].split())] if kind == "SCORE" else [float(f) for f in fields]
+    print(*scores, *([sum(scores)] if kind == "EVAL" else []), sep="\\n")
+"""
+
+
+@pytest.fixture
+def jar_folder(monkeypatch, tmp_path):
+    (tmp_path / "meteor-1.5.jar").touch()
+    monkeypatch.setattr(nlg_metrics, "_meteor_jar", lambda: tmp_path / "meteor-1.5.jar")
+
+
+def test_every_answer_of_an_evaluation_is_read_before_the_next_begins(jar_folder):
+    jar = FakeJar(HONEST)
+    assert jar.score([["a", "b"], ["c"], []], [[["x"]], [["y"]], [["z"]]]) == 3.0
+    process = jar.process
+    assert jar.score([["a"]], [[["x"], ["y"]]]) == 1.0
+    assert jar.process is process
+    jar.close()
+    assert process.poll() is not None
+
+
+def test_a_jar_that_hangs_is_killed_and_reported(jar_folder):
+    jar = FakeJar("import time; time.sleep(600)")
+    assert jar.score([["a"]], [[["a"]]], limit=0.2) is None
+    assert "took more than 0.2 s" in jar.unavailable()
+    assert jar.process is None
+    assert jar.score([["a"]], [[["a"]]]) is None  # not tried again
+
+
+@pytest.mark.parametrize(
+    "program", ["raise SystemExit(1)", "print('Error: no such option'); input(); input(); input()"]
+)
+def test_a_jar_that_breaks_off_or_answers_nonsense_gives_no_figure(program, jar_folder):
+    jar = FakeJar(program)
+    assert jar.score([["a"]], [[["a"]]]) is None
+    assert "broke off" in jar.unavailable()
+
+
+def test_after_an_interruption_no_stale_answer_is_read(jar_folder, monkeypatch):
+    jar = FakeJar(HONEST)
+
+    def interrupted(*fields):
+        jar.process.stdin.write("SCORE ||| a ||| b b b b b\n")
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(jar, "_ask", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            jar.score([["a"]], [[["a"]]])
+    assert jar.process is None
+    assert jar.score([["a"]], [[["a"]]]) == 1.0
+    jar.close()
+
+
+# --------------------------------------------------------------------------------------------------- bad input
+@pytest.mark.parametrize("function", [score, course_score, output_lengths])
+@pytest.mark.parametrize(
+    ("predictions", "references", "message"),
+    [
+        ([], [], "nothing to score: 0 predictions"),
+        (["A pub."], [], "0 lists of references"),
+        (
+            ["A pub.", "A bar."],
+            [["A pub."]],
+            "2 predictions but 1 lists of references: give one prediction for each MR",
+        ),
+        (["A pub.", "A bar."], [["A pub."], []], r"at least one reference; none at index \[1\]"),
+    ],
+)
+def test_missing_predictions_or_references_are_named(function, predictions, references, message):
+    with pytest.raises(ValueError, match=message):
+        function(predictions, references)
+
+
+@pytest.mark.parametrize("arguments", [("A pub.", [["A pub."]]), (["A pub."], ["A pub."])])
+def test_a_plain_string_is_not_taken_for_a_list_of_texts(arguments):
+    with pytest.raises(TypeError, match="list of lists of references, found a plain string"):
+        score(*arguments)
+
+
+def test_an_empty_output_is_scored_and_costs_points(no_meteor):
+    references = [["Blue Spice is a pub near the river."], ["Zizzi is a cheap coffee shop in town."]]
+    full, half = (score([references[0][0], second], references) for second in (references[1][0], ""))
+    assert all(half[name] < full[name] for name in WITHOUT_METEOR)
+    assert full["BLEU"] == pytest.approx(1.0)
+    assert score(["", ""], references)["CIDEr"] == 0.0
+
+
+def test_bleu_stays_below_one_however_short_the_outputs(no_meteor):
+    assert score(["Zizzi is a cheap pub", "", "", ""], [["Zizzi is a cheap pub"]] * 4)["BLEU"] <= 1.0
+
+
+# ---------------------------------------------------------------------------------------- course protocol, lengths
+def test_the_course_scores_are_nltks_bleu_and_rouge_scores_best_f1_in_percent():
+    from nltk.translate.bleu_score import corpus_bleu
+    from rouge_score.rouge_scorer import RougeScorer
+
+    outputs = ["Blue Spice serves cheap foods. It's near the river", "Zizzi is a family-friendly pub."]
+    references = [["Blue Spice serves cheap food. It is near the river.", "A cheap place."], ["Zizzi is a pub."]]
+    tokens = [  # what `nltk.word_tokenize` makes of the lower-cased texts
+        "blue spice serves cheap foods . it 's near the river".split(),
+        "zizzi is a family-friendly pub .".split(),
+    ]
+    target_tokens = [
+        ["blue spice serves cheap food . it is near the river .".split(), "a cheap place .".split()],
+        ["zizzi is a pub .".split()],
+    ]
+    scorer = RougeScorer(["rougeL"], use_stemmer=True)
+    best = [scorer.score_multi(texts, o)["rougeL"].fmeasure for texts, o in zip(references, outputs, strict=True)]
+    scores = course_score(outputs, references)
+    assert scores["BLEU"] == pytest.approx(100 * corpus_bleu(target_tokens, tokens))
+    assert scores["ROUGE_L"] == pytest.approx(100 * sum(best) / 2)
+
+
+def test_the_course_scores_of_a_perfect_and_of_an_empty_output_are_100_and_0():
+    references = [["The Mill is a pub by the river.", "A pub."]]
+    assert course_score(["the mill is a pub by the river."], references) == pytest.approx({"BLEU": 100, "ROUGE_L": 100})
+    assert course_score([""], references) == {"BLEU": 0, "ROUGE_L": 0}
+
+
+def test_lengths_are_mean_words_of_outputs_and_of_all_references():
+    lengths = output_lengths(["A pub .", ""], [["A pub .", "One cheap pub by the river"], ["Zizzi"]])
+    assert lengths == {"prediction_length": 1.5, "reference_length": pytest.approx(10 / 3)}
+
+
+# --------------------------------------------------------------------------------------------- Hugging Face evaluate
+def test_the_scores_are_an_evaluate_module_wherever_it_is_loaded_from(monkeypatch, tmp_path, no_meteor):
+    evaluate = pytest.importorskip("evaluate")
+    monkeypatch.setattr("evaluate.config.HF_MODULES_CACHE", str(tmp_path / "modules"))
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    predictions, references = random_corpus(0)
+    expected = score(predictions, references)
+    for folder, path in ((ROOT, "code/evaluate_modules/e2e_nlg"), (tmp_path, f"{ROOT}/code/evaluate_modules/e2e_nlg")):
+        monkeypatch.chdir(folder)
+        module = evaluate.load(path, cache_dir=str(tmp_path / "cache"))
+        assert module.compute(predictions=predictions, references=references) == expected

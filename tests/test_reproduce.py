@@ -1,0 +1,143 @@
+"""From the command line to a record, a table and a figure, with the model and data that ship with the repository."""
+
+import json
+import subprocess
+import sys
+from dataclasses import replace
+
+import pytest
+
+import experiments
+import paths
+import records
+import reproduce
+import result_tables
+import runs
+from training import TrainingDiverged
+
+SMALL = {"train_rows": 24, "epochs": 1, "warmup_steps": 1, "beams": 2, "max_new_tokens": 12}
+
+
+@pytest.fixture
+def small_runs(tmp_path, monkeypatch):
+    """Table 3 at `quick` with settings small enough for seconds; records and checkpoints in tmp_path."""
+    monkeypatch.setattr(paths, "RESULTS", tmp_path / "results")
+    monkeypatch.setattr(runs, "CHECKPOINTS", tmp_path / "checkpoints")
+    shrunk = {}
+    for name, experiment in experiments.EXPERIMENTS.items():
+        quick = experiment.changes.get("quick", {}) | SMALL
+        shrunk[name] = replace(experiment, changes=experiment.changes | {"quick": quick})
+    monkeypatch.setattr(experiments, "EXPERIMENTS", shrunk)
+    monkeypatch.setattr(reproduce, "EXPERIMENTS", shrunk)
+    load = runs.load_split
+    monkeypatch.setattr(runs, "load_split", lambda s, split, d: load(s, split, d)[: 24 if split == "train" else 16])
+    return tmp_path
+
+
+def command(monkeypatch, capsys, *words):
+    monkeypatch.setattr(sys, "argv", ["reproduce.py", *words])
+    reproduce.main()
+    return capsys.readouterr().out
+
+
+def test_a_sweep_records_every_run_once_and_the_table_and_figure_come_from_the_records(small_runs, monkeypatch, capsys):
+    sweep = ("sweep", "table3", "--scale", "quick", "--rows", "full", "lora-r4")
+    out = command(monkeypatch, capsys, *sweep)
+    assert "2 runs at scale quick, 0 of them recorded already" in out
+    full, lora = records.read_records("quick")
+    assert full["name"] == "table3/gpt2/full"
+    assert full["parameters"]["trainable"] == full["parameters"]["total"] == 5_322_240
+    assert lora["parameters"]["trainable"] == 2 * 4 * 4 * (256 + 256)  # two pairs in each of four layers
+    assert full["base_fingerprint"] == lora["base_fingerprint"]
+    for record in (full, lora):
+        assert record["status"] == "finished"
+        assert record["settings"]["learning_rate"] > 0
+        assert record["steps"] == 3
+        assert 0 <= record["scores"]["BLEU"] <= 1
+        assert record["rows"] == {"train": 24, "dev": 16, "test": 16}
+        lines = records.predictions_path(record["name"], "quick", 0).read_text(encoding="utf-8").splitlines()
+        assert len(lines) == record["inputs"]
+        assert set(json.loads(lines[0])) == {"mr", "context", "prediction", "ended", "slot_errors"}
+    assert not list((small_runs / "checkpoints").rglob("checkpoint-*"))
+
+    out = command(monkeypatch, capsys, *sweep)
+    assert "2 of them recorded already" in out
+    assert "[1/" not in out
+
+    out = command(monkeypatch, capsys, "table", "table3", "--scale", "quick")
+    assert "n=1, no interval" in out
+    assert "missing: table3/gpt2/lora-r2" in out
+    frame = result_tables.table("table3", "quick").set_index("experiment")
+    assert frame.loc["table3/gpt2/full", "BLEU"] == pytest.approx(100 * full["scores"]["BLEU"])
+    figure = command(monkeypatch, capsys, "figure", "table3", "--scale", "quick").strip()
+    assert figure.endswith("table3-quick.png")
+    assert (small_runs / "results" / "figures" / "table3-quick.pdf").stat().st_size > 5000
+
+
+def test_a_record_of_other_settings_is_not_shown_as_this_experiment(small_runs):
+    experiment = experiments.find("table3/gpt2/lora-r4")
+    runs.run(experiment, "quick", 0, say=lambda _: None)
+    assert len(result_tables.seeds_of(experiment, "quick")) == 1
+    assert (
+        result_tables.seeds_of(
+            replace(experiment, changes={"quick": {**experiment.changes["quick"], "rank": 8}}), "quick"
+        )
+        == []
+    )
+
+
+def test_the_same_seed_gives_the_same_scores_and_another_seed_others(small_runs):
+    experiment = experiments.find("table3/gpt2/lora-r4")
+    first = runs.run(experiment, "quick", 0, say=lambda _: None)
+    records.record_path(experiment.name, "quick", 0).unlink()
+    again = runs.run(experiment, "quick", 0, say=lambda _: None)
+    other = runs.run(experiment, "quick", 1, say=lambda _: None)
+    assert again["dev_loss"] == first["dev_loss"]
+    assert again["scores"] == first["scores"]
+    assert other["dev_loss"] != first["dev_loss"]
+
+
+def test_a_learning_rate_run_never_looks_at_the_test_set(small_runs, monkeypatch):
+    seen = []
+    load = runs.load_split
+    monkeypatch.setattr(runs, "load_split", lambda s, split, d: seen.append(split) or load(s, split, d))
+    name = next(n for n in experiments.EXPERIMENTS if n.startswith("learning-rate/e2e/lora"))
+    record = runs.run(experiments.find(name), "quick", 0, say=lambda _: None)
+    assert set(seen) == {"train", "dev"}
+    assert record["dev_loss"] > 0
+    assert "scores" not in record
+
+
+def test_a_diverging_run_is_recorded_apart_and_its_error_reaches_the_user(small_runs, monkeypatch):
+    def diverge(*_, **__):
+        raise TrainingDiverged("the loss is nan at step 2")
+
+    monkeypatch.setattr(runs, "train", diverge)
+    with pytest.raises(TrainingDiverged):
+        runs.run(experiments.find("table3/gpt2/full"), "quick", 0, say=lambda _: None)
+    assert records.unfinished("quick", "diverged") == 1
+    assert records.read_records("quick") == []
+
+
+def test_dry_run_prints_settings_counts_and_cost_and_starts_nothing(small_runs, monkeypatch, capsys):
+    out = command(monkeypatch, capsys, "run", "table3/gpt2-medium/lora-r4", "--scale", "paper", "--dry-run")
+    assert "learning_rate      0.0002" in out
+    assert "393,216 trainable" in out
+    assert "26,290" in out
+    assert "nothing was started" in out
+    assert not list(small_runs.rglob("*.json"))
+
+
+def test_errors_reach_the_user_as_one_line(monkeypatch, tmp_path):
+    monkeypatch.setattr(sys, "argv", ["reproduce.py", "run", "table3/gpt2/lora-r5"])
+    with pytest.raises(SystemExit, match="error: no experiment is called"):
+        reproduce.main()
+
+
+def test_help_and_list_need_no_torch():
+    code = (
+        f"import sys; sys.path.insert(0, {str(paths.ROOT / 'code')!r}); import reproduce; reproduce._parser();"
+        "sys.argv = ['reproduce.py', 'list']; reproduce.main(); assert 'torch' not in sys.modules"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert "table3/gpt2-medium/lora-r4" in done.stdout

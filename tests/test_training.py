@@ -1,0 +1,253 @@
+"""The training loop: its loss, its optimizer, its schedule, its order of rows, and what a stop leaves behind."""
+
+import math
+import random
+from dataclasses import replace
+
+import pytest
+import torch
+import torch.nn.functional as F
+from transformers import GPT2Config, GPT2LMHeadModel
+
+from experiments import LORA, Settings
+from methods import apply_method
+from training import (
+    IGNORED,
+    OfficialAdamW,
+    RowsByLength,
+    TrainingDiverged,
+    TrainingInterrupted,
+    completion_loss,
+    pad_right,
+    train,
+    trained_state,
+)
+
+SETTINGS = Settings(
+    task="e2e",
+    model="gpt2-mini",
+    method="full",
+    learning_rate=1e-3,
+    epochs=2,
+    batch_size=4,
+    warmup_steps=3,
+    keep="last",
+)
+
+
+def tiny_model(seed=0, **changes):
+    torch.manual_seed(seed)
+    shape = {"n_embd": 32, "n_layer": 2, "n_head": 4, "vocab_size": 64, "n_positions": 64} | changes
+    none = {"resid_pdrop": 0.0, "embd_pdrop": 0.0, "attn_pdrop": 0.0, "bos_token_id": 0, "eos_token_id": 0}
+    return GPT2LMHeadModel(GPT2Config(**shape, **none))
+
+
+def some_rows(number=37, seed=0):
+    pick = random.Random(seed)
+    rows = []
+    for _ in range(number):
+        context = [pick.randrange(1, 64) for _ in range(pick.randrange(3, 12))] + [0]
+        completion = [pick.randrange(1, 64) for _ in range(pick.randrange(2, 9))] + [0]
+        rows.append({"input_ids": context + completion, "labels": [IGNORED] * len(context) + completion})
+    return rows
+
+
+def run_training(folder, settings=SETTINGS, model=None, rows=None, loss=None, seed=0):
+    model = model or tiny_model()
+    if not any(name.endswith("lora_A") for name, _ in model.named_parameters()):
+        apply_method(model, settings)
+    rows = some_rows() if rows is None else rows
+    loss = loss or (lambda m, batch: completion_loss(m, batch, settings.label_smoothing))
+    validate = lambda m: {"loss": completion_loss(m, pad_right(some_rows(8, seed=1))).item()}  # noqa: E731
+    return model, train(model, rows, settings, seed, folder, loss, validate)
+
+
+@pytest.mark.parametrize("smoothing", [0.0, 0.1])
+def test_loss_equals_the_plain_full_logits_computation(smoothing):
+    model, batch = tiny_model(), pad_right(some_rows(8))
+    logits = model(input_ids=batch["input_ids"]).logits.log_softmax(-1)
+    total, count = torch.zeros(()), 0
+    for row in range(8):
+        for t in range(batch["labels"].shape[1] - 1):
+            token = batch["labels"][row, t + 1]
+            if token != IGNORED:
+                log_p = logits[row, t]
+                total = total - (1 - smoothing) * log_p[token] - smoothing * log_p.mean()
+                count += 1
+    assert completion_loss(model, batch, smoothing).item() == pytest.approx((total / count).item(), abs=1e-5)
+
+
+def test_gradients_equal_those_of_the_full_logits():
+    model, batch = tiny_model(), pad_right(some_rows(8))
+    completion_loss(model, batch, 0.1).backward()
+    ours = {n: p.grad.clone() for n, p in model.named_parameters()}
+    model.zero_grad()
+    logits = model(input_ids=batch["input_ids"]).logits[:, :-1].flatten(0, 1)
+    F.cross_entropy(logits, batch["labels"][:, 1:].flatten(), label_smoothing=0.1, ignore_index=IGNORED).backward()
+    for name, p in model.named_parameters():
+        torch.testing.assert_close(ours[name], p.grad, atol=1e-6, rtol=1e-4)
+
+
+def test_loss_covers_the_separators_position_and_the_end_token():
+    model = tiny_model()
+    row = {"input_ids": [5, 6, 0, 7, 8, 0], "labels": [IGNORED, IGNORED, IGNORED, 7, 8, 0]}
+    losses = -model(input_ids=torch.tensor([row["input_ids"]])).logits[0].log_softmax(-1)
+    by_hand = (losses[2, 7] + losses[3, 8] + losses[4, 0]) / 3
+    assert completion_loss(model, pad_right([row])).item() == pytest.approx(by_hand.item(), abs=1e-5)
+    without_end = (losses[2, 7] + losses[3, 8]) / 2
+    assert abs(by_hand - without_end) > 1e-3  # the negative control: leaving the end token out is seen
+
+
+def test_padding_and_row_order_do_not_change_the_loss():
+    model, rows = tiny_model(), some_rows(2)
+    alone = [completion_loss(model, pad_right([row])).item() for row in rows]
+    weights = [sum(label != IGNORED for label in row["labels"]) for row in rows]
+    mean = sum(a * w for a, w in zip(alone, weights, strict=True)) / sum(weights)
+    assert completion_loss(model, pad_right(rows)).item() == pytest.approx(mean, abs=1e-5)
+
+
+def test_adamw_follows_the_official_formula():
+    torch.manual_seed(0)
+    gradients = [torch.randn(3, 5) * 1e-6 for _ in range(12)]  # small, so that epsilon matters
+    start = torch.randn(3, 5)
+    ours = torch.nn.Parameter(start.clone())
+    optimizer = OfficialAdamW([ours], epsilon=1e-6, lr=1e-2, betas=(0.9, 0.999), weight_decay=0.01)
+    plain = torch.nn.Parameter(start.clone())
+    torchs = torch.optim.AdamW([plain], eps=1e-6, lr=1e-2, betas=(0.9, 0.999), weight_decay=0.01)
+    expected, m, v = start.double(), torch.zeros(3, 5).double(), torch.zeros(3, 5).double()
+    for t, gradient in enumerate(gradients, start=1):
+        for p, o in ((ours, optimizer), (plain, torchs)):
+            p.grad = gradient.clone()
+            o.step()
+        g = gradient.double()
+        m, v = 0.9 * m + 0.1 * g, 0.999 * v + 0.001 * g * g
+        step_size = 1e-2 * math.sqrt(1 - 0.999**t) / (1 - 0.9**t)
+        expected = expected - step_size * m / (v.sqrt() + 1e-6)
+        expected = expected - 1e-2 * 0.01 * expected
+    torch.testing.assert_close(ours.detach().double(), expected, atol=1e-5, rtol=0)
+    assert (plain.detach().double() - expected).abs().max() > 1e-3  # torch's own epsilon gives another result
+
+
+def test_learning_rate_warms_up_and_decays_linearly_to_zero(tmp_path):
+    settings = replace(SETTINGS, epochs=6, warmup_steps=6, learning_rate=0.01)
+    seen = []
+
+    class Spy(OfficialAdamW):
+        def step(self, closure=None):
+            seen.append(self.param_groups[0]["lr"])
+            return super().step(closure)
+
+    import training
+
+    original, training.OfficialAdamW = training.OfficialAdamW, Spy
+    try:
+        run_training(tmp_path, settings)
+    finally:
+        training.OfficialAdamW = original
+    assert len(seen) == 60  # 37 rows in batches of 4, six times
+    assert seen[0] == 0.0
+    assert seen[6] == pytest.approx(0.01)
+    assert seen[33] == pytest.approx(0.01 / 2)
+    assert seen[59] == pytest.approx(0.01 / 54)
+
+
+def test_training_lowers_the_loss_and_reports_every_epoch(tmp_path):
+    _, result = run_training(tmp_path, replace(SETTINGS, epochs=5, learning_rate=1e-2))
+    losses = [h["eval_loss"] for h in result.history if "eval_loss" in h]
+    train_losses = [h["loss"] for h in result.history if "loss" in h]
+    assert len(losses) == 5
+    assert train_losses[-1] < train_losses[0] - 0.2
+    assert result.steps == result.kept_step == 50
+    assert result.tokens > 0
+    assert result.seconds > 0
+
+
+def test_best_epoch_is_kept_when_asked_for(tmp_path):
+    model = tiny_model()
+    apply_method(model, SETTINGS)
+    states, scores = [], iter([0.5, 0.2, 0.9])
+
+    def validate(m):
+        states.append({k: v.clone() for k, v in trained_state(m).items()})
+        return {"loss": next(scores)}
+
+    settings = replace(SETTINGS, epochs=3, keep="best-epoch")
+    result = train(model, some_rows(), settings, 0, tmp_path, completion_loss, validate)
+    assert result.kept_step == 20
+    kept = trained_state(model)
+    assert all(torch.equal(kept[k], states[1][k]) for k in kept)
+    assert any(not torch.equal(states[1][k], states[2][k]) for k in kept)
+
+
+def test_rows_by_length_is_a_permutation_that_depends_on_seed_and_epoch():
+    lengths = [random.Random(i).randrange(5, 60) for i in range(1003)]
+    order = RowsByLength(lengths, 8, seed=1)
+    first = list(order)
+    assert sorted(first) == list(range(1003))
+    assert list(order) == first
+    order.set_epoch(1)
+    assert list(order) != first
+    assert list(RowsByLength(lengths, 8, seed=2)) != first
+    batches = [first[i : i + 8] for i in range(0, 1003, 8)]
+    spread = sum(max(lengths[r] for r in b) - min(lengths[r] for r in b) for b in batches) / len(batches)
+    assert spread < 5  # random batches of eight would spread over about 42
+
+
+@pytest.mark.parametrize("method", ["full", "lora"])
+def test_a_stopped_run_continues_to_the_same_weights(tmp_path, method):
+    lora = {"rank": 2, **LORA} if method == "lora" else {}  # with its dropout: the random state is restored too
+    settings = replace(SETTINGS, method=method, **{k: v for k, v in lora.items() if k != "method"})
+    whole, _ = run_training(tmp_path / "whole", settings)
+
+    calls = 0
+
+    def stopping(m, batch):
+        nonlocal calls
+        calls += 1
+        if calls == 13:  # in the second epoch
+            import os
+            import signal
+
+            os.kill(os.getpid(), signal.SIGTERM)
+        return completion_loss(m, batch, settings.label_smoothing)
+
+    with pytest.raises(TrainingInterrupted, match="after step 13"):
+        run_training(tmp_path / "cut", settings, loss=stopping)
+    again, result = run_training(tmp_path / "cut", settings)
+    assert result.steps == 20
+    for name, p in whole.named_parameters():
+        assert torch.equal(p, dict(again.named_parameters())[name]), name
+
+
+def test_checkpoints_hold_only_what_is_trained(tmp_path):
+    from safetensors.torch import load_file
+
+    run_training(tmp_path, replace(SETTINGS, method="lora", rank=2, **{k: v for k, v in LORA.items() if k != "method"}))
+    saved = load_file(next(tmp_path.glob("checkpoint-*/trained.safetensors")))
+    assert saved
+    assert all("lora_" in name for name in saved)
+
+
+def test_a_loss_that_is_not_finite_stops_at_its_step_and_keeps_the_last_good_state(tmp_path):
+    calls = 0
+
+    def breaking(m, batch):
+        nonlocal calls
+        calls += 1
+        return completion_loss(m, batch) * (float("nan") if calls == 15 else 1.0)
+
+    with pytest.raises(TrainingDiverged, match=r"nan at step 15 of 20.*lower learning rate"):
+        run_training(tmp_path, loss=breaking)
+    from safetensors.torch import load_file
+
+    kept = load_file(next(tmp_path.glob("checkpoint-10/trained.safetensors")))
+    assert all(torch.isfinite(t).all() for t in kept.values())
+
+
+def test_a_checkpoint_of_another_run_is_refused(tmp_path):
+    run_training(tmp_path)
+    with pytest.raises(ValueError, match="of another run"):
+        run_training(
+            tmp_path,
+            replace(SETTINGS, epochs=3, method="lora", rank=2, **{k: v for k, v in LORA.items() if k != "method"}),
+        )
