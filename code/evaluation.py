@@ -7,6 +7,7 @@ slot errors, lengths, the share of outputs cut at the cap, and the `course` prot
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from statistics import fmean
 from typing import Any
@@ -17,9 +18,9 @@ from transformers import PreTrainedTokenizerBase
 
 import nlg_metrics
 from e2e_data import Inputs
-from experiments import Settings
 from generation import DecodingSettings, generate
-from training import IGNORED, completion_loss, pad_right
+from settings import Settings
+from training import IGNORED, Batch, completion_loss, pad_right, uses_bfloat16
 
 
 @dataclass(frozen=True)
@@ -43,6 +44,35 @@ def validation_loss(model: nn.Module, rows: list[dict[str, list[int]]], batch_si
         tokens += count
     model.train(was_training)
     return total / tokens
+
+
+@torch.no_grad()
+def classify(
+    model: nn.Module,
+    rows: list[dict[str, Any]],
+    collate: Callable[[list[dict[str, Any]]], Batch],
+    settings: Settings,
+    batch_size: int = 64,
+) -> tuple[list[float], float]:
+    """Predictions in the rows' order (class ids, or numbers where the head has one output), and the mean loss."""
+    was_training = model.training
+    model.eval()
+    device = next(model.parameters()).device
+    order = sorted(range(len(rows)), key=lambda i: len(rows[i]["input_ids"]))
+    predictions: list[float] = [0.0] * len(rows)
+    total = 0.0
+    for start in range(0, len(order), batch_size):
+        chosen = order[start : start + batch_size]
+        batch = {k: v.to(device) for k, v in collate([rows[i] for i in chosen]).items()}
+        with torch.autocast(device.type, torch.bfloat16, enabled=uses_bfloat16(settings)):
+            output = model(**batch)
+        logits = output.logits.float()
+        answers = logits.argmax(-1) if logits.shape[-1] > 1 else logits.squeeze(-1)
+        for i, answer in zip(chosen, answers.tolist(), strict=True):
+            predictions[i] = answer
+        total += output.loss.item() * len(chosen)
+    model.train(was_training)
+    return predictions, total / len(rows)
 
 
 def evaluate_generation(

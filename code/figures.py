@@ -13,6 +13,7 @@ import matplotlib
 import paths
 from experiments import resolve, select
 from result_tables import seeds_of
+from tasks import TASKS
 
 matplotlib.use("Agg")
 from matplotlib import pyplot as plt
@@ -21,12 +22,13 @@ STYLE = {"full": ("#222222", "s"), "lora": ("#e08214", "o"), "released": ("#8073
 
 
 def score_against_parameters(table: str, scale: str) -> Path:
-    """BLEU against trainable parameters (log axis), a dot a seed; the PNG's path.
+    """The main metric against trainable parameters (log axis), a dot a seed; the PNG's path.
 
     Raises ValueError where nothing of the table is recorded at the scale.
     """
+    metric = TASKS[resolve(select(table, scale)[0], scale).task].main_metric
     points = [
-        (record["parameters"]["trainable"], 100 * record["scores"]["BLEU"], experiment, resolve(experiment, scale))
+        (record["parameters"]["trainable"], 100 * record["scores"][metric], experiment, resolve(experiment, scale))
         for experiment in select(table, scale)
         for record in seeds_of(experiment, scale)
     ]
@@ -36,17 +38,17 @@ def score_against_parameters(table: str, scale: str) -> Path:
         )
     figure, axes = plt.subplots(figsize=(6.4, 3.8), layout="constrained")
     labelled = set()
-    for trainable, bleu, experiment, settings in points:
+    for trainable, score, experiment, settings in points:
         colour, marker = STYLE[settings.method]
-        axes.scatter(trainable, bleu, color=colour, marker=marker, s=42, zorder=3)
+        axes.scatter(trainable, score, color=colour, marker=marker, s=42, zorder=3)
         if experiment.name not in labelled:
             label = "full fine-tuning" if settings.method == "full" else f"LoRA r={settings.rank}"
-            axes.annotate(label, (trainable, bleu), xytext=(7, 5), textcoords="offset points", fontsize=9)
+            axes.annotate(label, (trainable, score), xytext=(7, 5), textcoords="offset points", fontsize=9)
         labelled.add(experiment.name)
     axes.set_xscale("log")
     axes.margins(x=0.22, y=0.18)
     axes.set_xlabel("trainable parameters")
-    axes.set_ylabel("test BLEU (x 100)")
+    axes.set_ylabel(f"{metric} (x 100)")
     models = ", ".join(sorted({settings.model for *_, settings in points}))
     seeds = len({r["seed"] for e in select(table, scale) for r in seeds_of(e, scale)})
     axes.set_title(f"{table}: {models}, scale {scale}, {seeds} seed{'s' if seeds > 1 else ''}", fontsize=10, loc="left")

@@ -170,7 +170,7 @@ def count_parameters(model: nn.Module) -> tuple[int, int]:
     return sum(p.numel() for p in model.parameters() if p.requires_grad), sum(p.numel() for p in model.parameters())
 
 
-def base_fingerprint(model: nn.Module, without: frozenset[str] = frozenset()) -> str:
+def base_fingerprint(model: nn.Module, without: dict | frozenset = frozenset()) -> str:
     """SHA-256 of names, shapes and values (as bfloat16, to know half precision again) of the base, less `without`."""
     digest = hashlib.sha256()
     for name, parameter in sorted(base_parameters(model).items()):
@@ -196,7 +196,7 @@ def save_lora(model: nn.Module, folder: str | Path) -> None:
         mask, B, config = layer.block_mask(), layer.lora_B.detach().cpu(), layer.config
         tensors[f"{name}.lora_A.weight"] = layer.lora_A
         tensors[f"{name}.lora_B.weight"] = B.new_zeros(mask.shape).masked_scatter(mask, B)
-    header = {"targets": config.targets, "base_sha256": base_fingerprint(model, without=frozenset(tensors))}
+    header = {"targets": config.targets, "base_sha256": base_fingerprint(model, without=tensors)}
     settings = dict(peft_type="LORA", r=config.rank, lora_alpha=config.alpha, lora_dropout=config.dropout)
     settings |= dict(rank_pattern={name: len(layer.lora_A) for name, layer in layers.items()})  # k r; alpha / r is kept
     settings |= dict(alpha_pattern={name: layer.scaling * len(layer.lora_A) for name, layer in layers.items()})
@@ -229,7 +229,7 @@ def load_lora(model: nn.Module, folder: str | Path) -> list[str]:
     targets = header["targets"] if header else {t for name in found for t in projections(name)}
     heads = settings.get("modules_to_save") or []
     trained = {n: p for n, p in base_parameters(model).items() if any(f".{head}." in f".{n}" for head in heads)}
-    fingerprint = base_fingerprint(model, without=frozenset(trained))
+    fingerprint = base_fingerprint(model, without=trained)
     add_lora(model, LoRAConfig(settings["r"], settings["lora_alpha"], settings["lora_dropout"], tuple(targets)))
     layers = lora_layers(model)
     want = {(n, *p.shape) for n, p in trained.items()} | {("base weights", fingerprint)}

@@ -10,8 +10,10 @@ from collections.abc import Callable
 
 from torch import nn
 
-from experiments import Settings
-from lora import LoRAConfig, add_lora, merge_lora, remove_lora
+from lora import LoRAConfig, add_lora, count_parameters, merge_lora, remove_lora
+from models import head_parameters
+from settings import Settings
+from tasks import TASKS, GlueTask
 
 
 def _full(model: nn.Module, settings: Settings) -> None:
@@ -28,10 +30,29 @@ METHODS: dict[str, Callable[[nn.Module, Settings], None]] = {"full": _full, "lor
 
 
 def apply_method(model: nn.Module, settings: Settings) -> None:
-    """Change `model` in place as the method says; afterwards exactly its trained set requires a gradient."""
+    """Change `model` in place as the method says; afterwards exactly its trained set requires a gradient.
+
+    A head is part of that set with every method, as in the official code (run_glue.py; issue 16 of
+    microsoft/LoRA: "even though they were trained"). Raises ValueError for an unknown method, and for a
+    model without the task's kind of head.
+    """
     if settings.method not in METHODS:
         raise ValueError(f"no method is called {settings.method!r}; the methods are {', '.join(METHODS)}")
+    if bool(head_parameters(model)) != isinstance(TASKS[settings.task], GlueTask):
+        raise ValueError(
+            f"{settings.model} does not fit {settings.task}: a GLUE task needs an encoder (BERT, RoBERTa, DeBERTa), "
+            f"E2E a GPT-2; found {type(model).__name__}"
+        )
     METHODS[settings.method](model, settings)
+    for parameter in head_parameters(model).values():
+        parameter.requires_grad_(True)
+
+
+def count_trained(model: nn.Module) -> tuple[int, int, int]:
+    """(trained without the head, the head, all) parameters of a model; the paper's counts are the first."""
+    trained, total = count_parameters(model)
+    head = sum(p.numel() for p in head_parameters(model).values())
+    return trained - head, head, total
 
 
 def finish(model: nn.Module, settings: Settings) -> None:

@@ -129,8 +129,12 @@ def architecture(name: str, outputs: int | None = None) -> PreTrainedModel:
         return model_class(config_class(**base(name).shape, **_head(outputs)))
 
 
-def load_model(name: str, outputs: int | None = None) -> PreTrainedModel:
-    """The pre-trained model in float32; an encoder gets a new head of so many outputs (1: regression)."""
+def load_model(name: str, outputs: int | None = None, head_dropout: float | None = None) -> PreTrainedModel:
+    """The pre-trained model in float32; an encoder gets a new head of so many outputs (1: regression).
+
+    `head_dropout` is DeBERTa's `cls_dropout`. Raises FileNotFoundError where the weights cannot be had,
+    ValueError where they are not those expected.
+    """
     found, place = base(name), _location(name)
     if (
         found.sha256
@@ -140,7 +144,7 @@ def load_model(name: str, outputs: int | None = None) -> PreTrainedModel:
     disable_progress_bar()  # of reading the file, over in a second; downloads show their own
     try:
         model = FAMILIES[found.family][1].from_pretrained(
-            place, dtype=torch.float32, **found.settings, **_head(outputs)
+            place, dtype=torch.float32, **found.settings, **_head(outputs, head_dropout)
         )
     except OSError as error:
         raise FileNotFoundError(
@@ -152,8 +156,8 @@ def load_model(name: str, outputs: int | None = None) -> PreTrainedModel:
     return model
 
 
-def _head(outputs: int | None) -> dict[str, Any]:
-    return {} if outputs is None else {"num_labels": outputs}
+def _head(outputs: int | None, dropout: float | None = None) -> dict[str, Any]:
+    return ({} if outputs is None else {"num_labels": outputs}) | ({} if dropout is None else {"cls_dropout": dropout})
 
 
 def load_tokenizer(name: str) -> PreTrainedTokenizerBase:

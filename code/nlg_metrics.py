@@ -302,7 +302,9 @@ class _Meteor:
     def _ask(self, *fields: str) -> str:
         self.process.stdin.write(" ||| ".join(fields) + "\n")
         self.process.stdin.flush()
-        return self.process.stdout.readline().strip()
+        answer = self.process.stdout.readline().strip()
+        float(answer.partition(" ")[0])  # ValueError if it is not numbers but a complaint, or nothing
+        return answer
 
 
 def _meteor_jar() -> Path | None:

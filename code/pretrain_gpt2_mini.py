@@ -31,6 +31,7 @@ from transformers import GPT2Config, GPT2LMHeadModel
 
 import ngram_baseline
 from paths import CHECKPOINTS, MODELS
+from training import has_fast_bfloat16
 
 END = "<|endoftext|>"
 VOCABULARY = 8192
@@ -130,10 +131,6 @@ def optimizers(model: GPT2LMHeadModel) -> list[torch.optim.Optimizer]:
 def learning_rate(step: int, steps: int) -> float:
     decay = int(steps * DECAY_FRACTION)
     return LEARNING_RATE * min(1.0, (step + 1) / WARMUP_STEPS, (steps - step) / decay)
-
-
-def has_fast_bfloat16() -> bool:
-    return torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
 
 
 def train(model: GPT2LMHeadModel, tokens: np.ndarray, steps: int, work: Path) -> float:

@@ -30,6 +30,7 @@ from torch import Tensor, nn
 from data_places import find_file
 from lora import LoRAConfig, add_lora, base_parameters, lora_layers, projections, remove_lora
 
+RELEASED_E2E = {"gpt2-medium": "gpt2_md_lora_e2e.pt", "gpt2-large": "gpt2_lg_lora_e2e.pt"}
 RELEASES = {"gpt2_": "GPT-2", "roberta_base_": "RoBERTa-base", "roberta_large_": "RoBERTa-large", "deberta_": "DeBERTa"}
 
 

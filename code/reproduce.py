@@ -71,7 +71,7 @@ def _run_all(work: list[tuple[Experiment, int]], arguments: argparse.Namespace) 
         cost = costs[experiment.name]
         print(f"\n[{number}/{len(open_work)}] {experiment.name} seed {seed}: about {cost.minutes:.1f} min", flush=True)
         record = run(experiment, scale, seed, arguments.data_dir)
-        shown = record.get("scores") or {"dev_loss": record["dev_loss"]}
+        shown = record.get("scores") or {k: record[k] for k in ("dev_loss", "selection_score") if k in record}
         print("  ".join(f"{k} {v:.4f}" for k, v in shown.items() if v is not None), flush=True)
 
 

@@ -1,15 +1,13 @@
 """One declared experiment, one run, one record.
 
-    prepare -> train -> fold the adapter -> decode -> score -> record
+    prepare -> train -> fold or keep -> score -> record
 
 `run` is what the command line, the notebooks and the sweeps call.
 """
 
 from __future__ import annotations
 
-import random
 import shutil
-import time
 from collections.abc import Callable
 from dataclasses import asdict
 from datetime import datetime, timezone
@@ -17,30 +15,25 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 
-import e2e_data
+import e2e_run
+import glue_run
 import records
-from evaluation import Evaluation, evaluate_generation, validation_loss
-from experiments import RELEASED_FILES, Experiment, Settings, resolve
-from lora import base_fingerprint, count_parameters
-from methods import apply_method, finish
-from models import load_model, load_tokenizer
+from experiments import find, resolve
+from lora import base_fingerprint, load_lora, save_lora
+from methods import apply_method, count_trained
+from models import HEADS, base, head_parameters, load_model, load_tokenizer
 from paths import CHECKPOINTS
-from released_adapters import load_released_adapter, released_file
-from tasks import TASKS
-from training import TrainingDiverged, TrainingInterrupted, completion_loss, train
+from released_adapters import RELEASED_E2E, load_released_adapter, released_file
+from settings import Experiment, Settings
+from tasks import TASKS, GlueTask
+from training import TrainingDiverged
 
 
-def load_split(settings: Settings, split: str, data_dir: Path | None) -> list[e2e_data.Example]:
-    """The split's rows; of the training split the first `train_rows` of a fixed shuffle."""
-    if settings.task == "e2e-builtin":
-        examples = e2e_data.load_builtin(split, settings.protocol)
-    else:
-        examples = e2e_data.load_e2e(split, settings.protocol, data_dir)
-    if split == "train" and settings.train_rows:
-        random.Random(0).shuffle(examples)
-        examples = examples[: settings.train_rows]
-    return examples
+def adapter_folder(name: str, scale: str, seed: int) -> Path:
+    """Where a LoRA run keeps what it learnt, for runs that start from it; outside git."""
+    return CHECKPOINTS / "adapters" / scale / records.run_id(name, seed)
 
 
 def run(
@@ -52,27 +45,26 @@ def run(
 ) -> dict[str, Any]:
     """Do the run, or return its record where there is one.
 
-    A stopped run leaves its checkpoints and continues here. A failed or interrupted run is
-    recorded apart and its exception raised again.
+    An experiment it starts from is run first. A stopped run leaves its checkpoints and continues
+    here. A failed or interrupted run is recorded apart and its exception raised again.
     """
     recorded = records.read_record(experiment.name, scale, seed)
     if recorded:
         say(f"{experiment.name} seed {seed}: recorded already")
         return recorded
     settings = resolve(experiment, scale)
-    record = {
-        "name": experiment.name, "scale": scale, "seed": seed, "status": "finished",
-        "started": datetime.now(timezone.utc).isoformat(timespec="seconds"), "settings": asdict(settings),
-        "task_version": TASKS[settings.task].version, **records.provenance(),
-    }  # fmt: skip
+    if settings.start_from and not adapter_folder(settings.start_from, scale, seed).exists():
+        run(find(settings.start_from), scale, seed, data_dir, say)
+    record = begin(experiment.name, scale, seed, settings)
     folder = CHECKPOINTS / scale / records.run_id(experiment.name, seed)
+    adapter = adapter_folder(experiment.name, scale, seed)
+    start = adapter_folder(settings.start_from, scale, seed) if settings.start_from else None
     try:
-        measured, predictions = _measure(settings, seed, folder, data_dir, say)
+        measured, predictions = measure(settings, seed, folder, adapter, data_dir, start)
     except (Exception, KeyboardInterrupt) as error:
-        interrupted = isinstance(error, KeyboardInterrupt)
-        status = "interrupted" if interrupted else "diverged" if isinstance(error, TrainingDiverged) else "failed"
-        path = records.write_unfinished(record | {"status": status, "error": f"{type(error).__name__}: {error}"})
-        say(f"{experiment.name} seed {seed}: {status}, noted in {path}")
+        ended = unfinished(error)
+        path = records.write_unfinished(record | ended)
+        say(f"{experiment.name} seed {seed}: {ended['status']}, noted in {path}")
         raise
     if predictions:
         path = records.write_predictions(experiment.name, scale, seed, predictions)
@@ -83,70 +75,76 @@ def run(
     return record
 
 
-def _measure(
-    settings: Settings, seed: int, folder: Path, data_dir: Path | None, say: Callable[[str], None]
+def begin(name: str, scale: str, seed: int, settings: Settings) -> dict[str, Any]:
+    """What a record says before anything is measured; its status is that of a run that ends well."""
+    return {
+        "name": name, "scale": scale, "seed": seed, "status": "finished",
+        "started": datetime.now(timezone.utc).isoformat(timespec="seconds"), "settings": asdict(settings),
+        "task_version": TASKS[settings.task].version, **records.provenance(),
+    }  # fmt: skip
+
+
+def unfinished(error: BaseException) -> dict[str, str]:
+    """What the record of a run that this error ended says of it."""
+    interrupted = isinstance(error, KeyboardInterrupt)
+    status = "interrupted" if interrupted else "diverged" if isinstance(error, TrainingDiverged) else "failed"
+    return {"status": status, "error": f"{type(error).__name__}: {error}"}
+
+
+def measure(
+    settings: Settings, seed: int, folder: Path, adapter: Path, data_dir: Path | None = None, start: Path | None = None
 ) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    """Train and score; what the record says of it, and the predictions.
+
+    `folder` has the checkpoints, from which a stopped run continues; `adapter` gets what LoRA learnt;
+    `start` is the adapter of `settings.start_from`.
+    """
+    task = TASKS[settings.task]
     torch.manual_seed(seed)
-    tokenizer = load_tokenizer(settings.model)
-    model = load_model(settings.model)
-    measured: dict[str, Any] = {"base_fingerprint": base_fingerprint(model)}
+    glue = isinstance(task, GlueTask)
+    model = load_model(settings.model, task.outputs if glue else None, settings.head_dropout)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    measured["device"] = torch.cuda.get_device_name() if device.type == "cuda" else "cpu"
-    measured["threads"] = torch.get_num_threads()
-    held_out = "dev" if settings.evaluate == "dev-loss" else "test"
-    splits = {split: load_split(settings, split, data_dir) for split in ("train", "dev", held_out)}
-    measured["data_fingerprint"] = {name: e2e_data.data_fingerprint(rows) for name, rows in splits.items()}
-    measured["rows"] = {name: len(rows) for name, rows in splits.items()}
+    measured = {
+        "base_fingerprint": base_fingerprint(model, head_parameters(model)),
+        "device": torch.cuda.get_device_name() if device.type == "cuda" else "cpu",
+        "threads": torch.get_num_threads(),
+    }
     if settings.method == "released":
-        load_released_adapter(model, released_file(RELEASED_FILES[settings.model], data_dir), settings.alpha)
+        load_released_adapter(model, released_file(RELEASED_E2E[settings.model], data_dir), settings.alpha)
     else:
         apply_method(model, settings)
-    trainable, total = count_parameters(model)
-    measured["parameters"] = {"trainable": trainable, "total": total}
-    if settings.method != "released":
-        measured |= _train(model, tokenizer, splits, settings, seed, folder, say)
-    if settings.evaluate == "dev-loss":
-        return measured, []
-    started = time.monotonic()
-    finish(model, settings)
-    inputs = e2e_data.group_by_context(splits["test"])
-    evaluation: Evaluation = evaluate_generation(model.to(device), tokenizer, inputs, settings)
-    measured |= {"evaluation_seconds": round(time.monotonic() - started, 1), "scores": evaluation.scores}
-    measured["inputs"] = len(inputs)
-    return measured, evaluation.predictions
+    if start:
+        _carry_over(model, settings, start)
+    trained, head, total = count_trained(model)
+    measured["parameters"] = {"trainable": trained, "head": head, "total": total}
+
+    def keep_adapter(trained_model: nn.Module) -> None:
+        if settings.method == "lora":
+            save_lora(trained_model, adapter)
+
+    workflow = glue_run.train_and_score if glue else e2e_run.train_and_score
+    tokenizer = load_tokenizer(settings.model)
+    results, predictions = workflow(model.to(device), tokenizer, settings, seed, folder, data_dir, keep_adapter)
+    return measured | results, predictions
 
 
-def _train(
-    model: torch.nn.Module,
-    tokenizer: Any,
-    splits: dict[str, list[e2e_data.Example]],
-    settings: Settings,
-    seed: int,
-    folder: Path,
-    say: Callable[[str], None],
-) -> dict[str, Any]:
-    limit = model.config.n_positions
-    rows = [e2e_data.encode(example, tokenizer, limit) for example in splits["train"]]
-    dev = [e2e_data.encode(example, tokenizer, limit) for example in splits["dev"]]
-    result = train(
-        model,
-        rows,
-        settings,
-        seed,
-        folder,
-        loss=lambda m, batch: completion_loss(m, batch, settings.label_smoothing),
-        validate=lambda m: {"loss": validation_loss(m, dev)},
-    )
-    say(f"trained {result.steps:,} steps in {result.seconds / 60:.1f} min")
-    return {
-        "steps": result.steps,
-        "training_seconds": round(result.seconds, 1),
-        "training_tokens": result.tokens,
-        "peak_memory_gib": round(result.peak_memory_gib, 3),
-        "kept_step": result.kept_step,
-        "dev_loss": [h["eval_loss"] for h in result.history if "eval_loss" in h][-1],
-        "history": result.history,
-    }
+def _carry_over(model: nn.Module, settings: Settings, folder: Path) -> None:
+    """Start with the pairs of another task's adapter (2b of the paper's runs: MRPC, RTE, STS-B from MNLI).
 
-
-__all__ = ["TrainingDiverged", "TrainingInterrupted", "load_split", "run"]
+    The head is fresh, since it has other outputs: RoBERTa's whole head, DeBERTa's classifier but not its
+    pooler, which the official code carries over. Raises FileNotFoundError where the adapter is not at hand.
+    """
+    if not folder.exists():
+        raise FileNotFoundError(
+            f"{settings.start_from} is recorded, but its adapter is not in {folder}: copy it there, or delete the "
+            "record and run it again"
+        )
+    outputs = TASKS["mnli"].outputs
+    start = load_model(settings.model, outputs)
+    load_lora(start, folder)
+    fresh = "classifier." if HEADS[base(settings.model).family] != ("classifier",) else tuple(head_parameters(model))
+    parameters = dict(model.named_parameters())
+    with torch.no_grad():
+        for name, parameter in start.named_parameters():
+            if parameter.requires_grad and not name.startswith(fresh):
+                parameters[name].copy_(parameter)

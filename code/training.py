@@ -29,11 +29,11 @@ import torch
 import torch.nn.functional as F
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
-from torch.utils.data import Dataset, Sampler
+from torch.utils.data import DataLoader, Dataset, Sampler
 from transformers import ProgressCallback, Trainer, TrainerCallback, TrainingArguments
 from transformers.trainer_callback import PrinterCallback
 
-from experiments import Settings
+from settings import Settings
 
 Batch = dict[str, Tensor]
 TRAINED = "trained.safetensors"
@@ -49,6 +49,10 @@ class TrainingInterrupted(KeyboardInterrupt):
     """Stopped by a signal after a finished step; the checkpoint continues it."""
 
 
+class ShareDone(SystemExit):
+    """In every process of `accelerate launch` but the first: what follows training is the first one's work."""
+
+
 @dataclass
 class TrainingResult:
     steps: int
@@ -57,6 +61,16 @@ class TrainingResult:
     peak_memory_gib: float
     kept_step: int  # the step whose weights the model has now
     history: list[dict[str, float]]
+
+    def as_record(self) -> dict[str, Any]:
+        return {
+            "steps": self.steps,
+            "training_seconds": round(self.seconds, 1),
+            "training_tokens": self.tokens,
+            "peak_memory_gib": round(self.peak_memory_gib, 3),
+            "kept_step": self.kept_step,
+            "history": self.history,
+        }
 
 
 def completion_loss(model: nn.Module, batch: Batch, label_smoothing: float = 0.0) -> Tensor:
@@ -115,6 +129,37 @@ class RowsByLength(Sampler[int]):
         return iter([row for batch in shuffled + ragged for row in batch])
 
 
+def share_of(batch: Batch, process: int, processes: int) -> tuple[Batch, float]:
+    """The rows of a batch that are one process's, and the weight of their mean loss.
+
+    The mean over processes of weight times loss is the loss of the whole batch, and so with the
+    gradients, whatever the labels are counted in (tokens for E2E, rows for GLUE) and however unevenly
+    they fall. Rows are dealt in turn; a batch with fewer rows than processes is done whole by each.
+    """
+    if processes == 1 or len(batch["labels"]) < processes:
+        return batch, 1.0
+    share = {key: value[process::processes] for key, value in batch.items()}
+    labelled, whole = ((part["labels"] != IGNORED).sum().item() for part in (share, batch))
+    return share, processes * labelled / whole
+
+
+def through_wrapper(model: nn.Module, loss: Callable[[nn.Module, Batch], Tensor], batch: Batch) -> Tensor:
+    """`loss` of the model inside DistributedDataParallel, computed within the wrapper's own `forward`.
+
+    Gradients are averaged over processes only for what goes through that `forward`, while a loss may
+    call parts of the model (`completion_loss` leaves out the head where there is no label).
+    """
+    inner = model.module
+    forward = inner.forward
+
+    def once(batch: Batch) -> Tensor:
+        inner.forward = forward
+        return loss(inner, batch)
+
+    inner.forward = once
+    return model(batch)
+
+
 class OfficialAdamW(torch.optim.AdamW):
     """AdamW as the official code writes it: epsilon is added before the bias correction.
 
@@ -145,7 +190,7 @@ class ProtocolTrainer(Trainer):
         self,
         settings: Settings,
         loss: Callable[[nn.Module, Batch], Tensor],
-        validate: Callable[[nn.Module], dict[str, float]],
+        validate: Callable[[nn.Module, int], dict[str, float]],
         **others: Any,
     ):
         self.settings, self.loss, self.validate = settings, loss, validate
@@ -157,31 +202,52 @@ class ProtocolTrainer(Trainer):
         lengths = [len(row["input_ids"]) for row in self.train_dataset]
         return RowsByLength(lengths, self.settings.batch_size, self.args.seed)
 
+    def get_train_dataloader(self) -> DataLoader:
+        """Whole batches in every process, in the order of a single one: `compute_loss` takes its share of the rows."""
+        loader = super().get_train_dataloader()
+        if self.args.world_size > 1:
+            shard = loader.batch_sampler
+            shard.num_processes, shard.process_index, shard.even_batches = 1, 0, False
+        return loader
+
+    def anywhere(self, *flags: bool) -> list[bool]:
+        """Each flag: is it up in any process? The same answer in all, which have to stop and save together."""
+        up = torch.tensor(flags, dtype=torch.float32, device=self.args.device)
+        return (self.accelerator.reduce(up) > 0).tolist()
+
     def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
         if self.optimizer is None:
+            trained = {name: p for name, p in self.model.named_parameters() if p.requires_grad}
+            decayed = trained if self.settings.decay == "all" else self.get_decay_parameter_names(self.model)
+            decay = self.settings.weight_decay
             self.optimizer = OfficialAdamW(
-                [p for p in self.model.parameters() if p.requires_grad],
+                [
+                    {"params": [p for name, p in trained.items() if name in decayed], "weight_decay": decay},
+                    {"params": [p for name, p in trained.items() if name not in decayed], "weight_decay": 0.0},
+                ],
                 epsilon=self.settings.adam_epsilon,
                 lr=self.settings.learning_rate,
                 betas=self.settings.adam_betas,
-                weight_decay=self.settings.weight_decay,
             )
         return self.optimizer
 
     def compute_loss(self, model: nn.Module, inputs: Batch, return_outputs: bool = False, **_: Any) -> Tensor:
         self.tokens += inputs["input_ids"].numel()
-        loss = self.loss(model, inputs)
-        if not torch.isfinite(loss):
+        share, weight = share_of(inputs, self.args.process_index, self.args.world_size)
+        loss = self.loss(model, share) if model is self.model else weight * through_wrapper(model, self.loss, share)
+        whole = self.accelerator.reduce(loss.detach(), "mean")
+        if not torch.isfinite(whole):
             kept = self.state.best_model_checkpoint or self.args.output_dir
             raise TrainingDiverged(
-                f"the loss is {loss.item()} at step {self.state.global_step + 1} of {self.state.max_steps}; "
+                f"the loss is {whole.item()} at step {self.state.global_step + 1} of {self.state.max_steps}; "
                 f"the last good state is the newest checkpoint in {kept}. Try a lower learning rate than "
                 f"{self.settings.learning_rate:g}, or clipping (max_grad_norm)"
             )
         return loss
 
     def evaluate(self, *_: Any, **__: Any) -> dict[str, float]:
-        metrics = {f"eval_{name}": value for name, value in self.validate(self.model).items()}
+        measured = self.validate(self.model, round(self.state.epoch))
+        metrics = {f"eval_{name}": value for name, value in measured.items()}
         self.log(metrics)
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
         return metrics
@@ -231,7 +297,8 @@ class _Sitting(TrainerCallback):
         self.stop = True
 
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        if self.stop or time.monotonic() - self.saved > CHECKPOINT_SECONDS:
+        self.stop, due = self.trainer.anywhere(self.stop, time.monotonic() - self.saved > CHECKPOINT_SECONDS)
+        if self.stop or due:
             control.should_save = True
         control.should_training_stop = control.should_training_stop or self.stop
 
@@ -241,7 +308,19 @@ class _Sitting(TrainerCallback):
 
     def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         self.saved = time.monotonic()
-        self.clock.write_text(json.dumps(self.spent()))
+        if state.is_world_process_zero:
+            self.clock.write_text(json.dumps(self.spent()))
+
+
+def has_fast_bfloat16() -> bool:
+    """Whether this machine has bfloat16 instructions; where it has none, emulation is many times slower."""
+    if torch.cuda.is_available():
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    return torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+
+
+def uses_bfloat16(settings: Settings) -> bool:
+    return settings.precision == "bfloat16" or (settings.precision == "auto" and has_fast_bfloat16())
 
 
 def peak_memory_gib() -> float:
@@ -264,39 +343,48 @@ def train(
     seed: int,
     folder: Path,
     loss: Callable[[nn.Module, Batch], Tensor],
-    validate: Callable[[nn.Module], dict[str, float]],
+    validate: Callable[[nn.Module, int], dict[str, float]],
+    best: tuple[str, bool] = ("loss", False),
     collate: Callable[[list[dict[str, list[int]]]], Batch] = pad_right,
 ) -> TrainingResult:
     """Train the parameters that require a gradient; `folder` holds the checkpoints.
 
-    `loss(model, batch)` is what is minimised, `validate(model)` is measured after every epoch and
-    its `loss` chooses the best epoch where the settings say so. Continues from the newest
+    `loss(model, batch)` is what is minimised, `validate(model, epoch)` is measured after every epoch;
+    `best` names which of its numbers chooses the epoch that is kept, where the settings say so, and
+    whether more is better. Continues from the newest
     checkpoint in `folder`. Raises TrainingDiverged on a loss that is not finite, and
     TrainingInterrupted after SIGINT or SIGTERM, once the state is saved.
+
+    Under `accelerate launch` the processes share each batch's rows and take the steps that one process
+    would; the first returns the result, the others end with ShareDone.
     """
     steps_per_epoch = math.ceil(len(rows) / settings.batch_size)
-    best = settings.keep == "best-epoch"
+    keep_best = settings.keep == "best-epoch"
     arguments = TrainingArguments(
         output_dir=str(folder),
         per_device_train_batch_size=settings.batch_size,
         num_train_epochs=settings.epochs,
         learning_rate=settings.learning_rate,
         lr_scheduler_type="linear",
-        warmup_steps=settings.warmup_steps,
+        warmup_steps=settings.warmup_steps or settings.warmup_ratio,  # below 1: a share of all steps
+        bf16=uses_bfloat16(settings),
         max_grad_norm=settings.max_grad_norm,
         seed=seed,
         eval_strategy="epoch",
         save_strategy="epoch",
         save_total_limit=1,
-        load_best_model_at_end=best,
-        metric_for_best_model="loss" if best else None,
-        greater_is_better=False if best else None,
+        load_best_model_at_end=keep_best,
+        metric_for_best_model=best[0] if keep_best else None,
+        greater_is_better=best[1] if keep_best else None,
         logging_steps=max(1, steps_per_epoch * settings.epochs // 50),
         logging_nan_inf_filter=False,
         report_to="none",
         remove_unused_columns=False,
         dataloader_pin_memory=torch.cuda.is_available(),
     )
+    arguments._n_gpu = min(arguments.n_gpu, 1)  # one GPU a process: DataParallel would multiply the batch
+    if settings.gradient_checkpointing:
+        model.gradient_checkpointing_enable({"use_reentrant": False})  # the inputs of a frozen base need no gradient
     trainer = ProtocolTrainer(
         settings,
         loss,
@@ -320,6 +408,9 @@ def train(
     finally:
         for number, handler in handlers.items():
             signal.signal(number, handler)
+    trainer.accelerator.wait_for_everyone()
+    if not trainer.is_world_process_zero():
+        raise ShareDone
     if sitting.stop:
         raise TrainingInterrupted(f"stopped after step {trainer.state.global_step}; run the same command to continue")
     spent = sitting.spent()
@@ -328,6 +419,6 @@ def train(
         seconds=spent["seconds"],
         tokens=int(spent["tokens"]),
         peak_memory_gib=peak_memory_gib(),
-        kept_step=(trainer.state.best_global_step if best else None) or trainer.state.global_step,
+        kept_step=(trainer.state.best_global_step if keep_best else None) or trainer.state.global_step,
         history=[entry for entry in trainer.state.log_history if "loss" in entry or "eval_loss" in entry],
     )

@@ -3,6 +3,8 @@
 import pandas as pd
 import pytest
 
+import experiments_e2e
+import experiments_glue
 import paths
 from experiments import EXPERIMENTS, SCALES, find, resolve, select
 from methods import METHODS, apply_method
@@ -43,16 +45,16 @@ def test_quick_looks_no_further_than_the_repository():
     for experiment in EXPERIMENTS.values():
         if experiment.only is None:
             settings = resolve(experiment, "quick")
-            assert settings.task == "e2e-builtin"
+            assert settings.task.endswith("-builtin")
             assert BASES[settings.model].place != "hub"
 
 
 def test_learning_rates_of_full_fine_tuning_and_lora_differ_and_lie_inside_their_grids():
-    from experiments import CPU_LEARNING_RATES, LEARNING_RATE_GRID
-
-    assert CPU_LEARNING_RATES["full"] != CPU_LEARNING_RATES["lora"]
-    for method, rate in CPU_LEARNING_RATES.items():
-        assert min(LEARNING_RATE_GRID[method]) < rate < max(LEARNING_RATE_GRID[method])
+    for declared in (experiments_e2e, experiments_glue):
+        rates, grid = declared.CPU_LEARNING_RATES, declared.LEARNING_RATE_GRID
+        assert rates["full"] != rates["lora"]
+        for method, rate in rates.items():
+            assert min(grid[method]) < rate < max(grid[method])
 
 
 def test_a_sweep_does_the_same_work_once():
@@ -115,7 +117,7 @@ def test_the_papers_cells_that_experiments_point_to_exist():
     rows = set(zip(paper.model, paper.method, paper.trainable, strict=True))
     cells = {e.cell for e in EXPERIMENTS.values() if e.cell}
     assert cells <= rows
-    assert len(cells) == 4
+    assert len(cells) == 11  # full and LoRA of two GPT-2s and three encoders, and the restricted LoRA row
     best = paper[
         (paper.table == "table3") & (paper.model == "GPT-2 M") & (paper.method == "LoRA") & (paper.metric == "BLEU")
     ]

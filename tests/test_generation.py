@@ -184,7 +184,7 @@ def test_answers_are_those_of_the_official_search(answers):
 
 @pytest.mark.parametrize(
     "change",
-    [{"length_penalty": 0.0}, {"length_penalty": 2.0}, {"no_repeat_ngram": 3}, {"no_repeat_ngram": 1}, {"beams": 2}],
+    [{"length_penalty": -1.0}, {"length_penalty": 2.0}, {"no_repeat_ngram": 3}, {"no_repeat_ngram": 1}, {"beams": 2}],
     ids=str,
 )
 def test_every_setting_acts_as_in_the_official_search(answers, change):

@@ -73,21 +73,22 @@ def test_a_review_agrees_with_its_verdict():
     assert seen > 1_000
 
 
-def test_a_plain_or_negated_review_agrees_with_its_words():
-    signs = {"was": 1, "was really": 1, "was not": -1, "was never": -1, "was hardly": -1, "was far from": -1}
-    signs["was anything but"] = -1
-    seen = 0
+SIGNS = {"": 1, "really ": 1, "not ": -1, "never ": -1, "hardly ": -1, "far from ": -1, "anything but ": -1}
+CONTRAST = re.compile(r", but |^although |, even though |; all the same, ", re.IGNORECASE)
+
+
+def test_an_opinion_agrees_with_the_label_and_a_concession_disagrees():
+    seen = {True: 0, False: 0}
+    parts = [(part, *words) for parts in REVIEWED.values() for part, words in parts.items()]
     for (text,), label in generate(SENTIMENT, "train"):
-        match = re.fullmatch(r"The (\w+) (was[\w ]*) (\w+)\.", text)
-        if match and match[2] in signs:
-            for part, (against, _) in itertools.chain(*(parts.items() for parts in REVIEWED.values())):
-                if part == match[1] and match[3] in against:
-                    break
-            else:
-                against = ()
-            assert label == (signs[match[2]] > 0) ^ (match[3] in against), text
-            seen += 1
-    assert seen > 50
+        contrast = bool(CONTRAST.search(text))
+        for part, against, favourable in parts:
+            for found in re.finditer(rf"\bthe {part} was ({'|'.join(SIGNS)})(\w+)\b", text, re.IGNORECASE):
+                if found[2] in against + favourable:
+                    sign = SIGNS[found[1].lower()] * (1 if found[2] in favourable else -1)
+                    assert (sign > 0) == (bool(label) ^ contrast), text
+                    seen[contrast] += 1
+    assert min(seen.values()) > 100
 
 
 def meaning_of(text, choices):

@@ -117,6 +117,7 @@ def test_one_number_for_everything_has_correlation_zero_and_no_warning():
 
 def test_labels_that_are_all_the_same_have_no_correlation_either():
     assert score(COLA, [0, 1, 1], [1, 1, 1])["matthews"] == 0.0
+    assert score(COLA, [1, 1, 1], [1, 1, 1])["matthews"] == 0.0
     assert score(STSB, [0.0, 1.0, 2.0], [3.0, 3.0, 3.0])["pearson"] == 0.0
 
 

@@ -100,7 +100,12 @@ def visit(tmp_path_factory):
     fill(folder)
     checksum = hashlib.sha256((folder / "datasets" / REPOSITORY / GLUE_FILE).read_bytes()).hexdigest()
     with StandInHub(folder, commit=COMMIT, renamed={"roberta-base": "FacebookAI/roberta-base"}) as hub:
-        settings = {"HF_ENDPOINT": hub.url, "HF_HOME": str(home / "hf"), "HF_HUB_OFFLINE": "0", "NO_PROXY": "127.0.0.1"}
+        settings = {
+            "HF_ENDPOINT": hub.url,
+            "HF_HOME": str(home / "hf"),
+            "HF_HUB_OFFLINE": "0",
+            "NO_PROXY": "127.0.0.1,localhost",
+        }
         environment = {key: value for key, value in os.environ.items() if not key.startswith(("HF_", "LORA_"))}
         done = subprocess.run(
             [sys.executable, "-c", FETCH, str(home / "cache"), checksum],

@@ -21,9 +21,9 @@ CODE = ROOT / "code"
 LAYERS = {
     "leaf": "lora baselines nlg_metrics ptb_tokenizer slot_matching statistics_seeds paths ngram_baseline "
     "e2e_generator glue_generator glue_metrics",
-    "declaration": "tasks experiments data_places glue_data e2e_data models",
-    "doing": "methods rank_schedule training generation evaluation records released_adapters runs costs "
-    "result_tables figures",
+    "declaration": "tasks settings experiments experiments_e2e experiments_glue data_places glue_data e2e_data models",
+    "doing": "methods rank_schedule training generation evaluation records released_adapters e2e_run glue_run runs "
+    "sweeps costs result_tables figures",
     "verb": "reproduce train benchmark pretrain_gpt2_mini",
 }
 LAYER = {module: layer for layer, modules in LAYERS.items() for module in modules.split()}

@@ -321,7 +321,7 @@ def test_a_loss_measured_after_merging_is_measured_on_the_merged_weights():
 
 def test_merging_twice_is_the_same_as_once_and_unmerging_gives_back_the_bits():
     model = trained_gpt2(LoRAConfig(targets=SIX))
-    plain = {name: bits(p) for name, p in gpt2().named_parameters()}
+    plain, adapted = {name: bits(p) for name, p in gpt2().named_parameters()}, logits(model)
     merge_lora(model)
     once = logits(model)
     merge_lora(model)
@@ -331,6 +331,9 @@ def test_merging_twice_is_the_same_as_once_and_unmerging_gives_back_the_bits():
         for name, parameter in model.named_parameters():
             if ".lora_" not in name:
                 assert torch.equal(bits(parameter), plain[name.replace(".base_layer", "")]), name
+        assert torch.equal(logits(model), adapted)
+    merge_lora(model)
+    assert torch.equal(logits(model), once)
 
 
 def test_a_merged_and_removed_model_is_plain_again_and_keeps_what_was_learnt():

@@ -290,18 +290,17 @@ def test_the_course_scores_are_nltks_bleu_and_rouge_scores_best_f1_in_percent():
 
     outputs = ["Blue Spice serves cheap foods. It's near the river", "Zizzi is a family-friendly pub."]
     references = [["Blue Spice serves cheap food. It is near the river.", "A cheap place."], ["Zizzi is a pub."]]
-    tokens = [  # what `nltk.word_tokenize` makes of the lower-cased texts
-        "blue spice serves cheap foods . it 's near the river".split(),
-        "zizzi is a family-friendly pub .".split(),
-    ]
+    # What `nltk.word_tokenize` makes of the lower-cased texts:
+    tokens = ["blue spice serves cheap foods . it 's near the river", "zizzi is a family-friendly pub ."]
     target_tokens = [
-        ["blue spice serves cheap food . it is near the river .".split(), "a cheap place .".split()],
-        ["zizzi is a pub .".split()],
+        ["blue spice serves cheap food . it is near the river .", "a cheap place ."],
+        ["zizzi is a pub ."],
     ]
+    bleu = corpus_bleu([[text.split() for text in texts] for texts in target_tokens], [text.split() for text in tokens])
     scorer = RougeScorer(["rougeL"], use_stemmer=True)
     best = [scorer.score_multi(texts, o)["rougeL"].fmeasure for texts, o in zip(references, outputs, strict=True)]
     scores = course_score(outputs, references)
-    assert scores["BLEU"] == pytest.approx(100 * corpus_bleu(target_tokens, tokens))
+    assert scores["BLEU"] == pytest.approx(100 * bleu)
     assert scores["ROUGE_L"] == pytest.approx(100 * sum(best) / 2)
 
 

@@ -7,6 +7,7 @@ from dataclasses import replace
 
 import pytest
 
+import e2e_run
 import experiments
 import paths
 import records
@@ -29,8 +30,8 @@ def small_runs(tmp_path, monkeypatch):
         shrunk[name] = replace(experiment, changes=experiment.changes | {"quick": quick})
     monkeypatch.setattr(experiments, "EXPERIMENTS", shrunk)
     monkeypatch.setattr(reproduce, "EXPERIMENTS", shrunk)
-    load = runs.load_split
-    monkeypatch.setattr(runs, "load_split", lambda s, split, d: load(s, split, d)[: 24 if split == "train" else 16])
+    load = e2e_run.load_split
+    monkeypatch.setattr(e2e_run, "load_split", lambda s, split, d: load(s, split, d)[: 24 if split == "train" else 16])
     return tmp_path
 
 
@@ -99,8 +100,8 @@ def test_the_same_seed_gives_the_same_scores_and_another_seed_others(small_runs)
 
 def test_a_learning_rate_run_never_looks_at_the_test_set(small_runs, monkeypatch):
     seen = []
-    load = runs.load_split
-    monkeypatch.setattr(runs, "load_split", lambda s, split, d: seen.append(split) or load(s, split, d))
+    load = e2e_run.load_split
+    monkeypatch.setattr(e2e_run, "load_split", lambda s, split, d: seen.append(split) or load(s, split, d))
     name = next(n for n in experiments.EXPERIMENTS if n.startswith("learning-rate/e2e/lora"))
     record = runs.run(experiments.find(name), "quick", 0, say=lambda _: None)
     assert set(seen) == {"train", "dev"}
@@ -112,7 +113,7 @@ def test_a_diverging_run_is_recorded_apart_and_its_error_reaches_the_user(small_
     def diverge(*_, **__):
         raise TrainingDiverged("the loss is nan at step 2")
 
-    monkeypatch.setattr(runs, "train", diverge)
+    monkeypatch.setattr(e2e_run, "train", diverge)
     with pytest.raises(TrainingDiverged):
         runs.run(experiments.find("table3/gpt2/full"), "quick", 0, say=lambda _: None)
     assert records.unfinished("quick", "diverged") == 1

@@ -9,8 +9,9 @@ import torch
 import torch.nn.functional as F
 from transformers import GPT2Config, GPT2LMHeadModel
 
-from experiments import LORA, Settings
+from experiments_e2e import LORA
 from methods import apply_method
+from settings import Settings
 from training import (
     IGNORED,
     OfficialAdamW,
@@ -58,7 +59,7 @@ def run_training(folder, settings=SETTINGS, model=None, rows=None, loss=None, se
         apply_method(model, settings)
     rows = some_rows() if rows is None else rows
     loss = loss or (lambda m, batch: completion_loss(m, batch, settings.label_smoothing))
-    validate = lambda m: {"loss": completion_loss(m, pad_right(some_rows(8, seed=1))).item()}  # noqa: E731
+    validate = lambda m, _: {"loss": completion_loss(m, pad_right(some_rows(8, seed=1))).item()}  # noqa: E731
     return model, train(model, rows, settings, seed, folder, loss, validate)
 
 
@@ -167,7 +168,7 @@ def test_best_epoch_is_kept_when_asked_for(tmp_path):
     apply_method(model, SETTINGS)
     states, scores = [], iter([0.5, 0.2, 0.9])
 
-    def validate(m):
+    def validate(m, epoch):
         states.append({k: v.clone() for k, v in trained_state(m).items()})
         return {"loss": next(scores)}
 

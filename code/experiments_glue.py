@@ -1,0 +1,185 @@
+"""RoBERTa and DeBERTa on GLUE: Table 2, ranks and weight types (Tables 5 and 6), curves over epochs.
+
+LoRA's settings per task are Tables 9 and 10 of arXiv 2106.09685v2 and the scripts of examples/NLU of
+microsoft/LoRA at c4593f0, row by row in `data/glue_hyperparameters.csv`; what both leave to the
+defaults (AdamW's betas and epsilon, clipping at 1, what decays) is that of transformers 4.4.2, as the
+official code used it. The weight decay of RoBERTa, 0.1, is only in the code.
+
+The paper took its full fine-tuning rows from prior work. Here they are run: RoBERTa in the middle of
+the grid of Liu et al. (2019, section 5.1), DeBERTa as He et al. (2020) on the same tasks.
+"""
+
+from __future__ import annotations
+
+import csv
+from dataclasses import replace
+from typing import Any
+
+import paths
+from settings import OFFICIAL, Experiment, Settings
+
+QUERY_VALUE = ("query", "value")
+LORA = {"method": "lora", "lora_dropout": 0.0, "targets": QUERY_VALUE}  # the official code passes no dropout
+GLUE = Settings(
+    task="mrpc", model="roberta-base", method="full", learning_rate=2e-5, epochs=10, batch_size=16, warmup_ratio=0.06,
+    weight_decay=0.1, label_smoothing=0.0, adam_epsilon=1e-8, max_grad_norm=1.0, decay="matrices", max_length=512,
+)  # fmt: skip
+TASKS = ("mnli", "sst2", "mrpc", "cola", "qnli", "qqp", "rte", "stsb")
+MODELS = {  # model -> its name in Table 2, the trainable parameters printed there for full fine-tuning and LoRA
+    "roberta-base": ("RoBERTa-base", "125.0M", "0.3M"),
+    "roberta-large": ("RoBERTa-large", "355.0M", "0.8M"),
+    "deberta-v2-xxlarge": ("DeBERTa-XXL", "1500.0M", "4.7M"),
+}
+DEBERTA = {"precision": "bfloat16", "gradient_checkpointing": True, "weight_decay": 0.01, "warmup_ratio": 0.1}
+FULL = {  # what full fine-tuning changes of GLUE
+    "roberta-base": {},
+    "roberta-large": {"learning_rate": 1e-5},
+    "deberta-v2-xxlarge": DEBERTA | {"learning_rate": 3e-6, "epochs": 5, "batch_size": 32, "max_length": 256},
+}
+
+# The smaller scales: MiniLM stands for every encoder; the learning rates are those chosen on held-out training rows
+# among `learning-rate/glue-*`. The MNLI start is left out, since there only a subset of MNLI is at hand.
+CPU_EPOCHS = {"mnli": 2, "sst2": 1, "mrpc": 5, "cola": 5, "qnli": 2, "qqp": 2, "rte": 8, "stsb": 5}
+CPU = {
+    "model": "minilm", "batch_size": 16, "max_length": 128, "precision": "auto", "gradient_checkpointing": False,
+    "warmup_steps": 0, "warmup_ratio": 0.06, "weight_decay": 0.1, "head_dropout": None, "start_from": None,
+}  # fmt: skip
+QUICK = CPU | {"epochs": 2, "train_rows": 480, "max_length": 64}
+CPU_LEARNING_RATES = {"full": 1e-4, "lora": 1e-3}
+LEARNING_RATE_GRID = {"full": (2.5e-5, 5e-5, 1e-4, 2e-4), "lora": (5e-4, 1e-3, 2e-3, 4e-3)}
+SINGLE_SENTENCE = ("sst2", "cola")  # stand as the built-in sentiment task at `quick`, the others as the paraphrases
+
+
+def _smaller(task: str, method: str, **changes: Any) -> dict[str, dict[str, Any]]:
+    rate = {"learning_rate": CPU_LEARNING_RATES[method]} | ({"alpha": 16.0} if method == "lora" else {})
+    builtin = "sentiment-builtin" if task in SINGLE_SENTENCE else "paraphrase-builtin"
+    return {
+        "cpu": CPU | {"epochs": CPU_EPOCHS[task]} | rate | changes,
+        "quick": QUICK | {"task": builtin} | rate | changes,
+    }
+
+
+def _lora_rows() -> list[Experiment]:
+    """The rows of data/glue_hyperparameters.csv: Table 2's LoRA, as published and as coded."""
+    with open(paths.DATA / "glue_hyperparameters.csv", encoding="utf-8") as file:
+        rows = list(csv.DictReader(file))
+    found = []
+    for row in rows:
+        model, task, official = row["model"], row["task"], row["variant"] == OFFICIAL
+        start = {"start_from": f"table2/{model}/mnli/lora-r{row['rank']}"} if row["mnli_start"] == "yes" else {}
+        settings = replace(
+            GLUE, model=model, task=task, **LORA, **start, rank=int(row["rank"]), alpha=float(row["alpha"]),
+            batch_size=int(row["batch_size"]), epochs=int(row["epochs"]), learning_rate=float(row["learning_rate"]),
+            weight_decay=float(row["weight_decay"] or GLUE.weight_decay), max_length=int(row["max_length"]),
+            warmup_ratio=float(row["warmup_ratio"] or 0), warmup_steps=int(row["warmup_steps"] or 0),
+            head_dropout=float(row["head_dropout"]) if row["head_dropout"] else None,
+        )  # fmt: skip
+        if model == "deberta-v2-xxlarge":
+            settings = replace(settings, precision="bfloat16", gradient_checkpointing=True)
+        if official and start:
+            settings = replace(settings, start_from=f"{settings.start_from}/{OFFICIAL}")
+        restricted = row["row"] == "lora-restricted"
+        name = f"table2/{model}/{task}/lora-r{row['rank']}{'-restricted' if restricted else ''}"
+        label, _, trainable = MODELS[model]
+        cell = (label, "LoRA†" if restricted else "LoRA", trainable)
+        variant = row["variant"]
+        about = f"LoRA r={row['rank']} of {model} on {task}" + (", as the official code runs it" if official else "")
+        name += f"/{OFFICIAL}" if official else ""
+        found.append(Experiment(name, about, settings, _smaller(task, "lora", rank=8), cell=cell, variant=variant))
+    return found
+
+
+def _full_rows() -> list[Experiment]:
+    return [
+        Experiment(
+            f"table2/{model}/{task}/full",
+            f"full fine-tuning of {model} on {task}",
+            replace(GLUE, model=model, task=task, **FULL[model]),
+            _smaller(task, "full"),
+            cell=(label, "FT", trainable),
+        )
+        for model, (label, trainable, _) in MODELS.items()
+        for task in TASKS
+    ]
+
+
+# Tables 5 and 6 ask on GPT-3 which matrices and which rank; the poster of an earlier study adds the MLP.
+WEIGHT_TYPES = {
+    "query": ("query",),
+    "value": ("value",),
+    "query-value": QUERY_VALUE,
+    "query-key-value-output": ("query", "key", "value", "output"),
+    "mlp": ("mlp_in", "mlp_out"),
+    "all": ("query", "key", "value", "output", "mlp_in", "mlp_out"),
+}
+RANKS = (1, 2, 4, 8, 64)
+FIXED_BUDGET = {  # Table 5: the same number of parameters, spread over more matrices of lower rank
+    "query": 8, "key": 8, "value": 8, "output": 8, "query-key": 4, "query-value": 4, "query-key-value-output": 2,
+}  # fmt: skip
+GRID = replace(GLUE, **LORA, alpha=16.0, learning_rate=5e-4, epochs=3, max_length=128)
+GRID_CPU = {"epochs": 1, "train_rows": 10_000}
+
+
+def _grid() -> list[Experiment]:
+    """Rank x weight types on MNLI and SST-2, and Table 5's fixed budget; one recipe for every cell."""
+    table6 = {f"{types}-r{rank}": (targets, rank) for types, targets in WEIGHT_TYPES.items() for rank in RANKS}
+    table5 = {f"{types}-r{rank}": (tuple(types.split("-")), rank) for types, rank in FIXED_BUDGET.items()}
+    return [
+        Experiment(
+            f"{table}/roberta-base/{task}/{row}",
+            f"LoRA r={rank} on {', '.join(targets)} of roberta-base on {task}",
+            replace(GRID, task=task, rank=rank, targets=targets),
+            _smaller(task, "lora") | {"cpu": _smaller(task, "lora")["cpu"] | GRID_CPU},
+        )
+        for table, rows in (("table6", table6), ("table5", table5))
+        for task in ("mnli", "sst2")
+        for row, (targets, rank) in rows.items()
+    ]
+
+
+def _curves() -> list[Experiment]:
+    """Accuracy after every epoch by rank: RoBERTa-base on MRPC and RTE, DeBERTa-v2-xlarge on SST-2."""
+    found = []
+    for task in ("mrpc", "rte"):
+        full = replace(GLUE, task=task, max_length=128)
+        found.append(
+            Experiment(f"curves/roberta-base/{task}/full", f"full fine-tuning, {task}", full, _smaller(task, "full"))
+        )
+        for rank in (4, 8, 16):
+            lora = replace(full, **LORA, rank=rank, alpha=16.0, learning_rate=4e-4)
+            found.append(
+                Experiment(
+                    f"curves/roberta-base/{task}/lora-r{rank}", f"LoRA r={rank}, {task}", lora, _smaller(task, "lora")
+                )
+            )
+    xlarge = replace(GLUE, task="sst2", model="deberta-v2-xlarge", **DEBERTA, epochs=4, batch_size=32, max_length=128)
+    for row, changes in (
+        ("full", {"learning_rate": 3e-6}),
+        ("lora-r8", {**LORA, "rank": 8, "alpha": 16.0, "learning_rate": 1e-4}),
+    ):
+        settings = replace(xlarge, **changes)
+        name = f"curves/deberta-v2-xlarge/sst2/{row}"
+        found.append(
+            Experiment(name, f"{row} of deberta-v2-xlarge on sst2", settings, _smaller("sst2", settings.method))
+        )
+    return found
+
+
+def _learning_rates() -> list[Experiment]:
+    """Each method's learning rate, chosen on a tenth of the training rows that it is not trained on."""
+    found = []
+    for task in ("mrpc", "rte", "cola", "stsb"):
+        for method, rates in LEARNING_RATE_GRID.items():
+            base = replace(GLUE, task=task)
+            if method == "lora":
+                base = replace(base, **LORA, rank=8, alpha=16.0)
+            for rate in rates:
+                search = {"evaluate": "selection", "learning_rate": rate}
+                smaller = {scale: changes | search for scale, changes in _smaller(task, method).items()}
+                name = f"learning-rate/glue-{task}/{method}/{rate:g}"
+                about = f"{method} at {rate:g} on {task}, scored on held-out training rows"
+                found.append(Experiment(name, about, replace(base, **search), smaller))
+    return found
+
+
+GLUE_EXPERIMENTS = (*_full_rows(), *_lora_rows(), *_grid(), *_curves(), *_learning_rates())

@@ -1,0 +1,78 @@
+"""What an experiment is: its settings, its name, and what a smaller scale replaces.
+
+The lists of experiments are `experiments_e2e.py` and `experiments_glue.py`; `experiments.py` finds
+them by name.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+SCALES = ("quick", "cpu", "paper")
+OFFICIAL = "official-code"  # the variant of an experiment that follows the official code
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Everything besides the seed that decides a run's result."""
+
+    task: str
+    model: str
+    method: str
+    learning_rate: float
+    epochs: int
+    batch_size: int
+    warmup_steps: int = 0
+    warmup_ratio: float = 0.0  # of all steps, where warmup_steps is 0
+    # the method's own
+    rank: int | None = None
+    alpha: float | None = None
+    lora_dropout: float = 0.0
+    targets: tuple[str, ...] = ()
+    # optimisation
+    weight_decay: float = 0.01
+    label_smoothing: float = 0.1
+    adam_betas: tuple[float, float] = (0.9, 0.999)
+    adam_epsilon: float = 1e-6
+    max_grad_norm: float = 0.0  # 0: no clipping
+    decay: str = "all"  # what weight decay falls on; or "matrices": neither biases nor LayerNorms
+    precision: str = "float32"  # or "bfloat16" autocast; or "auto": bfloat16 where the machine has it
+    gradient_checkpointing: bool = False
+    train_rows: int | None = None  # None: all; else the first of a fixed shuffle
+    keep: str = "best-epoch"  # or "last"
+    evaluate: str = "test"  # or "selection": only rows on which settings may be chosen, never the reported ones
+    start_from: str | None = None  # the experiment whose trained adapter this one starts with
+    # E2E
+    protocol: str = "lora"
+    beams: int = 10
+    length_penalty: float = 0.9
+    no_repeat_ngram: int = 4
+    max_new_tokens: int = 64
+    # GLUE
+    max_length: int | None = None
+    head_dropout: float | None = None  # DeBERTa's cls_dropout; None: the model's own
+
+
+@dataclass(frozen=True)
+class Experiment:
+    name: str
+    about: str
+    paper: Settings
+    changes: dict[str, dict[str, Any]] = field(default_factory=dict)  # scale -> settings that differ
+    only: str | None = None  # the one scale it exists at, where smaller machines have no counterpart
+    cell: tuple[str, str, str] | None = None  # the paper's row: (model, method, trainable as printed)
+    variant: str = "paper"  # or OFFICIAL
+
+    @property
+    def table(self) -> str:
+        return self.name.split("/")[0]
+
+    @property
+    def row(self) -> str:
+        """The last part of the name, its variant left out: `lora-r4`."""
+        return self.name.removesuffix(f"/{self.variant}").split("/")[-1]
+
+    def is_row(self, row: str) -> bool:
+        """Whether the name ends so, its variant left out: `lora-r4`, `mrpc/lora-r8`."""
+        return self.name.removesuffix(f"/{self.variant}").endswith(f"/{row}")
