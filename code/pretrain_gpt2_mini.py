@@ -67,13 +67,15 @@ def is_held_out(document: str) -> bool:
     return int(hashlib.sha256(document.encode()).hexdigest(), 16) % 100 == 0
 
 
-def prepare(corpus: Path, work: Path) -> tuple[np.ndarray, np.ndarray]:
-    """Train the BPE on the training documents and encode both parts; cached in `work`."""
+def prepare(corpus: Path, work: Path, earlier: Path | None) -> tuple[np.ndarray, np.ndarray]:
+    """Train the BPE on the training documents, or take an earlier one, and encode both parts; cached in `work`."""
     if not (work / "held_out.npy").exists():
-        tokenizer = ByteLevelBPETokenizer()
-        tokenizer.train_from_iterator(
-            (d for d in documents(corpus) if not is_held_out(d)), vocab_size=VOCABULARY, special_tokens=[END]
-        )
+        if earlier:
+            tokenizer = ByteLevelBPETokenizer(str(earlier / "vocab.json"), str(earlier / "merges.txt"))
+        else:
+            tokenizer = ByteLevelBPETokenizer()
+            training = (document for document in documents(corpus) if not is_held_out(document))
+            tokenizer.train_from_iterator(training, vocab_size=VOCABULARY, special_tokens=[END])
         tokenizer.save_model(str(work))
         end = tokenizer.token_to_id(END)
         parts: dict[str, list[int]] = {"train": [], "held_out": []}
@@ -195,6 +197,11 @@ def save(model: GPT2LMHeadModel, work: Path, folder: Path) -> None:
     (folder / "tokenizer_config.json").write_text(json.dumps(settings, indent=2) + "\n")
 
 
+def load_weights(model: GPT2LMHeadModel, folder: Path) -> None:
+    weights = load_file(folder / "model.safetensors")
+    model.load_state_dict({name: value.float() for name, value in weights.items()}, strict=False)
+
+
 def generations(model: GPT2LMHeadModel, work: Path) -> list[str]:
     """One continuation of each prompt, nucleus sampling with a fixed seed."""
     tokenizer = ByteLevelBPETokenizer(str(work / "vocab.json"), str(work / "merges.txt"))
@@ -214,17 +221,19 @@ def main() -> None:
     parser.add_argument("--corpus", type=Path, required=True, help="folder of *.txt or *.txt.gz files")
     parser.add_argument("--steps", type=int, default=8000, help=f"batches of {BATCH} x {BLOCK} tokens")
     parser.add_argument("--output", type=Path, default=MODELS / "gpt2-mini")
+    parser.add_argument("--start-from", type=Path, help="folder of an earlier model, where its checkpoint is gone")
     arguments = parser.parse_args()
     work = CHECKPOINTS / "pretrain-gpt2-mini"
     work.mkdir(parents=True, exist_ok=True)
-    tokens, held_out = prepare(arguments.corpus, work)
+    tokens, held_out = prepare(arguments.corpus, work, arguments.start_from)
     print(f"{len(tokens):,} training tokens, {len(held_out):,} held out")
     torch.manual_seed(0)
     model = new_model(end=0)
+    if arguments.start_from:
+        load_weights(model, arguments.start_from)
     hours = train(model, tokens, arguments.steps, work)
     save(model, work, arguments.output)
-    weights = load_file(arguments.output / "model.safetensors")
-    model.load_state_dict({k: v.float() for k, v in weights.items()}, strict=False)  # what is shipped is measured
+    load_weights(model, arguments.output)  # what is shipped is measured
     model.eval()
     facts = {
         "parameters": model.num_parameters(),
