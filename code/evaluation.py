@@ -66,8 +66,8 @@ def classify(
         batch = {k: v.to(device) for k, v in collate([rows[i] for i in chosen]).items()}
         with torch.autocast(device.type, torch.bfloat16, enabled=uses_bfloat16(settings)):
             output = model(**batch)
-        logits = output.logits.float()
-        answers = logits.argmax(-1) if logits.shape[-1] > 1 else logits.squeeze(-1)
+        logits = output.logits.float().view(len(chosen), -1)  # DeBERTa's come flat where there is one output
+        answers = logits.argmax(-1) if logits.shape[1] > 1 else logits[:, 0]
         for i, answer in zip(chosen, answers.tolist(), strict=True):
             predictions[i] = answer
         total += output.loss.item() * len(chosen)

@@ -102,7 +102,7 @@ def generate(
         context: [*tokenizer.encode(context, add_special_tokens=False), tokenizer.eos_token_id][-room:]
         for context in contexts
     }
-    by_length = sorted(prompts, key=lambda context: len(prompts[context]), reverse=True)
+    by_length = sorted(prompts, key=lambda context: len(prompts[context]))
     answers: dict[str, Generation] = {}
     was_training = model.training
     model.eval()

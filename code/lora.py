@@ -226,7 +226,7 @@ def load_lora(model: nn.Module, folder: str | Path) -> list[str]:
         raise ValueError(
             f"expected plain LoRA in {folder}, found {settings.get('peft_type')} with {odd or 'no option'}"
         )
-    targets = header["targets"] if header else {t for name in found for t in projections(name)}
+    targets = header["targets"] if header else sorted({t for name in found for t in projections(name)})
     heads = settings.get("modules_to_save") or []
     trained = {n: p for n, p in base_parameters(model).items() if any(f".{head}." in f".{n}" for head in heads)}
     fingerprint = base_fingerprint(model, without=trained)

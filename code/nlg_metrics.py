@@ -18,19 +18,16 @@ BLEU by about 1 point for a good system. A figure without its protocol's name sa
 
 from __future__ import annotations
 
-import atexit
 import math
 import re
-import shutil
-import subprocess
-import threading
 import warnings
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Sequence
-from importlib.util import find_spec
+from functools import cache
 from itertools import chain
-from pathlib import Path
 
+import meteor
+from meteor import meteor_unavailable
 from ptb_tokenizer import ptb_tokenize
 from slot_matching import slot_errors
 
@@ -52,7 +49,7 @@ def score(predictions: Sequence[str], references: Sequence[Sequence[str]]) -> di
     return {
         "BLEU": bleu,
         "NIST": nist,
-        "METEOR": _METEOR.score(tokens, reference_tokens),
+        "METEOR": meteor.METEOR.score(tokens, reference_tokens),
         "ROUGE_L": _rouge_l(tokens, reference_tokens),
         "CIDEr": _cider(tokens, reference_tokens),
     }
@@ -70,20 +67,24 @@ def course_score(predictions: Sequence[str], references: Sequence[Sequence[str]]
     from rouge_score.tokenizers import DefaultTokenizer
 
     _check(predictions, references)
-    word_tokenize, stem_tokenize = NLTKWordTokenizer().tokenize, DefaultTokenizer(use_stemmer=True).tokenize
+    word_tokenize = NLTKWordTokenizer().tokenize
+    stem_tokenize = cache(DefaultTokenizer(use_stemmer=True).tokenize)  # stemming a word again and again is slow
 
     def words(text: str) -> Tokens:
         return [word for sentence in re.split(r"(?<=[.!?])\s+", text.lower()) for word in word_tokenize(sentence)]
+
+    def stems(text: str) -> Tokens:
+        return [stem for chunk in text.split() for stem in stem_tokenize(chunk)]
 
     hypotheses, targets = _tokenize_all(words, predictions, references)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # that no 4-gram matches at all, for which BLEU is then 0
         bleu = corpus_bleu(targets, hypotheses)
-    stems, reference_stems = _tokenize_all(stem_tokenize, predictions, references)
+    output_stems, reference_stems = _tokenize_all(stems, predictions, references)
     # With P = lcs / len(out) and R = lcs / len(ref), F1 = 2 P R / (P + R) = 2 lcs / (len(out) + len(ref)).
     best = [
         max(2 * _common_subsequence(output, target) / max(len(output) + len(target), 1) for target in targets)
-        for output, targets in zip(stems, reference_stems, strict=True)
+        for output, targets in zip(output_stems, reference_stems, strict=True)
     ]
     return {"BLEU": 100 * bleu, "ROUGE_L": 100 * sum(best) / len(best)}
 
@@ -232,90 +233,3 @@ def _cider(outputs: list[Tokens], references: list[list[Tokens]]) -> float:
             similarity += cosines * math.exp(-(difference**2) / (2 * 6.0**2))
         total += similarity / len(targets)
     return 10 * total / (len(orders) * len(outputs))
-
-
-# ----------------------------------------------------------------------------------------------------------- METEOR
-class _Meteor:
-    """METEOR 1.5's jar as one process that answers line by line, started at the first use and kept until exit."""
-
-    # The two -XX options change no figure: on the E2E test set they save about two thirds of the memory and, after the
-    # start, half of the processor time.
-    command = ("java", "-XX:+UseSerialGC", "-XX:TieredStopAtLevel=1", "-Xmx2G", "-Dfile.encoding=UTF-8")
-    command += ("-jar", "meteor-1.5.jar", "-", "-", "-stdio", "-l", "en", "-norm")
-
-    def __init__(self) -> None:
-        self.process: subprocess.Popen | None = None
-        self.failure: str | None = None
-        self.lock = threading.Lock()
-
-    def unavailable(self) -> str | None:
-        if self.failure:
-            return self.failure
-        if shutil.which(self.command[0]) is None:
-            return "METEOR needs Java, and there is no `java` on the path: install a Java runtime, version 8 or later"
-        if not (jar := _meteor_jar()) or not jar.is_file():
-            return "METEOR needs meteor-1.5.jar of the package pycocoevalcap: pip install pycocoevalcap"
-        return None
-
-    def score(self, outputs: list[Tokens], references: list[list[Tokens]], limit: float | None = None) -> float | None:
-        """The corpus score; None where the jar is missing, fails, or needs more than `limit` seconds."""
-        with self.lock:
-            if self.unavailable():
-                return None
-            limit = limit or 300 + 2 * len(outputs)
-            value = None
-            self.process = self.process or self._start()
-            # Killing the process ends any read that waits for it: nothing here can hang.
-            watchdog = threading.Timer(limit, self.process.kill)
-            watchdog.start()
-            try:
-                statistics = [
-                    self._ask("SCORE", *map(" ".join, targets), " ".join(output))
-                    for output, targets in zip(outputs, references, strict=True)
-                ]
-                self._ask("EVAL", *statistics)  # answers with one score a text, and the corpus score after them
-                for _ in outputs[1:]:
-                    self.process.stdout.readline()
-                value = float(self.process.stdout.readline())
-            except (OSError, ValueError):
-                self.failure = f"METEOR's process (`{' '.join(self.command)}`) broke off or took more than {limit} s"
-            finally:
-                watchdog.cancel()
-                if value is None:  # also when interrupted: half an answer would be taken for the next one
-                    self._stop()
-            return value
-
-    def close(self) -> None:
-        with self.lock:
-            self._stop()
-
-    def _start(self) -> subprocess.Popen:
-        pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.DEVNULL}
-        return subprocess.Popen(self.command, cwd=_meteor_jar().parent, encoding="utf-8", **pipes)
-
-    def _stop(self) -> None:
-        if self.process:
-            self.process.kill()
-            self.process.communicate()  # reaps it and closes its pipes
-            self.process = None
-
-    def _ask(self, *fields: str) -> str:
-        self.process.stdin.write(" ||| ".join(fields) + "\n")
-        self.process.stdin.flush()
-        answer = self.process.stdout.readline().strip()
-        float(answer.partition(" ")[0])  # ValueError if it is not numbers but a complaint, or nothing
-        return answer
-
-
-def _meteor_jar() -> Path | None:
-    package = find_spec("pycocoevalcap")
-    return Path(package.submodule_search_locations[0]) / "meteor" / "meteor-1.5.jar" if package else None
-
-
-def meteor_unavailable() -> str | None:
-    """Why METEOR has no value on this machine and what to do about it, or None if it can be computed."""
-    return _METEOR.unavailable()
-
-
-_METEOR = _Meteor()
-atexit.register(_METEOR.close)

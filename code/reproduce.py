@@ -9,12 +9,16 @@ python code/reproduce.py table table3 --scale quick
 from __future__ import annotations
 
 import argparse
+import os
+import shlex
+import signal
 import sys
 from dataclasses import asdict
 from pathlib import Path
 
 import records
 from experiments import EXPERIMENTS, SCALES, Experiment, find, resolve, select
+from workers import INTERRUPTED, TAKEN, InProcess, Processes, RayCluster, Run, RunTaken, do, first_process
 
 
 def _estimate(experiment: Experiment, scale: str):
@@ -49,30 +53,46 @@ def run_command(arguments: argparse.Namespace) -> None:
     experiment = find(arguments.name)
     if arguments.dry_run:
         return dry_run([experiment], arguments.scale, [arguments.seed])
-    _run_all([(experiment, arguments.seed)], arguments)
+    run = Run(experiment, arguments.scale, arguments.seed, arguments.data_dir)
+    if first_process() and not run.recorded:
+        print(f"{run}: about {_estimate(experiment, run.scale).minutes:.1f} min", flush=True)
+    say = print if first_process() else lambda _: None
+    record = do(run, say)
+    shown = record.get("scores") or {k: record[k] for k in ("dev_loss", "selection_score") if k in record}
+    say("  ".join(f"{k} {v:.4f}" for k, v in shown.items() if isinstance(v, float)))
 
 
 def sweep_command(arguments: argparse.Namespace) -> None:
     experiments = select(arguments.table, arguments.scale, arguments.rows, arguments.variant)
     if arguments.dry_run:
         return dry_run(experiments, arguments.scale, arguments.seeds)
-    _run_all([(e, seed) for seed in arguments.seeds for e in experiments], arguments)
+    _run_all(experiments, arguments)
 
 
-def _run_all(work: list[tuple[Experiment, int]], arguments: argparse.Namespace) -> None:
+def _run_all(experiments: list[Experiment], arguments: argparse.Namespace) -> None:
+    from sweeps import Sweep, in_order
+
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise ValueError("a sweep does one run a GPU; `accelerate launch` shares one run among several: give it `run`")
     scale = arguments.scale
-    open_work = [(e, seed) for e, seed in work if not records.record_path(e.name, scale, seed).exists()]
-    print(f"{len(work)} runs at scale {scale}, {len(work) - len(open_work)} of them recorded already", flush=True)
-    if open_work:
-        costs = {e.name: _estimate(e, scale) for e, _ in open_work}
-        print(f"about {sum(costs[e.name].minutes for e, _ in open_work):.0f} min on this machine", flush=True)
-        from runs import run
-    for number, (experiment, seed) in enumerate(open_work, start=1):
-        cost = costs[experiment.name]
-        print(f"\n[{number}/{len(open_work)}] {experiment.name} seed {seed}: about {cost.minutes:.1f} min", flush=True)
-        record = run(experiment, scale, seed, arguments.data_dir)
-        shown = record.get("scores") or {k: record[k] for k in ("dev_loss", "selection_score") if k in record}
-        print("  ".join(f"{k} {v:.4f}" for k, v in shown.items() if v is not None), flush=True)
+    runs = in_order([Run(e, scale, seed, arguments.data_dir) for seed in arguments.seeds for e in experiments])
+    open_runs = [run for run in runs if not run.recorded]
+    print(f"{len(runs)} runs at scale {scale}, {len(runs) - len(open_runs)} of them recorded already", flush=True)
+    open_experiments = {run.experiment.name: run.experiment for run in open_runs}
+    minutes = {name: _estimate(experiment, scale).minutes for name, experiment in open_experiments.items()}
+    if arguments.engine == "ray":
+        workers = RayCluster(arguments.address, arguments.workers)
+    else:
+        workers = InProcess() if arguments.workers in (None, 1) else Processes(arguments.workers)
+    sweep = Sweep(runs, workers, minutes)
+    try:
+        sweep.run()
+    except KeyboardInterrupt as stop:
+        again = shlex.join(["python", *sys.argv])
+        raise KeyboardInterrupt(f"{stop}\n{sweep.summary()}\nto continue: {again}".lstrip()) from None
+    print(f"\n{sweep.summary()}")
+    if sweep.failed:
+        sys.exit(1)
 
 
 def table_command(arguments: argparse.Namespace) -> None:
@@ -121,6 +141,10 @@ def _parser() -> argparse.ArgumentParser:
         "sweep", help="all of a table; skips what is recorded", parents=[chosen, scale, doing]
     )
     command.add_argument("--seeds", type=int, nargs="+", default=[0])
+    command.add_argument("--workers", type=int, help="runs at a time, a process each (default: 1, in this process)")
+    command.add_argument("--engine", choices=("processes", "ray"), default="processes", help="ray: one run a GPU of a "
+                         "Ray cluster whose nodes share the repository, its results and its checkpoints")  # fmt: skip
+    command.add_argument("--address", help="of the Ray cluster; without it RAY_ADDRESS, else one on this machine")
     command.set_defaults(call=sweep_command)
     command = commands.add_parser("table", help="ours beside the paper's", parents=[chosen, scale])
     command.set_defaults(call=table_command)
@@ -132,10 +156,15 @@ def _parser() -> argparse.ArgumentParser:
 
 def main() -> None:
     arguments = _parser().parse_args()
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C: what was done is kept
     try:
         arguments.call(arguments)
     except KeyboardInterrupt as stop:
-        sys.exit(f"\nstopped: {stop or 'interrupted'}")
+        print(f"\nstopped: {stop or 'interrupted'}", file=sys.stderr)
+        sys.exit(INTERRUPTED)
+    except RunTaken as taken:
+        print(f"error: {taken}", file=sys.stderr)
+        sys.exit(TAKEN)
     except (ValueError, FileNotFoundError, FloatingPointError) as error:
         sys.exit(f"error: {error}")
 

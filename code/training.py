@@ -298,11 +298,12 @@ class _Sitting(TrainerCallback):
 
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         self.stop, due = self.trainer.anywhere(self.stop, time.monotonic() - self.saved > CHECKPOINT_SECONDS)
-        if self.stop or due:
-            control.should_save = True
+        # An epoch's last step is saved once it is validated: a checkpoint between the two would skip the validation.
+        control.should_save = control.should_save or ((self.stop or due) and state.epoch != round(state.epoch))
         control.should_training_stop = control.should_training_stop or self.stop
 
     def on_epoch_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        control.should_log = True  # so that no logged loss spans two epochs
         if self.stop and state.epoch != round(state.epoch):  # Trainer takes a stop within an epoch for its end
             control.should_evaluate = control.should_save = False
 
@@ -380,6 +381,8 @@ def train(
         logging_nan_inf_filter=False,
         report_to="none",
         remove_unused_columns=False,
+        use_cpu=not torch.cuda.is_available(),  # said outright, or two processes would not know of each other
+        ddp_find_unused_parameters=False,  # every trained parameter has a part in every loss
         dataloader_pin_memory=torch.cuda.is_available(),
     )
     arguments._n_gpu = min(arguments.n_gpu, 1)  # one GPU a process: DataParallel would multiply the batch

@@ -250,14 +250,26 @@ def test_a_repeated_context_is_decoded_once():
     assert set(rows) == {1}
 
 
-def test_finished_prompts_and_keys_that_no_beam_sees_leave_the_batch():
-    model, prompts, masks = tiny_model(0), random_prompts(0), []
+def attention_masks(prompts: list[list[int]], ends: list[int]) -> list[torch.Tensor]:
+    """Those that a search of 40 steps hands to the model."""
+    model, masks = tiny_model(0), []
     model.register_forward_pre_hook(lambda _, __, inputs: masks.append(inputs["attention_mask"]), with_kwargs=True)
-    beam_search(model, prompts, ENDS, replace(SETTINGS, max_new_tokens=40))
-    rows = [len(mask) for mask in masks]
-    assert rows[0] == len(prompts) > rows[-1]
+    beam_search(model, prompts, ends, replace(SETTINGS, max_new_tokens=40))
+    return masks
+
+
+def test_a_prompt_leaves_the_batch_when_none_of_its_beams_can_win():
+    rows = [len(mask) for mask in attention_masks(random_prompts(0), ENDS)]
+    assert rows[0] == 6 > rows[-1]
     assert rows == sorted(rows, reverse=True)
-    assert masks[-1].shape[-1] < max(map(len, prompts)) + SETTINGS.beams * (len(masks) - 1)
+    assert len(rows) < 40
+
+
+def test_keys_that_no_beam_sees_leave_the_cache():
+    prompt, impossible = random_prompts(0)[0], 999
+    masks = attention_masks([prompt], [impossible])
+    assert len(masks) == 40
+    assert masks[-1].shape[-1] < (len(prompt) + 39 * SETTINGS.beams) / 2
 
 
 def test_no_contexts_give_no_answers():

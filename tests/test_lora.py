@@ -24,9 +24,11 @@ from transformers import (
     RobertaConfig,
     RobertaForSequenceClassification,
 )
+from transformers.pytorch_utils import Conv1D
 
 from lora import (
     LoRAConfig,
+    LoRALinear,
     add_lora,
     base_fingerprint,
     count_parameters,
@@ -437,6 +439,13 @@ def test_a_rank_larger_than_the_matrix_is_refused_and_the_model_stays_plain():
     assert not lora_layers(model)
     assert count_parameters(model) == count_parameters(gpt2())
     add_lora(model, LoRAConfig(rank=16))
+
+
+def test_the_rank_is_held_against_the_part_that_it_adapts_and_not_against_the_packed_matrix():
+    base, parts = Conv1D(3 * 4, WIDTH), ("query", "key", "value")
+    LoRALinear(base, parts, LoRAConfig(rank=4))
+    with pytest.raises(ValueError, match=r"rank 5 is larger than the matrix to adapt, \(4, 16\)"):
+        LoRALinear(base, parts, LoRAConfig(rank=5))
 
 
 @pytest.mark.parametrize("targets", [("query", "values"), ("c_attn",), ()])

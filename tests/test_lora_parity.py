@@ -219,7 +219,7 @@ def test_an_adapter_that_peft_made_on_berts_query_and_value_loads_here_with_its_
     assert not torch.allclose(logits(ours), logits(encoder()), atol=1e-2)
     layer = lora_layers(ours)[names[0]]
     assert (layer.config.rank, layer.config.alpha, layer.config.dropout) == (RANK, 8, 0.1)
-    assert set(layer.config.targets) == {"query", "value"}
+    assert layer.config.targets == ("query", "value")
     assert {n for n, p in ours.named_parameters() if p.requires_grad and "lora_" not in n} == {
         "classifier.weight",
         "classifier.bias",

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-import nlg_metrics
+import meteor
 from nlg_metrics import course_score, meteor_unavailable, mteval_tokenize, output_lengths, score
 from paths import ROOT
 
@@ -22,7 +22,7 @@ WITHOUT_METEOR = ("BLEU", "NIST", "ROUGE_L", "CIDEr")
 
 @pytest.fixture
 def no_meteor(monkeypatch):
-    monkeypatch.setattr(nlg_metrics._METEOR, "failure", "switched off for this test")
+    monkeypatch.setattr(meteor.METEOR, "failure", "switched off for this test")
 
 
 @pytest.fixture(scope="module")
@@ -152,19 +152,19 @@ def test_meteor_is_the_jars_one_process_for_many_evaluations():
         pytest.skip(reason)
     references = [["Café Rouge is a cheap pub near the river."], ["There is a family friendly place."]]
     same = score([texts[0] for texts in references], references)["METEOR"]
-    process = nlg_metrics._METEOR.process.pid
+    process = meteor.METEOR.process.pid
     paraphrase = score(["Café Rouge is an inexpensive pub near the river.", "There is a place."], references)["METEOR"]
     nothing = score(["", ""], references)["METEOR"]
     assert same == pytest.approx(1.0)
     assert 0.3 < paraphrase < 0.9
     assert nothing == 0.0
     assert score(["Caf\u00e9"], [["Caf\u00e9"]])["METEOR"] > 0  # the pipe to Java is UTF-8
-    assert nlg_metrics._METEOR.process.pid == process
+    assert meteor.METEOR.process.pid == process
 
 
 def test_without_java_meteor_has_no_value_but_a_reason(monkeypatch):
-    monkeypatch.setattr(nlg_metrics, "_METEOR", nlg_metrics._Meteor())
-    monkeypatch.setattr(nlg_metrics.shutil, "which", lambda name: None)
+    monkeypatch.setattr(meteor, "METEOR", meteor.Meteor())
+    monkeypatch.setattr(meteor.shutil, "which", lambda name: None)
     scores = score(["A pub."], [["A pub."]])
     assert scores["METEOR"] is None
     assert scores["ROUGE_L"] == pytest.approx(1.0)
@@ -172,13 +172,13 @@ def test_without_java_meteor_has_no_value_but_a_reason(monkeypatch):
 
 
 def test_without_pycocoevalcap_meteor_has_no_value_but_a_reason(monkeypatch):
-    monkeypatch.setattr(nlg_metrics, "_METEOR", FakeJar("print('never started')"))
-    monkeypatch.setattr(nlg_metrics, "find_spec", lambda package: None)
+    monkeypatch.setattr(meteor, "METEOR", FakeJar("print('never started')"))
+    monkeypatch.setattr(meteor, "find_spec", lambda package: None)
     assert score(["A pub."], [["A pub."]])["METEOR"] is None
     assert "pip install pycocoevalcap" in meteor_unavailable()
 
 
-class FakeJar(nlg_metrics._Meteor):
+class FakeJar(meteor.Meteor):
     """The client with a Python program in the place of the jar; its process lives in the current folder."""
 
     def __init__(self, program: str) -> None:
@@ -199,7 +199,7 @@ for line in sys.stdin:
 @pytest.fixture
 def jar_folder(monkeypatch, tmp_path):
     (tmp_path / "meteor-1.5.jar").touch()
-    monkeypatch.setattr(nlg_metrics, "_meteor_jar", lambda: tmp_path / "meteor-1.5.jar")
+    monkeypatch.setattr(meteor, "meteor_jar", lambda: tmp_path / "meteor-1.5.jar")
 
 
 def test_every_answer_of_an_evaluation_is_read_before_the_next_begins(jar_folder):

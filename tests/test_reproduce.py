@@ -23,7 +23,8 @@ SMALL = {"train_rows": 24, "epochs": 1, "warmup_steps": 1, "beams": 2, "max_new_
 def small_runs(tmp_path, monkeypatch):
     """Table 3 at `quick` with settings small enough for seconds; records and checkpoints in tmp_path."""
     monkeypatch.setattr(paths, "RESULTS", tmp_path / "results")
-    monkeypatch.setattr(runs, "CHECKPOINTS", tmp_path / "checkpoints")
+    for module in (paths, runs):
+        monkeypatch.setattr(module, "CHECKPOINTS", tmp_path / "checkpoints")
     shrunk = {}
     for name, experiment in experiments.EXPERIMENTS.items():
         quick = experiment.changes.get("quick", {}) | SMALL

@@ -1,0 +1,207 @@
+"""All runs of a table: what is not recorded, in an order in which it can be done, several at a time.
+
+    python code/reproduce.py sweep table2 --scale cpu --seeds 0 1 2 3 4 --workers 2
+
+A run that was interrupted continues from its checkpoint, a run that another process is doing is left to it (so two
+sweeps share the work), and a run whose worker dies is tried once more, then marked as failed and passed over.
+"""
+
+from __future__ import annotations
+
+import signal
+import time
+from collections import Counter
+from dataclasses import asdict, dataclass
+from statistics import median
+from typing import Any
+
+import records
+from experiments import resolve
+from result_tables import seeds_of
+from tasks import TASKS
+from workers import INTERRUPTED, POLL_SECONDS, TAKEN, InProcess, Processes, RayCluster, Run, taken
+
+ATTEMPTS = 2
+LOG_LINES = 20  # of a dead worker's log, kept with the note of its failure
+
+
+def in_order(work: list[Run]) -> list[Run]:
+    """The work, and what it starts from where that is not recorded; each run after the one it starts from."""
+    ordered: list[Run] = []
+
+    def add(run: Run) -> None:
+        if not run.recorded and (start := run.start) and not start.recorded:
+            add(start)
+        if run not in ordered:
+            ordered.append(run)
+
+    for run in work:
+        add(run)
+    return ordered
+
+
+Minutes = list[tuple[float, float]]  # estimated and spent
+
+
+def minutes_left(waiting: list[float], running: Minutes, finished: Minutes, slots: int, slow: float) -> float:
+    """Minutes until all is done, from the estimates of what waits, and both of what runs and what has finished.
+
+    Estimates are corrected by what the finished runs took, or by the factor `slow` while none has finished.
+    """
+    pace = sum(spent for _, spent in finished) / sum(minutes for minutes, _ in finished) if finished else slow
+    left = [pace * minutes for minutes in waiting] + [max(0.0, pace * minutes - spent) for minutes, spent in running]
+    return sum(left) / slots
+
+
+def main_score(record: dict[str, Any]) -> tuple[str, float]:
+    """The metric that the record's task is judged by, or what a learning rate was chosen by, and its value."""
+    if "scores" in record:
+        metric = TASKS[record["settings"]["task"]].main_metric
+        return metric, record["scores"][metric]
+    metric = "selection_score" if "selection_score" in record else "dev_loss"
+    return metric, record[metric]
+
+
+def alarming(record: dict[str, Any]) -> bool:
+    return bool(record.get("scores", {}).get("alarm"))
+
+
+@dataclass
+class Started:
+    run: Run
+    handle: Any
+    at: float  # seconds of time.time()
+
+    @property
+    def minutes(self) -> float:
+        return (time.time() - self.at) / 60
+
+
+class Sweep:
+    """The runs of a sweep and how far they are: `run` does them, `failed` says which were not finished, and why."""
+
+    def __init__(self, work: list[Run], workers: InProcess | Processes | RayCluster, minutes: dict[str, float]):
+        """`minutes`: what a run of each experiment takes, by name."""
+        self.runs, self.workers, self.minutes = in_order(work), workers, minutes
+        self.waiting = [run for run in self.runs if not run.recorded]
+        self.running: dict[int, Started] = {}  # by slot
+        self.spent: Minutes = []  # of finished runs
+        self.attempts: Counter[str] = Counter()
+        self.failed: dict[str, str] = {}
+
+    def run(self) -> None:
+        """Do what is not recorded. KeyboardInterrupt, when the workers have saved their state, after a stop."""
+        if elsewhere := sum(map(taken, self.waiting)):
+            self.say(f"{elsewhere} of them are being done by another process")
+        try:
+            while self.waiting or self.running:
+                self.leave_out()
+                self.start()
+                if not self.collect():
+                    time.sleep(POLL_SECONDS)
+        except KeyboardInterrupt:
+            self.say(f"stopping; {len(self.running)} runs save their state first")
+            self.workers.stop([started.handle for started in self.running.values()])
+            raise
+
+    def leave_out(self) -> None:
+        """What another process has finished by now, and what cannot be started any more."""
+        for run in list(self.waiting):
+            if run.recorded:
+                self.waiting.remove(run)
+                self.say(f"{run}: recorded by another process")
+            elif str(run.start) in self.failed:
+                self.give_up(run, f"not started: {run.start}, which it starts from, was not finished")
+
+    def start(self) -> None:
+        """Give every free worker a run that nobody is doing and that does not wait for another one."""
+        for slot in set(range(self.workers.slots)) - self.running.keys():
+            open_runs = [*self.waiting, *(started.run for started in self.running.values())]
+            ready = (run for run in self.waiting if run.start not in open_runs and not taken(run))
+            if run := next(ready, None):
+                self.say(f"{run} starts, about {self.minutes[run.experiment.name]:.1f} min")
+                self.waiting.remove(run)
+                self.attempts[str(run)] += 1
+                at = time.time()
+                self.running[slot] = Started(run, self.workers.start(run, slot), at)
+
+    def collect(self) -> bool:
+        """Settle the runs that have ended; whether there were any."""
+        codes = {slot: self.workers.poll(started.handle) for slot, started in self.running.items()}
+        ended = {slot: code for slot, code in codes.items() if code is not None}
+        for slot, code in ended.items():
+            self.settle(self.running.pop(slot), code)
+        return bool(ended)
+
+    def settle(self, ended: Started, code: int) -> None:
+        run, how = ended.run, f"was killed by {signal.Signals(-code).name}" if code < 0 else f"ended with code {code}"
+        if code == 0 or run.recorded:
+            self.spent.append((self.minutes[run.experiment.name], ended.minutes))
+            self.say(f"{run}: {self.shown(run)} in {ended.minutes:.1f} min")
+        elif code == TAKEN:  # another process was faster
+            self.attempts[str(run)] -= 1
+            self.waiting.append(run)
+        elif code == INTERRUPTED:
+            self.give_up(run, "interrupted; the same command continues it")
+        elif self.attempts[str(run)] < ATTEMPTS:
+            self.waiting.insert(0, run)
+            self.say(f"{run} {how} and is tried once more; see {run.log}")
+        else:
+            self.mark_failed(ended, code, how)
+            self.give_up(run, f"{how}, {ATTEMPTS} times; see {run.log}")
+
+    def mark_failed(self, ended: Started, code: int, how: str) -> None:
+        """Note the failure where the run could not do it itself, as one that is killed cannot."""
+        run = ended.run
+        notes = records.record_path(run.experiment.name, run.scale, run.seed).parent / "unfinished"
+        own = notes.glob(f"{records.run_id(run.experiment.name, run.seed)}--*.json")
+        if any(note.stat().st_mtime >= ended.at for note in own):
+            return
+        log = run.log.read_text(encoding="utf-8", errors="replace").splitlines() if run.log.exists() else []
+        records.write_unfinished(
+            {
+                "name": run.experiment.name, "scale": run.scale, "seed": run.seed, "status": "failed",
+                "error": f"its worker {how}, {ATTEMPTS} times", "exit_code": code, "log": log[-LOG_LINES:],
+                "settings": asdict(resolve(run.experiment, run.scale)), **records.provenance(),
+            }
+        )  # fmt: skip
+
+    def give_up(self, run: Run, why: str) -> None:
+        if run in self.waiting:
+            self.waiting.remove(run)
+        self.failed[str(run)] = why
+        self.say(f"{run}: {why}")
+
+    def shown(self, run: Run) -> str:
+        record = records.read_record(run.experiment.name, run.scale, run.seed)
+        return "{} {:.4f}".format(*main_score(record)) if record else "recorded"
+
+    def say(self, message: str) -> None:
+        waiting = [self.minutes[run.experiment.name] for run in self.waiting]
+        running = [(self.minutes[s.run.experiment.name], s.minutes) for s in self.running.values()]
+        left = minutes_left(waiting, running, self.spent, self.workers.slots, self.workers.slowdown)
+        done = len(self.runs) - len(waiting) - len(running) - len(self.failed)
+        print(f"[{done} of {len(self.runs)} done, about {left:.0f} min left] {message}", flush=True)
+
+    def summary(self) -> str:
+        """For every experiment: seeds, median, least and greatest, and each seed's main metric."""
+        seeds = sorted({run.seed for run in self.runs})
+        rows = [["experiment", "metric", "n", "median", "min", "max", *(f"seed {seed}" for seed in seeds)]]
+        for experiment in {run.experiment.name: run.experiment for run in self.runs}.values():
+            found = {r["seed"]: r for r in seeds_of(experiment, self.runs[0].scale) if r["seed"] in seeds}
+            values = {seed: main_score(record) for seed, record in found.items()}
+            scores = [value for _, value in values.values()]
+            spread = [f"{f(scores):.4f}" if scores else "-" for f in (median, min, max)]
+            cells = [
+                f"{values[seed][1]:.4f}{'!' if alarming(found[seed]) else ''}" if seed in values
+                else "failed" if f"{experiment.name} seed {seed}" in self.failed else "-"
+                for seed in seeds
+            ]  # fmt: skip
+            metric = next(iter(values.values()))[0] if values else "-"
+            rows.append([experiment.name, metric, str(len(scores)), *spread, *cells])
+        widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+        lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
+        if any("!" in line for line in lines):
+            lines.append("!: one class takes nearly all predictions, or the score is no better than the largest class")
+        lines += [f"not finished: {run}: {why}" for run, why in self.failed.items()]
+        return "\n".join(lines)

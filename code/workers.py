@@ -1,0 +1,258 @@
+"""Who does a run: this process, processes beside it, or a Ray cluster; and the lock that keeps it to one of them.
+
+A group of workers has `slots` (runs at a time) and `slowdown` (how much longer a run takes because the others share
+the machine); `start(run, slot)` gives a handle, `poll(handle)` the exit code or None while it runs, and `stop(handles)`
+returns when every run has saved its state. `sweeps.py` decides what is started when.
+
+A run of a worker is a process of its own, `reproduce.py run NAME ...`, with a log beside its checkpoints:
+
+    CHECKPOINTS/<scale>/<run id>.log and .lock
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+import traceback
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import paths
+import records
+from experiments import find, resolve
+from settings import Experiment
+
+TAKEN = os.EX_TEMPFAIL  # exit code of a run that another process is doing
+INTERRUPTED = 128 + signal.SIGINT  # exit code of a run that was stopped, as shells have it
+POLL_SECONDS = 0.5
+
+
+class RunTaken(RuntimeError):
+    """Another process is doing the run."""
+
+
+@dataclass(frozen=True)
+class Run:
+    """One experiment at one scale with one seed: the unit of work."""
+
+    experiment: Experiment
+    scale: str
+    seed: int
+    data_dir: Path | None = None
+
+    def __str__(self) -> str:
+        return f"{self.experiment.name} seed {self.seed}"
+
+    @property
+    def recorded(self) -> bool:
+        return records.record_path(self.experiment.name, self.scale, self.seed).exists()
+
+    @property
+    def log(self) -> Path:
+        return paths.CHECKPOINTS / self.scale / f"{records.run_id(self.experiment.name, self.seed)}.log"
+
+    @property
+    def start(self) -> Run | None:
+        """The run whose adapter this one starts from."""
+        name = resolve(self.experiment, self.scale).start_from
+        return Run(find(name), self.scale, self.seed, self.data_dir) if name else None
+
+    @property
+    def command(self) -> list[str]:
+        """What a worker gives to Python."""
+        command = [str(paths.ROOT / "code" / "reproduce.py"), "run", self.experiment.name]
+        command += ["--scale", self.scale, "--seed", str(self.seed)]
+        return command + (["--data-dir", str(self.data_dir.resolve())] if self.data_dir else [])
+
+
+def first_process() -> bool:
+    """Whether this is the process that evaluates and records: always, but in the others of `accelerate launch`."""
+    return os.environ.get("RANK", "0") == "0"
+
+
+@contextmanager
+def run_lock(run: Run) -> Iterator[None]:
+    """Hold the run; RunTaken where another process does.
+
+    The kernel lets go of the lock when the process ends, however it ends. The file stays: if it were removed, a
+    process that has it open and one that creates it anew would both hold "the" lock.
+    """
+    if not first_process():
+        yield  # the first process holds it for all
+        return
+    path = run.log.with_name(run.log.name.removesuffix(".log") + ".lock")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("a+") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            file.seek(0)
+            holder = file.read() or "another process"
+            raise RunTaken(f"{run} at scale {run.scale} is being done by {holder}: wait for it, or stop it") from None
+        file.truncate(0)
+        file.write(f"process {os.getpid()} on {socket.gethostname()}")
+        file.flush()
+        yield
+
+
+def taken(run: Run) -> bool:
+    try:
+        with run_lock(run):
+            return False
+    except RunTaken:
+        return True
+
+
+def do(run: Run, say: Callable[[str], None] = print) -> dict[str, Any]:
+    """The run in this process, its start before it; the record. RunTaken where another process is doing it.
+
+    Under `accelerate launch` the processes share this one run, so its start has to be recorded: ValueError if not.
+    """
+    import runs
+
+    if run.start and not run.recorded and not run.start.recorded:
+        if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+            raise ValueError(f"{run} starts from {run.start}, which is not recorded: run that first")
+        do(run.start, say)
+    with run_lock(run):
+        return runs.run(run.experiment, run.scale, run.seed, run.data_dir, say)
+
+
+def launch(command: list[str], environment: dict[str, str], log: Path) -> subprocess.Popen:
+    """Python in a session of its own, so that Ctrl-C reaches it only through who started it; output goes to `log`."""
+    log.parent.mkdir(parents=True, exist_ok=True)
+    with log.open("ab") as output:
+        return subprocess.Popen(
+            [sys.executable, *command], env=os.environ | environment, stdin=subprocess.DEVNULL, stdout=output,
+            stderr=subprocess.STDOUT, start_new_session=True,
+        )  # fmt: skip
+
+
+def folders() -> dict[str, str]:
+    return {"LORA_RESULTS_DIR": str(paths.RESULTS), "LORA_CHECKPOINT_DIR": str(paths.CHECKPOINTS)}
+
+
+class InProcess:
+    """One run after the other, here; a handle is the exit code that a process would have had."""
+
+    slots, slowdown = 1, 1.0
+
+    def start(self, run: Run, slot: int) -> int:
+        try:
+            do(run)
+        except RunTaken:
+            return TAKEN
+        except Exception:
+            traceback.print_exc()
+            return 1
+        return 0
+
+    def poll(self, code: int) -> int:
+        return code
+
+    def stop(self, codes: list[int]) -> None:
+        """A stop reached the run itself."""
+
+
+class Processes:
+    """Several runs on this machine: one a GPU, or the processor's threads divided among them."""
+
+    def __init__(self, slots: int):
+        import torch
+
+        self.slots = slots
+        everywhere = ",".join(map(str, range(torch.cuda.device_count())))
+        self.gpus = [gpu for gpu in os.environ.get("CUDA_VISIBLE_DEVICES", everywhere).split(",") if gpu]
+        self.threads = max(1, torch.get_num_threads() // slots)
+        self.slowdown = slots / max(1, min(slots, len(self.gpus)))
+
+    def environment(self, slot: int) -> dict[str, str]:
+        gpu = {"CUDA_VISIBLE_DEVICES": self.gpus[slot % len(self.gpus)]} if self.gpus else {}
+        return folders() | {"OMP_NUM_THREADS": str(self.threads)} | gpu
+
+    def start(self, run: Run, slot: int) -> subprocess.Popen:
+        return launch(run.command, self.environment(slot), run.log)
+
+    def poll(self, process: subprocess.Popen) -> int | None:
+        return process.poll()
+
+    def stop(self, processes: list[subprocess.Popen]) -> None:
+        for process in processes:
+            process.terminate()
+        try:
+            for process in processes:
+                process.wait()
+        except KeyboardInterrupt:  # a second one: now, without saving
+            for process in processes:
+                process.kill()
+            raise
+
+
+def on_node(command: list[str], environment: dict[str, str], log: Path) -> int:
+    """A Ray task: the run as a process of the node; stopped, and waited for, when the task is cancelled."""
+    if not Path(command[0]).exists():
+        raise FileNotFoundError(
+            f"{socket.gethostname()} has no {command[0]}: the repository, its results and its checkpoints have to be "
+            "in the same place on every node, on a file system that they share"
+        )
+    process = launch(command, environment, log)
+    try:
+        while process.poll() is None:
+            time.sleep(POLL_SECONDS)
+    except KeyboardInterrupt:
+        process.terminate()
+    return process.wait()
+
+
+class RayCluster:
+    """One run a GPU of a Ray cluster, or `slots` runs that share its processors where it has no GPU.
+
+    `address` is that of `ray.init`: None is the cluster of RAY_ADDRESS, or a new one on this machine. Raises
+    ValueError where Ray is not installed.
+    """
+
+    slowdown = 1.0
+
+    def __init__(self, address: str | None = None, slots: int | None = None):
+        try:
+            import ray
+        except ModuleNotFoundError:
+            raise ValueError("--engine ray needs Ray, which is not installed: pip install 'ray>=2.40,<3'") from None
+        self.ray = ray
+        ray.init(address=address, log_to_driver=False, logging_level="ERROR", ignore_reinit_error=True)
+        there = ray.cluster_resources()
+        gpus, processors = int(there.get("GPU", 0)), int(there.get("CPU", 1))
+        self.slots = min(slots or gpus, gpus) if gpus else slots or 1
+        self.threads = max(1, processors // self.slots)
+        share = {"num_gpus": 1} if gpus else {"num_cpus": self.threads}
+        self.task = ray.remote(max_retries=0, **share)(on_node)
+
+    def start(self, run: Run, slot: int) -> tuple[Any, Run]:
+        environment = folders() | {"OMP_NUM_THREADS": str(self.threads)}
+        return self.task.remote(run.command, environment, run.log), run
+
+    def poll(self, handle: tuple[Any, Run]) -> int | None:
+        task, run = handle
+        if not self.ray.wait([task], timeout=0)[0]:
+            return None
+        try:
+            return self.ray.get(task)
+        except self.ray.exceptions.RayError as error:  # the node was lost, or does not see the repository
+            run.log.parent.mkdir(parents=True, exist_ok=True)
+            with run.log.open("a", encoding="utf-8") as log:
+                log.write(f"{error}\n")
+            return 1
+
+    def stop(self, handles: list[tuple[Any, Run]]) -> None:
+        for task, _ in handles:
+            self.ray.cancel(task)
+        while any(taken(run) for _, run in handles):  # a cancelled task is over for Ray before its process is
+            time.sleep(POLL_SECONDS)

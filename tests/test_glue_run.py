@@ -1,0 +1,415 @@
+"""A GLUE run: what is trained, kept and recorded, which epoch is reported, what another task's adapter gives."""
+
+import json
+import zlib
+from dataclasses import replace
+from importlib.util import find_spec
+
+import pytest
+import torch
+from transformers import BertConfig, DebertaV2Config, RobertaConfig
+
+import experiments
+import glue_data
+import glue_metrics
+import glue_run
+import paths
+import records
+import runs
+import training
+from evaluation import classify
+from experiments_glue import GLUE, LORA
+from glue_run import HELD_OUT, mean_training_loss
+from lora import load_lora, lora_layers, save_lora
+from methods import apply_method
+from models import FAMILIES, MINILM_PACKAGE, architecture, head_parameters, load_model, load_tokenizer
+from tasks import TASKS
+from training import TrainingResult, train
+
+NAME = "table2/roberta-base/mrpc/lora-r8"
+SMALL = {"train_rows": 48, "epochs": 2, "max_length": 24, "precision": "float32"}
+SHAPE = {
+    "hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 32, "vocab_size": 50,
+    "max_position_embeddings": 40,
+}  # fmt: skip
+CONFIGS = {
+    "minilm": (BertConfig, {}),
+    "roberta-base": (RobertaConfig, {"type_vocab_size": 1}),
+    "deberta-v2-xxlarge": (DebertaV2Config, {"relative_attention": True, "pos_att_type": "p2c|c2p"}),
+}
+ENCODERS = pytest.mark.parametrize("name", CONFIGS)
+FULL = replace(GLUE, task="mrpc", learning_rate=1e-2, warmup_ratio=0.0, epochs=1, batch_size=8, keep="last")
+PAIRS = replace(FULL, **LORA, rank=2, alpha=4.0)
+
+
+def tiny(name, outputs=2, head_dropout=None):
+    """The architecture of `name`, one layer of width 16; every weight is drawn from a seed of its own name's."""
+    config_class, more = CONFIGS[name]
+    config = config_class(**SHAPE, **more, num_labels=outputs)
+    model_class = next(model for known, model in FAMILIES.values() if known is config_class)
+    model = model_class(config)
+    for parameter_name, parameter in model.named_parameters():
+        generator = torch.Generator().manual_seed(zlib.crc32(parameter_name.encode()))
+        parameter.data.normal_(float("LayerNorm.weight" in parameter_name), 0.3, generator=generator)
+    return model
+
+
+def prepared(settings, outputs=2):
+    model = tiny(settings.model, outputs)
+    apply_method(model, settings)
+    return model
+
+
+def some_rows(number=8, labels=(0, 1)):
+    lengths = torch.randint(3, 12, (number,), generator=torch.Generator().manual_seed(0)).tolist()
+    return [
+        {"input_ids": [(7 * i + j) % 40 + 5 for j in range(length)], "label": labels[i % len(labels)]}
+        for i, length in enumerate(lengths)
+    ]
+
+
+def collate(rows):
+    return glue_data.collate(rows, 1)
+
+
+def values(model):
+    return {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
+
+
+def moved(model, settings, folder):
+    """Names of the parameters that training changes in any bit."""
+    before = values(model)
+    train(model, some_rows(), settings, 0, folder, glue_run._loss, lambda *_: {"loss": 0.0}, collate=collate)
+    return {name for name, value in values(model).items() if not torch.equal(value, before[name])}
+
+
+# what is trained
+
+
+@ENCODERS
+def test_with_lora_the_pairs_and_the_whole_head_move_and_no_bit_of_the_backbone(name, tmp_path):
+    model = prepared(replace(PAIRS, model=name))
+    pairs = {n for n, _ in model.named_parameters() if "lora_" in n}
+    assert len(pairs) == 2 * 2  # A and B, query and value
+    assert moved(model, PAIRS, tmp_path) == pairs | set(head_parameters(model))
+
+
+@ENCODERS
+def test_a_head_that_is_frozen_does_not_move(name, tmp_path):
+    model = prepared(replace(PAIRS, model=name))
+    for parameter in head_parameters(model).values():
+        parameter.requires_grad_(False)
+    assert all("lora_" in n for n in moved(model, PAIRS, tmp_path))
+
+
+@ENCODERS
+def test_full_fine_tuning_trains_everything(name, tmp_path):
+    model = prepared(replace(FULL, model=name))
+    assert all(parameter.requires_grad for parameter in model.parameters())
+    assert moved(model, FULL, tmp_path) == set(values(model))
+
+
+def decayed_names(model, settings, folder, monkeypatch):
+    groups = []
+
+    class Watched(training.OfficialAdamW):
+        def __init__(self, parameters, **others):
+            groups.extend(parameters)
+            super().__init__(parameters, **others)
+
+    monkeypatch.setattr(training, "OfficialAdamW", Watched)
+    moved(model, settings, folder)
+    names = {id(parameter): name for name, parameter in model.named_parameters()}
+    found = {decay: set() for decay in (0.0, settings.weight_decay)}
+    for group in groups:
+        found[group["weight_decay"]] |= {names[id(parameter)] for parameter in group["params"]}
+    return found[settings.weight_decay], found[0.0]
+
+
+@ENCODERS
+@pytest.mark.parametrize("settings", [FULL, PAIRS], ids=["full", "lora"])
+def test_weight_decay_falls_on_matrices_only(name, settings, tmp_path, monkeypatch):
+    model = prepared(replace(settings, model=name))
+    decayed, spared = decayed_names(model, settings, tmp_path, monkeypatch)
+    trained = {n: p for n, p in model.named_parameters() if p.requires_grad}
+    assert decayed == {n for n, p in trained.items() if p.dim() > 1}
+    assert spared == {n for n, p in trained.items() if p.dim() == 1}  # biases and LayerNorms
+    assert any(n.endswith("classifier.bias") or n.endswith("out_proj.bias") for n in spared)
+
+
+def test_weight_decay_on_everything_is_another_setting(tmp_path, monkeypatch):
+    settings = replace(PAIRS, decay="all")
+    decayed, spared = decayed_names(prepared(settings), settings, tmp_path, monkeypatch)
+    assert not spared
+    assert any(n.endswith("bias") for n in decayed)
+
+
+def test_a_model_whose_head_does_not_fit_the_task_is_refused():
+    with pytest.raises(
+        ValueError, match=r"gpt2-mini does not fit mrpc: a GLUE task needs an encoder .* found GPT2LMHead"
+    ):
+        apply_method(architecture("gpt2-mini", 2), replace(FULL, model="gpt2-mini"))
+    with pytest.raises(ValueError, match=r"minilm does not fit e2e: .* E2E a GPT-2; found BertForSequence"):
+        apply_method(architecture("minilm"), replace(FULL, model="minilm", task="e2e"))
+
+
+# what is measured
+
+
+@ENCODERS
+@pytest.mark.parametrize("labels", [(0, 1, 2), (0.5, 4.0)], ids=["classes", "numbers"])
+def test_predictions_stand_in_the_order_of_the_rows_and_the_loss_is_their_mean(name, labels):
+    rows, outputs = some_rows(13, labels), 3 if labels == (0, 1, 2) else 1
+    model = tiny(name, outputs).eval()
+    mean = torch.stack([model(**collate([row])).logits.view(-1) for row in rows]).mean(0).detach()
+    list(head_parameters(model).values())[-1].data -= mean  # so that not every row is of one class
+    model.train()
+    predictions, loss = classify(model, rows, collate, FULL, batch_size=4)
+    assert model.training
+    model.eval()
+    alone = [model(**collate([row])) for row in rows]
+    expected = [(o.logits.argmax() if outputs > 1 else o.logits.squeeze()).item() for o in alone]
+    assert len(set(expected)) > 1  # else the order would not show
+    assert predictions == pytest.approx(expected, abs=1e-5)
+    assert loss == pytest.approx(sum(o.loss.item() for o in alone) / 13, abs=1e-5)
+
+
+def test_training_loss_of_an_epoch_is_the_mean_of_its_logs_by_their_share():
+    history = [{"epoch": 0.5, "loss": 4.0}, {"epoch": 1.0, "loss": 2.0}, {"epoch": 1.0, "eval_loss": 9.0}]
+    assert mean_training_loss(history, 1) == 3.0
+    assert mean_training_loss(history, 2) is None
+    assert mean_training_loss([*history, {"epoch": 4.0, "loss": 1.0}], 3) == 1.0  # more than one epoch a log
+    assert mean_training_loss([{"epoch": 0.75, "loss": 4.0}, {"epoch": 1.5, "loss": 1.0}], 1) == pytest.approx(3.25)
+
+
+# which epoch is reported
+
+
+def reported(monkeypatch, folder, held_out, validation, evaluate="test"):
+    """The record of a run whose accuracies are made up: one number an epoch for each of the two splits."""
+    made_up = {HELD_OUT: held_out, "validation": validation}
+    examples = [glue_data.Example((str(i),), i % 2) for i in range(100)]
+    asked = []
+
+    def load(task, split, data_dir):
+        asked.append(split)
+        return glue_data.GlueSplit(list(examples), split == "train")
+
+    def fake_encode(examples, tokenizer, max_length):
+        return glue_data.Encoded([{"label": example.label} for example in examples], 0)
+
+    def fake_classify(model, rows, collate, settings):
+        share = made_up[HELD_OUT if len(rows) == 10 else "validation"][model.epoch - 1]
+        right = round(share * len(rows))
+        return [row["label"] if i < right else 1 - row["label"] for i, row in enumerate(rows)], 1.0
+
+    def fake_train(model, rows, settings, seed, folder, loss, validate, best, collate):
+        for model.epoch in range(1, len(held_out) + 1):
+            chosen_by.append(validate(model, model.epoch)[best[0]])
+        return TrainingResult(0, 0.0, 0, 0.0, 0, [])
+
+    chosen_by = []
+    monkeypatch.setattr(glue_data, "load_glue", load)
+    monkeypatch.setattr(glue_data, "encode", fake_encode)
+    monkeypatch.setattr(glue_run, "classify", fake_classify)
+    monkeypatch.setattr(glue_run, "train", fake_train)
+    settings = replace(FULL, task="sst2", epochs=len(held_out), evaluate=evaluate)
+    tokenizer = type("Tokenizer", (), {"pad_token_id": 0})()
+    model = torch.nn.Linear(1, 1)
+    record, _ = glue_run.train_and_score(model, tokenizer, settings, 0, folder, None, lambda _: None)
+    return record, chosen_by, set(asked)
+
+
+def test_the_papers_figure_is_the_best_epoch_of_the_reported_split_and_the_honest_one_is_not(tmp_path, monkeypatch):
+    record, chosen_by, _ = reported(monkeypatch, tmp_path, held_out=(0.7, 0.9, 0.8), validation=(0.6, 0.65, 0.95))
+    assert record["selected_epoch"] == {"held_out": 2, "reported": 3}
+    assert record["scores"]["accuracy"] == 0.95
+    assert record["honest_scores"]["accuracy"] == 0.65
+    assert chosen_by == [0.6, 0.65, 0.95]  # the epoch whose weights are kept is the paper's
+    assert [row[HELD_OUT]["accuracy"] for row in record["epochs"]] == [0.7, 0.9, 0.8]
+
+
+def test_the_reported_split_never_chooses_the_honest_epoch(tmp_path, monkeypatch):
+    for number, validation in enumerate([(0.1, 0.5, 0.99), (0.99, 0.5, 0.1), (0.5, 0.99, 0.5)]):
+        record, _, _ = reported(monkeypatch, tmp_path / str(number), (0.7, 0.8, 0.9), validation)
+        assert record["selected_epoch"]["held_out"] == 3
+        assert record["honest_scores"]["accuracy"] == validation[2]
+        assert record["scores"]["accuracy"] == 0.99
+
+
+def test_of_equal_epochs_the_first_is_reported(tmp_path, monkeypatch):
+    record, _, _ = reported(monkeypatch, tmp_path, (0.8, 0.9, 0.9), (0.5, 0.5, 0.4))
+    assert record["selected_epoch"] == {"held_out": 2, "reported": 1}
+
+
+def test_a_run_that_chooses_settings_never_opens_the_reported_split(tmp_path, monkeypatch):
+    record, chosen_by, asked = reported(monkeypatch, tmp_path, (0.7, 0.9), (0.1, 0.1), evaluate="selection")
+    assert asked == {"train"}
+    assert chosen_by == [0.7, 0.9]
+    assert record["selection_score"] == 0.9
+    assert "scores" not in record and "honest_scores" not in record
+    assert set(record["epochs"][0]) == {"epoch", "training_loss", HELD_OUT}
+
+
+# what another task's adapter gives
+
+
+@pytest.fixture
+def mnli_adapter(tmp_path, monkeypatch):
+    """An adapter of three outputs for a tiny model, every number of it moved; and the model that starts from it."""
+    monkeypatch.setattr(runs, "load_model", tiny)
+
+    def build(name):
+        settings = replace(PAIRS, model=name, start_from="table2/x/mnli/lora-r2")
+        trained = prepared(settings, outputs=3)
+        for parameter in trained.parameters():
+            if parameter.requires_grad:
+                parameter.data += torch.randn(parameter.shape)
+        save_lora(trained, tmp_path / "mnli")
+        model = prepared(settings)
+        return settings, trained, model, tmp_path / "mnli"
+
+    return build
+
+
+@pytest.mark.parametrize(
+    ("name", "carried_head"),
+    [
+        ("roberta-base", set()),
+        ("deberta-v2-xxlarge", {"pooler.dense.weight", "pooler.dense.bias"}),
+        ("minilm", {"bert.pooler.dense.weight", "bert.pooler.dense.bias"}),
+    ],
+)
+def test_the_mnli_start_carries_the_pairs_and_a_pooler_and_leaves_the_rest_fresh(name, carried_head, mnli_adapter):
+    settings, trained, model, folder = mnli_adapter(name)
+    before, source = values(model), values(trained)
+    runs._carry_over(model, settings, folder)
+    carried = {n for n, value in values(model).items() if not torch.equal(value, before[n])}
+    assert carried == {n for n in before if "lora_" in n} | carried_head
+    assert all(torch.equal(values(model)[n], source[n]) for n in carried)
+    assert all(p.requires_grad == (n in head_parameters(model) or "lora_" in n) for n, p in model.named_parameters())
+
+
+def test_a_start_whose_adapter_is_gone_says_what_to_do(mnli_adapter, tmp_path):
+    settings, _, model, _ = mnli_adapter("roberta-base")
+    with pytest.raises(FileNotFoundError, match=r"table2/x/mnli/lora-r2 is recorded, but its adapter is not in .*gone"):
+        runs._carry_over(model, settings, tmp_path / "gone")
+
+
+def test_the_experiment_that_a_run_starts_from_is_run_first_with_the_same_seed(tmp_path, monkeypatch):
+    monkeypatch.setattr(paths, "RESULTS", tmp_path / "results")
+    monkeypatch.setattr(runs, "CHECKPOINTS", tmp_path / "checkpoints")
+    asked = []
+
+    def measure(settings, seed, folder, adapter, data_dir, start):
+        asked.append((settings.task, seed, start))
+        adapter.mkdir(parents=True)
+        return {}, []
+
+    monkeypatch.setattr(runs, "measure", measure)
+    runs.run(experiments.find(NAME), "paper", 3, say=lambda _: None)
+    mnli = runs.adapter_folder("table2/roberta-base/mnli/lora-r8", "paper", 3)
+    assert asked == [("mnli", 3, None), ("mrpc", 3, mnli)]
+    assert [r["name"] for r in records.read_records("paper")] == ["table2/roberta-base/mnli/lora-r8", NAME]
+
+
+# a real run
+
+
+@pytest.fixture(scope="module")
+def minilm_run(tmp_path_factory):
+    """LoRA r=8 of MiniLM on 48 built-in paraphrases, two epochs: its record, its model, its folders."""
+    if find_spec(MINILM_PACKAGE) is None:
+        pytest.skip(f"needs MiniLM's weights: the package {MINILM_PACKAGE} of requirements.txt is not installed")
+    folder, kept, load = tmp_path_factory.mktemp("minilm"), [], glue_data.load_glue
+
+    def load_some(name, split, data_dir=None):
+        return replace(found := load(name, split, data_dir), examples=found.examples[:60])
+
+    def save_and_keep(model, adapter):
+        kept.append(model)
+        save_lora(model, adapter)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(paths, "RESULTS", folder / "results")
+        patch.setattr(runs, "CHECKPOINTS", folder / "checkpoints")
+        patch.setattr(runs, "save_lora", save_and_keep)
+        patch.setattr(glue_data, "load_glue", load_some)
+        experiment = experiments.find(NAME)
+        experiment = replace(experiment, changes={"quick": experiment.changes["quick"] | SMALL})
+        record = runs.run(experiment, "quick", 0, say=lambda _: None)
+        again = runs.run(experiment, "quick", 0, say=lambda _: None)
+        lines = records.predictions_path(NAME, "quick", 0).read_text(encoding="utf-8").splitlines()
+        splits = {split: load_some(record["settings"]["task"], split).examples for split in ("train", "validation")}
+        adapter = runs.adapter_folder(NAME, "quick", 0)
+    assert json.dumps(again) == json.dumps(record)
+    assert len(kept) == 1
+    return {
+        "record": record, "model": kept[0], "adapter": adapter, "predictions": [json.loads(line) for line in lines],
+        "splits": splits, "folder": folder,
+    }  # fmt: skip
+
+
+def test_a_real_run_counts_the_head_apart(minilm_run):
+    parameters = minilm_run["record"]["parameters"]
+    assert parameters["trainable"] == 6 * 2 * 8 * (384 + 384) == 73_728
+    assert parameters["head"] == (384 * 384 + 384) + (2 * 384 + 2) == 148_610
+
+
+def test_a_real_run_records_every_epoch_on_the_held_out_and_the_reported_split(minilm_run):
+    record = minilm_run["record"]
+    assert record["status"] == "finished"
+    assert [row["epoch"] for row in record["epochs"]] == [1, 2]
+    for row in record["epochs"]:
+        assert row["training_loss"] > 0
+        for split, rows in ((HELD_OUT, 6), ("validation", 60)):
+            assert row[split]["loss"] > 0
+            assert sum(row[split]["predictions_per_class"].values()) == rows
+            assert {"accuracy", "f1", "precision", "recall", "alarm"} <= set(row[split])
+    reported, honest = (record["selected_epoch"][rule] - 1 for rule in ("reported", "held_out"))
+    assert record["scores"] == record["epochs"][reported]["validation"]
+    assert record["honest_scores"]["accuracy"] == record["epochs"][honest]["validation"]["accuracy"]
+    assert record["scores"]["accuracy"] >= record["honest_scores"]["accuracy"]
+
+
+def test_a_real_run_says_how_many_rows_it_had_and_how_many_were_cut(minilm_run):
+    record, tokenizer = minilm_run["record"], load_tokenizer("minilm")
+    assert record["rows"] == {"train": 48, "validation": 60, HELD_OUT: 6}
+    assert record["subset"] == {"train": False, "validation": False}  # what the file is; `rows` says what was taken
+    lengths = [len(tokenizer(*example.texts).input_ids) for example in minilm_run["splits"]["validation"]]
+    assert record["truncated"]["validation"] == sum(length > SMALL["max_length"] for length in lengths) > 0
+    assert set(record["data_fingerprint"]) == {"train", "validation", HELD_OUT}
+
+
+def test_the_scores_of_a_real_run_follow_from_its_predictions(minilm_run):
+    record, predictions = minilm_run["record"], minilm_run["predictions"]
+    task = TASKS["paraphrase-builtin"]
+    scores = glue_metrics.score(task, [p["prediction"] for p in predictions], [p["label"] for p in predictions])
+    assert scores | {"loss": record["scores"]["loss"]} == record["scores"]
+    assert [tuple(p["texts"]) for p in predictions] == [e.texts for e in minilm_run["splits"]["validation"]]
+
+
+def test_in_a_real_run_the_backbone_keeps_every_bit_while_pooler_and_classifier_move(minilm_run):
+    torch.manual_seed(0)
+    fresh, trained = load_model("minilm", 2), minilm_run["model"]
+    layers = {f"{name}.base_layer": name for name in lora_layers(trained)}
+    now = {}
+    for name, parameter in trained.named_parameters():
+        module, _, last = name.rpartition(".")
+        now[f"{layers.get(module, module)}.{last}"] = parameter
+    changed = {n for n, p in fresh.named_parameters() if not torch.equal(p, now[n].cpu())}
+    assert changed == set(head_parameters(fresh))
+
+
+def test_the_adapter_of_a_real_run_is_saved_with_its_head_and_answers_as_the_run_did(minilm_run):
+    fresh = load_model("minilm", 2)
+    assert len(load_lora(fresh, minilm_run["adapter"])) == 12
+    tokenizer, settings = load_tokenizer("minilm"), replace(GLUE, **SMALL)
+    rows = glue_data.encode(minilm_run["splits"]["validation"], tokenizer, SMALL["max_length"]).rows
+    answers, _ = classify(fresh, rows, lambda r: glue_data.collate(r, tokenizer.pad_token_id), settings)
+    assert answers == [p["prediction"] for p in minilm_run["predictions"]]
+
+
+def test_a_finished_run_leaves_no_checkpoint(minilm_run):
+    assert not list((minilm_run["folder"] / "checkpoints").rglob("checkpoint-*"))
+    assert not list((minilm_run["folder"] / "checkpoints").rglob("epoch-*.json"))

@@ -1,0 +1,400 @@
+"""Sweeps: what is started when, what a dead, stopped or rival worker leaves behind, and what the summary says.
+
+The runs are small scripts that lock, journal and record as real ones do; one test sweeps real training runs.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import sys
+import threading
+import time
+from dataclasses import asdict, replace
+
+import pytest
+
+import experiments
+import paths
+import records
+import reproduce
+import workers
+from settings import Experiment, Settings
+from sweeps import Sweep, in_order, minutes_left
+from workers import INTERRUPTED, InProcess, Processes, RayCluster, Run, RunTaken, run_lock
+
+SETTINGS = Settings("e2e-builtin", "gpt2-mini", "lora", learning_rate=1e-3, epochs=1, batch_size=8)
+
+FAKE_RUN = """
+import json, os, signal, sys, time
+from pathlib import Path
+from types import SimpleNamespace
+sys.path.insert(0, sys.argv[1])
+import paths, records
+from workers import INTERRUPTED, TAKEN, Run, RunTaken, run_lock
+record, plan, journal = json.loads(sys.argv[2]), json.loads(sys.argv[3]), Path(sys.argv[4])
+name, scale, seed = record["name"], record["scale"], record["seed"]
+saved = paths.CHECKPOINTS / scale / (records.run_id(name, seed) + ".saved")
+
+def note(what):
+    with journal.open("a") as file:
+        file.write(json.dumps([what, f"{name} seed {seed}", time.time(), os.environ["OMP_NUM_THREADS"]]) + "\\n")
+
+def stop(*_):
+    saved.write_text("state")
+    note("saved")
+    sys.exit(INTERRUPTED)
+
+signal.signal(signal.SIGTERM, stop)
+try:
+    with run_lock(Run(SimpleNamespace(name=name), scale, seed)):
+        note("continues" if saved.exists() else "starts")
+        tried = sum(json.loads(line)[:2] == ["starts", f"{name} seed {seed}"] for line in journal.open())
+        act = plan[min(tried, len(plan)) - 1]
+        print("this is what the log says", flush=True)
+        if act == "kill":
+            os.kill(os.getpid(), signal.SIGKILL)
+        if act == "note":
+            records.write_unfinished(record | {"status": "diverged"})
+        if act in ("fail", "note"):
+            sys.exit(3)
+        if act == "interrupted":
+            sys.exit(INTERRUPTED)
+        deadline = time.monotonic() + 60 * (act == "long" and not saved.exists())
+        while time.monotonic() < deadline:
+            time.sleep(0.05)
+        time.sleep(0.3)
+        records.write_record(record)
+        note("ends")
+except RunTaken:
+    sys.exit(TAKEN)
+"""
+
+
+@pytest.fixture
+def place(tmp_path, monkeypatch):
+    """Results, checkpoints and the journal of fake runs in tmp_path; `plan` says what each attempt of a run does."""
+    monkeypatch.setattr(paths, "RESULTS", tmp_path / "results")
+    monkeypatch.setattr(paths, "CHECKPOINTS", tmp_path / "checkpoints")
+    monkeypatch.setattr(workers, "POLL_SECONDS", 0.02)
+    monkeypatch.setattr("sweeps.POLL_SECONDS", 0.02)
+    return FakeRuns(tmp_path, monkeypatch)
+
+
+class FakeRuns:
+    def __init__(self, folder, monkeypatch):
+        self.folder, self.plan = folder, {}
+        (folder / "fake_run.py").write_text(FAKE_RUN)
+        self.experiments = {
+            f"t/m/{row}": Experiment(f"t/m/{row}", row, replace(SETTINGS, rank=rank))
+            for rank, row in enumerate("abcd", 1)
+        }
+        monkeypatch.setattr(experiments, "EXPERIMENTS", self.experiments)
+        monkeypatch.setattr(Run, "command", property(self.command))
+
+    def start_from(self, row, start):
+        name = f"t/m/{row}"
+        self.experiments[name] = replace(
+            self.experiments[name], paper=replace(self.experiments[name].paper, start_from=f"t/m/{start}")
+        )
+
+    def record(self, run, score=0.5):
+        return {
+            "name": run.experiment.name, "scale": run.scale, "seed": run.seed, "status": "finished", "task_version": 1,
+            "settings": asdict(run.experiment.paper), "scores": {"BLEU": score + run.seed / 10},
+        }  # fmt: skip
+
+    def command(self, run):
+        plan = self.plan.get(str(run), ["ok"])
+        record, plan = json.dumps(self.record(run)), json.dumps(plan)
+        return [str(self.folder / "fake_run.py"), str(paths.ROOT / "code"), record, plan, str(self.folder / "journal")]
+
+    def runs(self, rows, seeds=(0,)):
+        return [Run(self.experiments[f"t/m/{row}"], "quick", seed) for seed in seeds for row in rows]
+
+    def sweep(self, rows, group, seeds=(0,)):
+        return Sweep(self.runs(rows, seeds), group, {name: 1.0 for name in self.experiments})
+
+    def journal(self):
+        path = self.folder / "journal"
+        return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+
+    def happened(self):
+        return [(what, run) for what, run, *_ in self.journal()]
+
+    def wait_for(self, what, number=1):
+        deadline = time.monotonic() + 60
+        while sum(w == what for w, _ in self.happened()) < number:
+            assert time.monotonic() < deadline, self.happened()
+            time.sleep(0.02)
+
+
+def test_runs_are_done_two_at_a_time_by_processes_that_share_the_threads(place, capsys):
+    import torch
+
+    sweep = place.sweep("abcd", Processes(2))
+    sweep.run()
+    assert [record["name"] for record in records.read_records("quick")] == ["t/m/a", "t/m/b", "t/m/c", "t/m/d"]
+    events = sorted(place.journal(), key=lambda event: event[2])
+    at_once = [sum(1 if what == "starts" else -1 for what, *_ in events[: i + 1]) for i in range(len(events))]
+    assert max(at_once) == 2
+    assert {threads for *_, threads in events} == {str(max(1, torch.get_num_threads() // 2))}
+    assert not sweep.failed
+    assert "[4 of 4 done, about 0 min left]" in capsys.readouterr().out
+
+
+def test_what_is_recorded_is_not_run_again(place):
+    records.write_record(place.record(place.runs("a")[0]))
+    place.sweep("ab", Processes(2)).run()
+    assert place.happened() == [("starts", "t/m/b seed 0"), ("ends", "t/m/b seed 0")]
+
+
+def test_a_run_waits_for_the_one_it_starts_from_of_its_own_seed(place):
+    place.start_from("a", "c")
+    sweep = place.sweep("ab", Processes(3), seeds=(0, 1))
+    sweep.run()
+    happened = place.happened()
+    for seed in (0, 1):  # c was not asked for
+        assert happened.index(("ends", f"t/m/c seed {seed}")) < happened.index(("starts", f"t/m/a seed {seed}"))
+    assert happened.index(("starts", "t/m/b seed 0")) < happened.index(("ends", "t/m/c seed 0"))  # nothing to wait for
+    assert len(happened) == 12
+
+
+def test_what_others_start_from_comes_first_and_only_where_it_is_missing(place):
+    place.start_from("a", "b")
+    place.start_from("b", "c")
+    names = [str(run) for run in in_order(place.runs("abc", seeds=(0,)))]
+    assert names == ["t/m/c seed 0", "t/m/b seed 0", "t/m/a seed 0"]
+    records.write_record(place.record(place.runs("b")[0]))
+    assert [str(run) for run in in_order(place.runs("a"))] == ["t/m/a seed 0"]
+
+
+def test_a_worker_that_is_killed_once_is_tried_again_and_nothing_failed(place, capsys):
+    place.plan = {"t/m/a seed 0": ["kill", "ok"]}
+    sweep = place.sweep("ab", Processes(1))
+    sweep.run()
+    assert "t/m/a seed 0 was killed by SIGKILL and is tried once more" in capsys.readouterr().out
+    assert [r["name"] for r in records.read_records("quick")] == ["t/m/a", "t/m/b"]
+    assert not sweep.failed
+    assert records.unfinished("quick", "failed") == 0
+
+
+def test_a_worker_that_dies_twice_is_marked_failed_with_its_log_and_the_sweep_goes_on(place):
+    place.plan = {"t/m/a seed 0": ["kill"], "t/m/b seed 0": ["fail"]}
+    place.start_from("d", "a")
+    sweep = place.sweep("abcd", Processes(2))
+    sweep.run()
+    starts = [run for what, run in place.happened() if what == "starts"]
+    assert sorted(starts) == ["t/m/a seed 0"] * 2 + ["t/m/b seed 0"] * 2 + ["t/m/c seed 0"]
+    assert records.unfinished("quick", "failed") == 2
+    notes = records.record_path("t/m/a", "quick", 0).parent / "unfinished"
+    note = json.loads((notes / "t--m--a--seed0--1.json").read_text())
+    assert note["exit_code"] == -signal.SIGKILL
+    assert note["log"] == ["this is what the log says"] * 2
+    assert json.loads((notes / "t--m--b--seed0--1.json").read_text())["exit_code"] == 3
+    assert set(sweep.failed) == {"t/m/a seed 0", "t/m/b seed 0", "t/m/d seed 0"}
+    assert "not finished: t/m/b seed 0: ended with code 3, 2 times" in sweep.summary()
+    assert "t/m/d seed 0: not started: t/m/a seed 0, which it starts from" in sweep.summary()
+
+
+def test_a_failure_that_the_run_has_noted_itself_is_not_noted_twice(place):
+    place.plan = {"t/m/a seed 0": ["note"]}
+    sweep = place.sweep("a", Processes(1))
+    sweep.run()
+    assert list(sweep.failed) == ["t/m/a seed 0"]
+    assert records.unfinished("quick", "diverged") == 2
+    assert records.unfinished("quick", "failed") == 0
+
+
+def test_a_run_that_somebody_stops_is_left_for_the_next_time(place):
+    place.plan = {"t/m/a seed 0": ["interrupted"]}
+    sweep = place.sweep("ab", Processes(1))
+    sweep.run()
+    assert place.happened()[:2] == [("starts", "t/m/a seed 0"), ("starts", "t/m/b seed 0")]
+    assert "interrupted" in sweep.failed["t/m/a seed 0"]
+    assert records.unfinished("quick", "failed") == 0
+
+
+@pytest.mark.parametrize("at_once", [False, True])
+def test_two_sweeps_side_by_side_share_the_work(place, monkeypatch, at_once):
+    if at_once:  # both take a run for free, and one of the workers finds it locked
+        monkeypatch.setattr("sweeps.taken", lambda run: False)
+    sweeps = [place.sweep("abcd", Processes(1)), place.sweep("abcd", Processes(1))]
+    threads = [threading.Thread(target=sweep.run) for sweep in sweeps]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert sorted(place.happened()) == sorted((w, f"t/m/{row} seed 0") for row in "abcd" for w in ("starts", "ends"))
+    assert not any(sweep.failed for sweep in sweeps)
+
+
+def test_a_lock_is_held_against_others_and_falls_with_its_holder(place):
+    [run] = place.runs("a")
+    place.plan = {str(run): ["long"]}
+    holder = workers.launch(run.command, workers.folders() | {"OMP_NUM_THREADS": "1"}, run.log)
+    place.wait_for("starts")
+    with (
+        pytest.raises(RunTaken, match=rf"t/m/a seed 0 at scale quick is being done by process {holder.pid} on"),
+        run_lock(run),
+    ):
+        pass
+    holder.kill()
+    holder.wait()
+    assert run.log.with_name("t--m--a--seed0.lock").exists()
+    with run_lock(run):
+        pass
+
+
+def test_a_stop_waits_until_the_workers_have_saved_and_the_next_sweep_continues(place):
+    place.plan = {"t/m/a seed 0": ["long"], "t/m/b seed 0": ["long"]}
+
+    def stop_when_both_run():
+        place.wait_for("starts", 2)
+        signal.pthread_kill(threading.main_thread().ident, signal.SIGINT)
+
+    threading.Thread(target=stop_when_both_run).start()
+    with pytest.raises(KeyboardInterrupt):
+        place.sweep("abc", Processes(2)).run()
+    assert sorted(place.happened()[2:]) == [("saved", "t/m/a seed 0"), ("saved", "t/m/b seed 0")]
+    place.sweep("abc", Processes(2)).run()
+    assert [what for what, run in place.happened() if run == "t/m/a seed 0"] == ["starts", "saved", "continues", "ends"]
+    assert len(records.read_records("quick")) == 3
+
+
+def test_in_this_process_a_failing_run_is_passed_over_too(place, monkeypatch, capsys):
+    done = []
+
+    def do(run):
+        done.append(str(run))
+        if "m/a" in str(run):
+            raise ValueError("no such data")
+        records.write_record(place.record(run))
+
+    monkeypatch.setattr(workers, "do", do)
+    sweep = place.sweep("ab", InProcess())
+    sweep.run()
+    assert done == ["t/m/a seed 0", "t/m/a seed 0", "t/m/b seed 0"]
+    assert list(sweep.failed) == ["t/m/a seed 0"]
+    assert "no such data" in capsys.readouterr().err
+
+
+def test_the_summary_has_median_spread_and_every_seed(place, capsys):
+    for run in place.runs("a", seeds=(0, 1, 4)):
+        records.write_record(place.record(run))
+    other = place.record(place.runs("b")[0])
+    records.write_record(other | {"scores": other["scores"] | {"alarm": "all the same"}})
+    stale = place.record(place.runs("c")[0])
+    records.write_record(stale | {"settings": stale["settings"] | {"rank": 99}})
+    selection = {k: v for k, v in place.record(place.runs("d")[0]).items() if k != "scores"}
+    records.write_record(selection | {"dev_loss": 2.5})
+    lines = place.sweep("abcd", Processes(1), seeds=(0, 1, 4)).summary().splitlines()
+    cells = {line.split()[0]: line.split()[1:] for line in lines}
+    assert lines[0].split("  ")[-1] == "seed 4"
+    assert cells["t/m/a"] == ["BLEU", "3", "0.6000", "0.5000", "0.9000", "0.5000", "0.6000", "0.9000"]
+    assert cells["t/m/b"] == ["BLEU", "1", "0.5000", "0.5000", "0.5000", "0.5000!", "-", "-"]
+    assert cells["t/m/c"] == ["-", "0", "-", "-", "-", "-", "-", "-"]  # a record of other settings is no result of this
+    assert cells["t/m/d"][:3] == ["dev_loss", "1", "2.5000"]
+    assert lines[-1].startswith("!:")
+
+
+def test_minutes_left_are_corrected_by_what_the_finished_runs_took():
+    assert minutes_left([10, 10], [], [], slots=2, slow=1) == 10
+    assert minutes_left([10, 10], [], [], slots=2, slow=2) == 20  # two share the processor
+    assert minutes_left([10], [(10, 15)], [(10, 20)], slots=1, slow=1) == 25
+    assert minutes_left([], [(10, 50)], [(10, 20)], slots=1, slow=1) == 0
+
+
+def test_each_worker_gets_a_gpu_of_its_own(monkeypatch):
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "4,7")
+    group = Processes(2)
+    assert [group.environment(slot)["CUDA_VISIBLE_DEVICES"] for slot in (0, 1)] == ["4", "7"]
+    assert group.slowdown == 1
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES")
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 0)
+    assert "CUDA_VISIBLE_DEVICES" not in Processes(2).environment(0)
+    assert Processes(2).slowdown == 2
+
+
+def command_line(place, monkeypatch, *words):
+    monkeypatch.setattr(reproduce, "select", lambda *_: list(place.experiments.values())[:2])
+    monkeypatch.setattr(reproduce, "_estimate", lambda *_: type("Cost", (), {"minutes": 1.0}))
+    monkeypatch.setattr(sys, "argv", ["code/reproduce.py", "sweep", "t", "--workers", "2", *words])
+    before = signal.getsignal(signal.SIGTERM)
+    try:
+        reproduce.main()
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def test_the_exit_code_and_the_last_lines_say_what_failed(place, monkeypatch, capsys):
+    place.plan = {"t/m/b seed 1": ["fail"]}
+    with pytest.raises(SystemExit, match=r"^1$"):
+        command_line(place, monkeypatch, "--seeds", "0", "1")
+    out = capsys.readouterr().out
+    assert out.splitlines()[-1].startswith("not finished: t/m/b seed 1: ended with code 3")
+    assert "t/m/b       BLEU    1  0.5000  0.5000  0.5000  0.5000  failed" in out
+
+
+def test_a_terminated_sweep_stops_its_workers_and_prints_the_command_that_continues_it(place, monkeypatch, capsys):
+    place.plan = {"t/m/a seed 0": ["long"]}
+
+    def terminate():
+        place.wait_for("starts")
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    threading.Thread(target=terminate).start()
+    with pytest.raises(SystemExit, match=f"^{INTERRUPTED}$"):
+        command_line(place, monkeypatch)
+    assert ("saved", "t/m/a seed 0") in place.happened()
+    assert "to continue: python code/reproduce.py sweep t --workers 2" in capsys.readouterr().err
+
+
+def test_a_sweep_does_not_go_under_accelerate_launch(place, monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(SystemExit, match="give it `run`"):
+        command_line(place, monkeypatch)
+
+
+def test_without_ray_the_error_says_how_to_install_it(monkeypatch):
+    monkeypatch.setitem(sys.modules, "ray", None)
+    with pytest.raises(ValueError, match=r"not installed: pip install 'ray>="):
+        RayCluster()
+
+
+@pytest.fixture
+def cluster(place, monkeypatch):
+    pytest.importorskip("ray", reason="needs Ray: pip install -r tests/requirements.txt")
+    import ray
+
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    yield RayCluster(address="local", slots=2)
+    ray.shutdown()
+
+
+def test_a_ray_cluster_does_the_same_work_and_is_stopped_and_continued_alike(place, cluster):
+    place.plan = {"t/m/a seed 0": ["kill", "ok"], "t/m/c seed 0": ["long"]}
+    place.start_from("b", "a")
+
+    def stop():
+        place.wait_for("ends", 2)
+        signal.pthread_kill(threading.main_thread().ident, signal.SIGINT)
+
+    threading.Thread(target=stop).start()
+    with pytest.raises(KeyboardInterrupt):
+        place.sweep("abc", cluster).run()
+    happened = place.happened()
+    assert happened[-1] == ("saved", "t/m/c seed 0")
+    assert happened.index(("ends", "t/m/a seed 0")) < happened.index(("starts", "t/m/b seed 0"))
+    place.sweep("abc", cluster).run()
+    assert place.happened()[-2:] == [("continues", "t/m/c seed 0"), ("ends", "t/m/c seed 0")]
+    assert len(records.read_records("quick")) == 3
+
+
+def test_a_ray_node_without_the_repository_is_named(place, cluster, monkeypatch):
+    monkeypatch.setattr(Run, "command", property(lambda run: ["/nowhere/reproduce.py"]))
+    sweep = place.sweep("a", cluster)
+    sweep.run()
+    [note] = (records.record_path("t/m/a", "quick", 0).parent / "unfinished").glob("*.json")
+    assert any("has no /nowhere/reproduce.py" in line for line in json.loads(note.read_text())["log"])

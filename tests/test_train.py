@@ -1,0 +1,247 @@
+"""The free-form run: what its flags mean, what its folder holds, and that it is one run's folder only."""
+
+import csv
+import json
+import subprocess
+import sys
+from dataclasses import replace
+from importlib.util import find_spec
+
+import pytest
+
+import e2e_run
+import glue_data
+import glue_run
+import paths
+import runs
+import train
+from evaluation import Evaluation
+from lora import load_lora
+from models import MINILM_PACKAGE, load_model
+from training import TrainingInterrupted
+
+SMALL = ("--r", "2", "--train_rows", "32", "--epochs", "2", "--batch_size", "16", "--max_seq_length", "24")
+PARAPHRASES = ("--task", "paraphrase-builtin", *SMALL)
+
+
+def settings_of(*flags):
+    return train.free_settings(train._parser().parse_args([*flags, "--output_dir", "out"]))[1]
+
+
+def command(monkeypatch, capsys, *words):
+    monkeypatch.setattr(sys, "argv", ["train.py", *map(str, words)])
+    train.main()
+    return capsys.readouterr().out
+
+
+def rows_of(path):
+    with open(path, encoding="utf-8") as file:
+        return list(csv.DictReader(file))
+
+
+# flags
+
+
+def test_without_flags_a_glue_run_is_table_9_of_the_paper_without_the_mnli_start():
+    s = settings_of("--task", "mrpc")
+    assert (s.model, s.method, s.rank, s.alpha, s.targets) == ("roberta-base", "lora", 8, 8, ("query", "value"))
+    assert (s.batch_size, s.epochs, s.learning_rate, s.warmup_ratio, s.max_length) == (16, 30, 4e-4, 0.06, 512)
+    assert s.weight_decay == 0.1
+    assert s.start_from is None
+    assert settings_of("--task", "rte").epochs == 80
+
+
+def test_the_defaults_are_those_of_the_task_the_method_and_the_model():
+    assert settings_of("--task", "mrpc", "--method", "full").learning_rate == 2e-5
+    assert settings_of("--task", "mrpc", "--model", "roberta-large").learning_rate == 3e-4
+    assert settings_of("--task", "mrpc", "--model", "minilm").learning_rate == 1e-3
+    e2e = settings_of("--task", "e2e")
+    assert (e2e.model, e2e.rank, e2e.alpha, e2e.warmup_steps) == ("gpt2", 4, 32, 500)
+    assert settings_of("--task", "e2e", "--model", "gpt2-mini").learning_rate == 2e-3
+    assert settings_of("--task", "sentiment-builtin").model == "minilm"
+
+
+def test_a_model_without_a_row_takes_the_settings_of_the_tasks_first_one():
+    s = settings_of("--task", "mrpc", "--model", "deberta-v2-xlarge")
+    assert s == replace(settings_of("--task", "mrpc"), model="deberta-v2-xlarge")
+
+
+def test_every_flag_reaches_its_setting():
+    flags = "--task mnli --r 4 --alpha 16 --dropout 0.2 --lora_target_weights key mlp_in --epochs 3 --batch_size 7 "
+    flags += "--lr 1e-3 --max_seq_length 99 --warmup_ratio 0.2 --weight_decay 0 --train_rows 500 --model roberta-large"
+    changed = {
+        "rank": 4, "alpha": 16.0, "lora_dropout": 0.2, "targets": ("key", "mlp_in"), "epochs": 3, "batch_size": 7,
+        "learning_rate": 1e-3, "max_length": 99, "warmup_ratio": 0.2, "weight_decay": 0.0, "train_rows": 500,
+    }  # fmt: skip
+    assert settings_of(*flags.split()) == replace(settings_of("--task", "mnli", "--model", "roberta-large"), **changed)
+
+
+def test_a_warm_up_ratio_replaces_the_warm_up_steps_of_e2e():
+    s = settings_of("--task", "e2e", "--warmup_ratio", "0.1")
+    assert (s.warmup_steps, s.warmup_ratio) == (0, 0.1)
+
+
+def test_flags_that_do_not_go_together_are_refused():
+    with pytest.raises(ValueError, match="--r, --alpha: only LoRA has that, not --method full"):
+        settings_of("--task", "mrpc", "--method", "full", "--r", "8", "--alpha", "16")
+    with pytest.raises(ValueError, match="--max_seq_length is of the GLUE tasks"):
+        settings_of("--task", "e2e", "--max_seq_length", "128")
+
+
+def test_a_count_below_one_and_an_unknown_task_are_refused(capsys):
+    with pytest.raises(SystemExit):
+        settings_of("--task", "mrpc", "--epochs", "0")
+    assert "--epochs: expected at least 1, found 0" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        settings_of("--task", "wnli")
+    assert "invalid choice: 'wnli'" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("model", "message"), [("gpt3", "no model is called 'gpt3'"), ("gpt2-mini", "gpt2-mini does not fit mrpc")]
+)
+def test_a_model_that_is_unknown_or_does_not_fit_leaves_no_folder(monkeypatch, capsys, tmp_path, model, message):
+    with pytest.raises(SystemExit, match=f"error: {message}"):
+        command(monkeypatch, capsys, "--task", "mrpc", "--model", model, "--output_dir", tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_dry_run_prints_settings_counts_and_cost_and_starts_nothing(monkeypatch, capsys, tmp_path):
+    out = command(monkeypatch, capsys, "--task", "mrpc", "--output_dir", tmp_path / "out", "--dry-run")
+    assert "as table2/roberta-base/mrpc/lora-r8 at scale paper" in out
+    assert "887,042 trainable" in out  # 294,912 of the pairs and 592,130 of the head
+    assert "nothing was started" in out
+    assert not (tmp_path / "out").exists()
+
+
+def test_help_needs_no_torch():
+    code = (
+        f"import sys; sys.path.insert(0, {str(paths.ROOT / 'code')!r}); import train\n"
+        "try: train._parser().parse_args(['--help'])\n"
+        "finally: assert 'torch' not in sys.modules and 'pandas' not in sys.modules"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert "--lora_target_weights" in done.stdout
+
+
+# the folder
+
+
+@pytest.fixture(scope="module")
+def minilm_folder(tmp_path_factory):
+    """The folder of a finished LoRA run of MiniLM on 32 rows, which was stopped once; and both outputs."""
+    if find_spec(MINILM_PACKAGE) is None:
+        pytest.skip(f"needs MiniLM's weights: the package {MINILM_PACKAGE} of requirements.txt is not installed")
+    folder, validated = tmp_path_factory.mktemp("train") / "out", []
+    load, measure_rows = glue_data.load_glue, glue_run.classify
+
+    def load_some(name, split, data_dir=None):
+        return replace(found := load(name, split, data_dir), examples=found.examples[:60])
+
+    def stop_in_second_epoch(*arguments):
+        validated.append(1)
+        if len(validated) == 3:  # two splits an epoch
+            raise TrainingInterrupted("stopped")
+        return measure_rows(*arguments)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(glue_data, "load_glue", load_some)
+        patch.setattr(glue_run, "classify", stop_in_second_epoch)
+        settings = replace(settings_of(*PARAPHRASES), precision="float32")
+        with pytest.raises(TrainingInterrupted):
+            train.train(settings, 0, folder)
+        stopped = json.loads((folder / "record.json").read_text(encoding="utf-8"))
+        checkpoints = [path.name for path in (folder / "checkpoints").glob("checkpoint-*")]
+        record = train.train(settings, 0, folder)
+    return {
+        "folder": folder, "settings": settings, "stopped": stopped, "checkpoints": checkpoints, "record": record,
+        "validated": len(validated),
+    }  # fmt: skip
+
+
+def test_a_stopped_run_is_marked_and_continued_from_its_checkpoint(minilm_folder):
+    assert minilm_folder["stopped"]["status"] == "interrupted"
+    assert minilm_folder["stopped"]["error"] == "TrainingInterrupted: stopped"
+    assert minilm_folder["checkpoints"] == ["checkpoint-2"]
+    assert minilm_folder["validated"] == 3 + 2  # the first epoch was not measured again
+    assert [row["epoch"] for row in minilm_folder["record"]["epochs"]] == [1, 2]
+    assert not (minilm_folder["folder"] / "checkpoints").exists()
+
+
+def test_the_folder_holds_record_predictions_and_adapter(minilm_folder):
+    folder, record = minilm_folder["folder"], minilm_folder["record"]
+    assert json.loads((folder / "record.json").read_text(encoding="utf-8")) == json.loads(json.dumps(record))
+    assert record["name"] == "train/minilm/paraphrase-builtin/lora-r2"
+    assert (record["scale"], record["status"], record["seed"]) == ("free", "finished", 0)
+    assert record["parameters"]["trainable"] == 6 * 2 * 2 * (384 + 384)
+    assert len((folder / "predictions.jsonl").read_text(encoding="utf-8").splitlines()) == 60
+    assert len(load_lora(load_model("minilm", 2), folder / "adapter")) == 12
+
+
+def test_metrics_csv_has_a_row_an_epoch_on_the_reported_split(minilm_folder):
+    rows = rows_of(minilm_folder["folder"] / "metrics.csv")
+    assert list(rows[0]) == ["epoch", "training_loss", "validation_loss", "accuracy", "f1", "precision", "recall"]
+    for row, epoch in zip(rows, minilm_folder["record"]["epochs"], strict=True):
+        assert int(row["epoch"]) == epoch["epoch"]
+        assert float(row["training_loss"]) == epoch["training_loss"] > 0
+        assert float(row["validation_loss"]) == epoch["validation"]["loss"] != epoch["held_out"]["loss"]
+        assert float(row["f1"]) == epoch["validation"]["f1"]
+
+
+def test_a_finished_run_is_not_done_again(minilm_folder, monkeypatch, capsys):
+    monkeypatch.setattr(runs, "measure", None)  # to call it would fail
+    again = train.train(minilm_folder["settings"], 0, minilm_folder["folder"])
+    assert again == json.loads(json.dumps(minilm_folder["record"]))
+    assert "finished; nothing to do" in capsys.readouterr().out
+
+
+def test_a_folder_of_another_run_is_refused_and_stays_as_it_is(minilm_folder):
+    folder, settings = minilm_folder["folder"], minilm_folder["settings"]
+    before = (folder / "record.json").read_bytes()
+    for changed, seed, differs in ((replace(settings, rank=4), 0, "rank 2, not 4"), (settings, 7, "seed 0, not 7")):
+        with pytest.raises(
+            ValueError, match=rf"holds a run \(finished\) of other settings: {differs}\. Choose another"
+        ):
+            train.train(changed, seed, folder)
+    assert (folder / "record.json").read_bytes() == before
+
+
+def test_a_run_that_fails_says_so_in_its_folder(tmp_path, monkeypatch):
+    def fail(*_):
+        raise FileNotFoundError("glue/mrpc is nowhere")
+
+    monkeypatch.setattr(runs, "measure", fail)
+    with pytest.raises(FileNotFoundError):
+        train.train(settings_of(*PARAPHRASES), 0, tmp_path)
+    held = json.loads((tmp_path / "record.json").read_text(encoding="utf-8"))
+    assert (held["status"], held["error"]) == ("failed", "FileNotFoundError: glue/mrpc is nowhere")
+
+
+def test_sts_b_has_its_own_metrics_in_the_csv():
+    scores = {"loss": 1.5, "pearson": 0.8, "spearman": 0.7, "alarm": None}
+    record = {
+        "settings": {"task": "stsb"}, "history": [],
+        "epochs": [{"epoch": 1, "training_loss": 2.0, "held_out": {}, "validation": scores}],
+    }  # fmt: skip
+    expected = {"epoch": 1, "training_loss": 2.0, "validation_loss": 1.5, "pearson": 0.8, "spearman": 0.7}
+    assert train.metrics(record) == [expected]
+
+
+def test_an_e2e_run_has_its_losses_in_the_csv_and_its_scores_in_the_record(tmp_path, monkeypatch, capsys):
+    load = e2e_run.load_split
+    monkeypatch.setattr(e2e_run, "load_split", lambda s, split, d: load(s, split, d)[:16])
+    scored = Evaluation({"BLEU": 0.25, "CIDEr": None}, [{"prediction": "Blue Spice ."}])  # decoding takes too long here
+    monkeypatch.setattr(e2e_run, "evaluate_generation", lambda *_: scored)
+    flags = ("--task", "e2e-builtin", "--epochs", "2", "--lr", "1e-3")
+    out = command(monkeypatch, capsys, *flags, "--output_dir", tmp_path)
+    assert "as table3/gpt2/lora-r4 at scale quick" in out
+    assert out.endswith("BLEU 0.2500\n")
+    rows = rows_of(tmp_path / "metrics.csv")
+    assert list(rows[0]) == ["epoch", "training_loss", "validation_loss"]
+    record = json.loads((tmp_path / "record.json").read_text(encoding="utf-8"))
+    validated = [entry["eval_loss"] for entry in record["history"] if "eval_loss" in entry]
+    assert [float(row["validation_loss"]) for row in rows] == validated
+    assert len(rows) == 2 and float(rows[0]["training_loss"]) > 0
+    assert record["scores"] == scored.scores
+    assert (tmp_path / "adapter" / "adapter_config.json").exists()
+    assert json.loads((tmp_path / "predictions.jsonl").read_text(encoding="utf-8")) == scored.predictions[0]
