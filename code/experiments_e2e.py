@@ -20,7 +20,7 @@ LORA = {"method": "lora", "alpha": 32.0, "lora_dropout": 0.1, "targets": ("query
 # What the smaller scales replace. One epoch instead of five keeps a row under 45 minutes on two
 # cores; the learning rates are those with the lowest dev loss among `learning-rate/e2e/*`.
 E2E_CPU = {"model": "gpt2-mini", "epochs": 1, "warmup_steps": 100, "keep": "last"}
-E2E_QUICK = {"task": "e2e-builtin", "model": "gpt2-mini", "epochs": 2, "warmup_steps": 20, "keep": "last"}
+E2E_QUICK = {"task": "e2e-builtin", "model": "gpt2-mini", "epochs": 1, "warmup_steps": 20, "keep": "last"}
 CPU_LEARNING_RATES = {"full": 1e-3, "lora": 2e-3}
 LEARNING_RATE_GRID = {"full": (5e-4, 1e-3, 2e-3), "lora": (1e-3, 2e-3, 4e-3)}
 LEARNING_RATE_ROWS = 8_000

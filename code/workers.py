@@ -227,12 +227,15 @@ class RayCluster:
         except ModuleNotFoundError:
             raise ValueError("--engine ray needs Ray, which is not installed: pip install 'ray>=2.40,<3'") from None
         self.ray = ray
-        ray.init(address=address, log_to_driver=False, logging_level="ERROR", ignore_reinit_error=True)
+        on_sigterm = signal.getsignal(signal.SIGTERM)
+        ray.init(address=address, log_to_driver=False, logging_level="ERROR")
+        signal.signal(signal.SIGTERM, on_sigterm)  # Ray's own would end the sweep before its runs are stopped
         there = ray.cluster_resources()
         gpus, processors = int(there.get("GPU", 0)), int(there.get("CPU", 1))
         self.slots = min(slots or gpus, gpus) if gpus else slots or 1
         self.threads = max(1, processors // self.slots)
         share = {"num_gpus": 1} if gpus else {"num_cpus": self.threads}
+        ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])  # a node's Python does not know code/
         self.task = ray.remote(max_retries=0, **share)(on_node)
 
     def start(self, run: Run, slot: int) -> tuple[Any, Run]:

@@ -413,6 +413,9 @@ def test_the_fingerprint_knows_the_base_with_or_without_lora_and_in_half_precisi
     assert base_fingerprint(gpt2(seed=1)) != plain
     model.transformer.h[1].mlp.c_fc.bias.data[0] += 1e-3
     assert base_fingerprint(model) != plain
+    reshaped = gpt2()
+    reshaped.transformer.wpe.weight.data = reshaped.transformer.wpe.weight.data.reshape(WIDTH, 8)
+    assert base_fingerprint(reshaped) != plain
 
 
 def test_the_fingerprint_leaves_out_the_names_that_it_is_told_to():

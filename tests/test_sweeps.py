@@ -8,6 +8,8 @@ from __future__ import annotations
 import json
 import os
 import signal
+import socket
+import subprocess
 import sys
 import threading
 import time
@@ -49,6 +51,8 @@ def stop(*_):
 signal.signal(signal.SIGTERM, stop)
 try:
     with run_lock(Run(SimpleNamespace(name=name), scale, seed)):
+        if records.read_record(name, scale, seed):  # as `runs.run`: another process may just have finished it
+            sys.exit(0)
         note("continues" if saved.exists() else "starts")
         tried = sum(json.loads(line)[:2] == ["starts", f"{name} seed {seed}"] for line in journal.open())
         act = plan[min(tried, len(plan)) - 1]
@@ -363,13 +367,56 @@ def test_without_ray_the_error_says_how_to_install_it(monkeypatch):
         RayCluster()
 
 
+def free_ports(number):
+    sockets = [socket.socket() for _ in range(number)]
+    for each in sockets:
+        each.bind(("127.0.0.1", 0))
+    ports = [each.getsockname()[1] for each in sockets]
+    for each in sockets:
+        each.close()
+    return ports
+
+
+@pytest.fixture(scope="module")
+def ray_address(tmp_path_factory):
+    """A Ray cluster of one node with two processors, beside the tests as in real use.
+
+    Each of its seven processes imports jsonschema, which builds a grammar for three seconds where rfc3987_syntax is
+    installed (Jupyter brings it); kept from that, the node is up before Ray loses patience on a busy machine.
+    """
+    pytest.importorskip("ray", reason="Ray is not installed: pip install -r tests/requirements.txt")
+    port, *agents = free_ports(5)
+    names = ("dashboard-agent-listen", "dashboard-agent-grpc", "runtime-env-agent", "metrics-export")
+    command = [sys.executable, "-m", "ray.scripts.scripts", "start", "--head", "--block", f"--port={port}"]
+    command += [f"--{name}-port={agent}" for name, agent in zip(names, agents, strict=True)]
+    command += ["--num-cpus=2", "--num-gpus=0", "--object-store-memory=100000000", "--include-dashboard=false"]
+    command += ["--disable-usage-stats", "--node-ip-address=127.0.0.1"]
+    folder = tmp_path_factory.mktemp("ray")
+    (folder / "rfc3987_syntax.py").write_text("raise ImportError")
+    log = folder / "head.log"
+    os.environ["RAY_AUTH_MODE"] = "disabled"
+    with log.open("w") as output:
+        head = subprocess.Popen(
+            command, stdout=output, stderr=subprocess.STDOUT, env=os.environ | {"PYTHONPATH": str(folder)}
+        )
+    while "Ray runtime started" not in log.read_text():
+        if head.poll() is not None:
+            pytest.skip(f"Ray does not start here: {log.read_text().splitlines()[-1]}")
+        time.sleep(0.2)
+    yield f"127.0.0.1:{port}"
+    head.terminate()
+    head.wait()
+    del os.environ["RAY_AUTH_MODE"]
+
+
 @pytest.fixture
-def cluster(place, monkeypatch):
-    pytest.importorskip("ray", reason="needs Ray: pip install -r tests/requirements.txt")
+def cluster(place, ray_address):
     import ray
 
-    monkeypatch.delenv("RAY_ADDRESS", raising=False)
-    yield RayCluster(address="local", slots=2)
+    on_sigterm = signal.getsignal(signal.SIGTERM)
+    group = RayCluster(ray_address, slots=2)
+    assert signal.getsignal(signal.SIGTERM) == on_sigterm
+    yield group
     ray.shutdown()
 
 
@@ -398,3 +445,42 @@ def test_a_ray_node_without_the_repository_is_named(place, cluster, monkeypatch)
     sweep.run()
     [note] = (records.record_path("t/m/a", "quick", 0).parent / "unfinished").glob("*.json")
     assert any("has no /nowhere/reproduce.py" in line for line in json.loads(note.read_text())["log"])
+
+
+def shrunk():
+    """Two rows of Table 3 whose runs at `quick` take seconds."""
+    small = {"train_rows": 24, "epochs": 1, "warmup_steps": 1, "beams": 2, "max_new_tokens": 12}
+    rows = [experiments.EXPERIMENTS[f"table3/gpt2/{row}"] for row in ("full", "lora-r4")]
+    return {e.name: replace(e, changes={"quick": e.changes["quick"] | small}) for e in rows}
+
+
+SMALL_RUN = """
+import sys
+sys.path[:0] = [sys.argv.pop(1), sys.argv.pop(1)]
+import e2e_run, experiments, reproduce
+from test_sweeps import shrunk
+experiments.EXPERIMENTS = shrunk()
+load = e2e_run.load_split
+e2e_run.load_split = lambda settings, split, folder: load(settings, split, folder)[:24]
+reproduce.main()
+"""
+
+
+def test_real_runs_are_trained_scored_and_recorded_by_two_workers(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(paths, "RESULTS", tmp_path / "results")
+    monkeypatch.setattr(paths, "CHECKPOINTS", tmp_path / "checkpoints")
+    (tmp_path / "small_run.py").write_text(SMALL_RUN)
+    plain = Run.command.fget
+    before = [str(tmp_path / "small_run.py"), str(paths.ROOT / "code"), str(paths.ROOT / "tests")]
+    monkeypatch.setattr(Run, "command", property(lambda run: before + plain(run)[1:]))
+    monkeypatch.setattr(experiments, "EXPERIMENTS", shrunk())
+    words = ["reproduce.py", "sweep", "table3", "--scale", "quick", "--rows", "full", "lora-r4", "--workers", "2"]
+    monkeypatch.setattr(sys, "argv", words)
+    reproduce.main()
+    full, lora = records.read_records("quick")
+    assert (full["name"], lora["name"]) == ("table3/gpt2/full", "table3/gpt2/lora-r4")
+    assert 0 <= lora["scores"]["BLEU"] <= 1
+    assert records.predictions_path(lora["name"], "quick", 0).exists()
+    left = sorted(path.suffix for path in (tmp_path / "checkpoints" / "quick").iterdir())
+    assert left == [".lock", ".lock", ".log", ".log"]
+    assert f"BLEU    1  {lora['scores']['BLEU']:.4f}" in capsys.readouterr().out
