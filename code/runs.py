@@ -7,6 +7,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import shutil
 from collections.abc import Callable
 from dataclasses import asdict
@@ -56,7 +57,9 @@ def run(
     if settings.start_from and not adapter_folder(settings.start_from, scale, seed).exists():
         run(find(settings.start_from), scale, seed, data_dir, say)
     record = begin(experiment.name, scale, seed, settings)
-    folder = CHECKPOINTS / scale / records.run_id(experiment.name, seed)
+    # Settings changed since a run was stopped are another run: its checkpoints are not continued.
+    digest = hashlib.sha256(repr(settings).encode()).hexdigest()[:8]
+    folder = CHECKPOINTS / scale / f"{records.run_id(experiment.name, seed)}--{digest}"
     adapter = adapter_folder(experiment.name, scale, seed)
     start = adapter_folder(settings.start_from, scale, seed) if settings.start_from else None
     try:
