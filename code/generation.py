@@ -11,7 +11,7 @@ the end token, not the prompt. `transformers`' `generate` scores alike, but sear
 
 * Of the `beams` best candidates some end. The official search goes on with the rest and has all
   its beams back a step later; `generate` promotes lower candidates to fill the places at once.
-* The official search forbids to repeat an n-gram of the generated tokens, before the softmax, so
+* The official search forbids repeating an n-gram of the generated tokens, before the softmax, so
   that the other tokens share its probability. `generate` forbids the prompt's n-grams too, and so
   the copy of a long name, and does not renormalise.
 * The official search takes all its steps. `generate`, once `beams` have finished, stops when its
