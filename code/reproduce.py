@@ -89,7 +89,7 @@ def _run_all(experiments: list[Experiment], arguments: argparse.Namespace) -> No
         sweep.run()
     except KeyboardInterrupt as stop:
         again = shlex.join(["python", *sys.argv])
-        raise KeyboardInterrupt(f"{stop}\n{sweep.summary()}\nto continue: {again}".lstrip()) from None
+        raise KeyboardInterrupt(f"{stop or 'the sweep'}\n{sweep.summary()}\nto continue: {again}") from None
     print(f"\n{sweep.summary()}")
     if sweep.failed:
         sys.exit(1)
@@ -106,6 +106,12 @@ def figure_command(arguments: argparse.Namespace) -> None:
     from figures import score_against_parameters
 
     print(score_against_parameters(arguments.table, arguments.scale))
+
+
+def _positive(text: str) -> int:
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"expected a whole number from 1 on, found {text!r}")
+    return int(text)
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -141,7 +147,9 @@ def _parser() -> argparse.ArgumentParser:
         "sweep", help="all of a table; skips what is recorded", parents=[chosen, scale, doing]
     )
     command.add_argument("--seeds", type=int, nargs="+", default=[0])
-    command.add_argument("--workers", type=int, help="runs at a time, a process each (default: 1, in this process)")
+    command.add_argument(
+        "--workers", type=_positive, metavar="N", help="runs at a time, a process each (default: 1, in this process)"
+    )
     command.add_argument("--engine", choices=("processes", "ray"), default="processes", help="ray: one run a GPU of a "
                          "Ray cluster whose nodes share the repository, its results and its checkpoints")  # fmt: skip
     command.add_argument("--address", help="of the Ray cluster; without it RAY_ADDRESS, else one on this machine")

@@ -63,8 +63,8 @@ try:
             records.write_unfinished(record | {"status": "diverged"})
         if act in ("fail", "note"):
             sys.exit(3)
-        if act == "interrupted":
-            sys.exit(INTERRUPTED)
+        if act in ("interrupted", "taken"):
+            sys.exit(INTERRUPTED if act == "interrupted" else TAKEN)
         deadline = time.monotonic() + 60 * (act == "long" and not saved.exists())
         while time.monotonic() < deadline:
             time.sleep(0.05)
@@ -127,9 +127,9 @@ class FakeRuns:
     def happened(self):
         return [(what, run) for what, run, *_ in self.journal()]
 
-    def wait_for(self, what, number=1):
+    def wait_for(self, *events):
         deadline = time.monotonic() + 60
-        while sum(w == what for w, _ in self.happened()) < number:
+        while not {*events} <= {*self.happened()}:
             assert time.monotonic() < deadline, self.happened()
             time.sleep(0.02)
 
@@ -234,11 +234,20 @@ def test_two_sweeps_side_by_side_share_the_work(place, monkeypatch, at_once):
     assert not any(sweep.failed for sweep in sweeps)
 
 
+def test_a_run_that_others_have_taken_first_is_looked_at_again_and_is_no_failed_attempt(place):
+    place.plan = {"t/m/a seed 0": ["taken", "taken", "kill", "ok"]}
+    sweep = place.sweep("a", Processes(1))
+    sweep.run()
+    assert place.happened() == [("starts", "t/m/a seed 0")] * 4 + [("ends", "t/m/a seed 0")]
+    assert not sweep.failed
+
+
 def test_a_lock_is_held_against_others_and_falls_with_its_holder(place):
     [run] = place.runs("a")
     place.plan = {str(run): ["long"]}
     holder = workers.launch(run.command, workers.folders() | {"OMP_NUM_THREADS": "1"}, run.log)
-    place.wait_for("starts")
+    place.wait_for(("starts", str(run)))
+    assert os.getpgid(holder.pid) != os.getpgid(0)  # Ctrl-C in the terminal reaches it through the sweep alone
     with (
         pytest.raises(RunTaken, match=rf"t/m/a seed 0 at scale quick is being done by process {holder.pid} on"),
         run_lock(run),
@@ -255,7 +264,7 @@ def test_a_stop_waits_until_the_workers_have_saved_and_the_next_sweep_continues(
     place.plan = {"t/m/a seed 0": ["long"], "t/m/b seed 0": ["long"]}
 
     def stop_when_both_run():
-        place.wait_for("starts", 2)
+        place.wait_for(("starts", "t/m/a seed 0"), ("starts", "t/m/b seed 0"))
         signal.pthread_kill(threading.main_thread().ident, signal.SIGINT)
 
     threading.Thread(target=stop_when_both_run).start()
@@ -341,7 +350,7 @@ def test_a_terminated_sweep_stops_its_workers_and_prints_the_command_that_contin
     place.plan = {"t/m/a seed 0": ["long"]}
 
     def terminate():
-        place.wait_for("starts")
+        place.wait_for(("starts", "t/m/a seed 0"))
         os.kill(os.getpid(), signal.SIGTERM)
 
     threading.Thread(target=terminate).start()
@@ -355,6 +364,13 @@ def test_a_sweep_does_not_go_under_accelerate_launch(place, monkeypatch):
     monkeypatch.setenv("WORLD_SIZE", "2")
     with pytest.raises(SystemExit, match="give it `run`"):
         command_line(place, monkeypatch)
+
+
+@pytest.mark.parametrize("number", ["0", "-1", "two"])
+def test_there_is_at_least_one_worker(place, monkeypatch, capsys, number):
+    with pytest.raises(SystemExit):
+        command_line(place, monkeypatch, "--workers", number)
+    assert f"expected a whole number from 1 on, found '{number}'" in capsys.readouterr().err
 
 
 def test_without_ray_the_error_says_how_to_install_it(monkeypatch):
@@ -429,7 +445,7 @@ def test_a_ray_cluster_does_the_same_work_and_is_stopped_and_continued_alike(pla
     place.start_from("b", "a")
 
     def stop():
-        place.wait_for("ends", 2)
+        place.wait_for(("ends", "t/m/b seed 0"), ("starts", "t/m/c seed 0"))
         signal.pthread_kill(threading.main_thread().ident, signal.SIGINT)
 
     threading.Thread(target=stop).start()
