@@ -30,6 +30,7 @@ from released_adapters import RELEASED_E2E, load_released_adapter, released_file
 from settings import Experiment, Settings
 from tasks import TASKS, GlueTask
 from training import TrainingDiverged
+from workers import first_process
 
 
 def adapter_folder(name: str, scale: str, seed: int) -> Path:
@@ -65,9 +66,10 @@ def run(
     try:
         measured, predictions = measure(settings, seed, folder, adapter, data_dir, start)
     except (Exception, KeyboardInterrupt) as error:
-        ended = unfinished(error)
-        path = records.write_unfinished(record | ended)
-        say(f"{experiment.name} seed {seed}: {ended['status']}, noted in {path}")
+        if first_process():
+            ended = unfinished(error)
+            path = records.write_unfinished(record | ended)
+            say(f"{experiment.name} seed {seed}: {ended['status']}, noted in {path}")
         raise
     if predictions:
         path = records.write_predictions(experiment.name, scale, seed, predictions)
