@@ -32,12 +32,13 @@ import e2e_data
 import meteor
 import nlg_metrics
 import paths
+from batches import IGNORED, pad_right
 from generation import DecodingSettings, end_token_ids, generate
 from lora import LoRAConfig, add_lora
 from models import load_model, load_tokenizer
 from ptb_tokenizer import ptb_tokenize
 from records import provenance, write_atomically
-from training import IGNORED, completion_loss, pad_right
+from training import completion_loss
 
 BATCH = 8
 OFFICIAL_LENGTH = 512

@@ -17,10 +17,11 @@ from torch import nn
 from transformers import PreTrainedTokenizerBase
 
 import nlg_metrics
+from batches import IGNORED, Batch, pad_right
 from e2e_data import Inputs
 from generation import DecodingSettings, generate
 from settings import Settings
-from training import IGNORED, Batch, completion_loss, pad_right, uses_bfloat16
+from training import completion_loss, uses_bfloat16
 
 
 @dataclass(frozen=True)

@@ -18,11 +18,12 @@ from transformers import PreTrainedTokenizerBase
 
 import glue_data
 import glue_metrics
+from batches import Batch
 from evaluation import classify
 from records import write_atomically
 from settings import Settings
 from tasks import GlueTask, glue_task
-from training import Batch, train
+from training import train
 
 HELD_OUT = "held_out"
 

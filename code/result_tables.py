@@ -53,12 +53,13 @@ def seeds_of(experiment: Experiment, scale: str) -> list[dict]:
         for record in records.read_records(scale)
         if record["name"] == experiment.name
         and record["task_version"] == TASKS[settings.task].version
-        and all(record["settings"].get(key) == _plain(value) for key, value in vars(settings).items())
+        and _settings_of(record) == settings
     ]
 
 
-def _plain(value: object) -> object:
-    return list(value) if isinstance(value, tuple) else value
+def _settings_of(record: dict) -> Settings:
+    """As recorded; a setting that is newer than the record had its default then."""
+    return Settings(**{key: tuple(v) if isinstance(v, list) else v for key, v in record["settings"].items()})
 
 
 def table(name: str, scale: str, only: list[str] | None = None, variant: str = "paper") -> pd.DataFrame:

@@ -30,6 +30,22 @@ class Settings:
     alpha: float | None = None
     lora_dropout: float = 0.0
     targets: tuple[str, ...] = ()
+    rank_stabilised: bool = False  # LoRA scaled by alpha / sqrt(rank), not alpha / rank
+    b_learning_rate_ratio: float = 1.0  # LoRA+: the learning rate of B over that of A
+    # the methods beside LoRA
+    top_layers: int | None = None  # partial fine-tuning: so many of the last layers
+    bottleneck: int | None = None  # width of an adapter
+    dropped_layers: int = 0  # AdapterDrop: so many of the first layers have no adapter
+    prefix_tokens: int | None = None  # PreEmbed and PreLayer: trained positions before the input
+    # rank over time
+    rank_stages: tuple[int, ...] = ()  # the total rank of each stage: (2, 4, 6, 8)
+    stage_trigger: str | None = None  # "fixed": stages of equal length; "plateau": of the validation loss
+    old_stages: float = 0.0  # learning rate of earlier stages, as a fraction: 0 frozen, 1 unfrozen
+    schedule_every: int | None = None  # steps between validations for a plateau, or between reallocations
+    patience: int = 2  # validations without the improvement that a plateau takes
+    min_improvement: float = 0.0  # in nats
+    grace: int = 0  # validations after a new stage that cannot end it
+    rank_budget: int | None = None  # adaptive rank: pairs of rank 1 over all adapted matrices together
     # optimisation
     weight_decay: float = 0.01
     label_smoothing: float = 0.1

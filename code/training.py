@@ -19,7 +19,7 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
@@ -33,12 +33,11 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 from transformers import ProgressCallback, Trainer, TrainerCallback, TrainingArguments
 from transformers.trainer_callback import PrinterCallback
 
+from batches import IGNORED, Batch, RowsByLength, pad_right, share_of
 from settings import Settings
 
-Batch = dict[str, Tensor]
 TRAINED = "trained.safetensors"
 CHECKPOINT_SECONDS = 300
-IGNORED = -100  # a label that carries no loss
 
 
 class TrainingDiverged(FloatingPointError):
@@ -83,64 +82,6 @@ def completion_loss(model: nn.Module, batch: Batch, label_smoothing: float = 0.0
     labels = batch["labels"][:, 1:]
     kept = labels != IGNORED
     return F.cross_entropy(model.lm_head(hidden[kept]), labels[kept], label_smoothing=label_smoothing)
-
-
-def pad_right(rows: list[dict[str, list[int]]]) -> Batch:
-    """Rows of different lengths -> (rows, longest): token 0 and no label in the padding.
-
-    Without an attention mask, as in the official code: the model is causal and what stands behind
-    the last label is never looked at.
-    """
-    longest = max(len(row["input_ids"]) for row in rows)
-    fill = {"input_ids": 0, "labels": IGNORED}
-    return {
-        key: torch.tensor([row[key] + [value] * (longest - len(row[key])) for row in rows])
-        for key, value in fill.items()
-    }
-
-
-class RowsByLength(Sampler[int]):
-    """Row numbers whose consecutive batches hold rows of similar length, shuffled for each epoch.
-
-    The order depends on nothing but seed and epoch, so that a continued run sees the same batches.
-    """
-
-    POOL = 50  # batches that are sorted together
-
-    def __init__(self, lengths: list[int], batch_size: int, seed: int):
-        self.lengths, self.batch_size, self.seed, self.epoch = lengths, batch_size, seed, 0
-
-    def set_epoch(self, epoch: int) -> None:
-        self.epoch = epoch
-
-    def __len__(self) -> int:
-        return len(self.lengths)
-
-    def __iter__(self) -> Iterator[int]:
-        generator = torch.Generator().manual_seed(1_000_003 * self.seed + self.epoch)
-        order = torch.randperm(len(self.lengths), generator=generator).tolist()
-        pool = self.POOL * self.batch_size
-        batches = []
-        for start in range(0, len(order), pool):
-            rows = sorted(order[start : start + pool], key=self.lengths.__getitem__)
-            batches += [rows[i : i + self.batch_size] for i in range(0, len(rows), self.batch_size)]
-        ragged = [batches.pop()] if len(batches[-1]) < self.batch_size else []
-        shuffled = [batches[i] for i in torch.randperm(len(batches), generator=generator).tolist()]
-        return iter([row for batch in shuffled + ragged for row in batch])
-
-
-def share_of(batch: Batch, process: int, processes: int) -> tuple[Batch, float]:
-    """The rows of a batch that are one process's, and the weight of their mean loss.
-
-    The mean over processes of weight times loss is the loss of the whole batch, and so with the
-    gradients, whatever the labels are counted in (tokens for E2E, rows for GLUE) and however unevenly
-    they fall. Rows are dealt in turn; a batch with fewer rows than processes is done whole by each.
-    """
-    if processes == 1 or len(batch["labels"]) < processes:
-        return batch, 1.0
-    share = {key: value[process::processes] for key, value in batch.items()}
-    labelled, whole = ((part["labels"] != IGNORED).sum().item() for part in (share, batch))
-    return share, processes * labelled / whole
 
 
 def through_wrapper(model: nn.Module, loss: Callable[[nn.Module, Batch], Tensor], batch: Batch) -> Tensor:

@@ -9,17 +9,15 @@ import torch
 import torch.nn.functional as F
 from transformers import GPT2Config, GPT2LMHeadModel
 
+from batches import IGNORED, RowsByLength, pad_right
 from experiments_e2e import LORA
 from methods import apply_method
 from settings import Settings
 from training import (
-    IGNORED,
     OfficialAdamW,
-    RowsByLength,
     TrainingDiverged,
     TrainingInterrupted,
     completion_loss,
-    pad_right,
     train,
     trained_state,
 )

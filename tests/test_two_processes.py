@@ -11,7 +11,8 @@ import pytest
 import torch
 
 import two_process_runs
-from training import completion_loss, share_of
+from batches import share_of
+from training import completion_loss
 
 STEPS = {"completions": 12, "sentences": 12, "continued": 22}
 

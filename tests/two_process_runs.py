@@ -23,14 +23,13 @@ def runs(folder: Path) -> dict[str, dict]:
     import torch
     from transformers import BertConfig, BertForSequenceClassification, GPT2Config, GPT2LMHeadModel
 
+    from batches import IGNORED, pad_right
     from settings import Settings
     from training import (
-        IGNORED,
         ShareDone,
         TrainingDiverged,
         TrainingInterrupted,
         completion_loss,
-        pad_right,
         train,
         trained_state,
     )
