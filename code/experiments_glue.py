@@ -103,6 +103,21 @@ def _full_rows() -> list[Experiment]:
     ]
 
 
+def _released() -> list[Experiment]:
+    """The authors' own adapters with their heads, scored as the official code would: its alpha and rank, its length."""
+    return [
+        Experiment(
+            f"released/{row.paper.model}/{row.paper.task}",
+            f"the authors' own adapter of {row.paper.model} on {row.paper.task} scored, without training",
+            replace(row.paper, method="released", start_from=None),
+            only="paper",
+            cell=row.cell,
+        )
+        for row in _lora_rows()
+        if row.variant == OFFICIAL
+    ]
+
+
 # Tables 5 and 6 ask on GPT-3 which matrices and which rank; the poster of an earlier study adds the MLP.
 WEIGHT_TYPES = {
     "query": ("query",),
@@ -182,4 +197,4 @@ def _learning_rates() -> list[Experiment]:
     return found
 
 
-GLUE_EXPERIMENTS = (*_full_rows(), *_lora_rows(), *_grid(), *_curves(), *_learning_rates())
+GLUE_EXPERIMENTS = (*_full_rows(), *_lora_rows(), *_released(), *_grid(), *_curves(), *_learning_rates())

@@ -30,16 +30,25 @@ from torch import Tensor, nn
 from data_places import find_file
 from lora import LoRAConfig, add_lora, base_parameters, lora_layers, projections, remove_lora
 
-RELEASED_E2E = {"gpt2-medium": "gpt2_md_lora_e2e.pt", "gpt2-large": "gpt2_lg_lora_e2e.pt"}
-RELEASES = {"gpt2_": "GPT-2", "roberta_base_": "RoBERTa-base", "roberta_large_": "RoBERTa-large", "deberta_": "DeBERTa"}
+RELEASES = {  # model -> the release, and the files in it
+    "gpt2-medium": ("GPT-2", "gpt2_md_lora_{}.pt"),
+    "gpt2-large": ("GPT-2", "gpt2_lg_lora_{}.pt"),
+    "roberta-base": ("RoBERTa-base", "roberta_base_lora_{}.bin"),
+    "roberta-large": ("RoBERTa-large", "roberta_large_lora_{}.bin"),
+    "deberta-v2-xxlarge": ("DeBERTa", "deberta_v2_xxlarge_lora_{}.bin"),
+}
 
 
-def released_file(name: str, data_dir: Path | None = None) -> Path:
-    """Where a released file is: `released/<name>` in one of the places of `data_places`, else fetched from GitHub."""
-    family = next((f for prefix, f in RELEASES.items() if name.startswith(prefix)), None)
-    if family is None:
-        raise ValueError(f"no release has a file {name!r}: expected a name that begins with {', '.join(RELEASES)}")
-    url = f"https://github.com/microsoft/LoRA/releases/download/{family}/{name}"
+def released_file(model: str, task: str, data_dir: Path | None = None) -> Path:
+    """Where a model's file for a task is: `released/` in one of the places of `data_places`, else fetched from GitHub.
+
+    Raises ValueError for a model without a release, FileNotFoundError where no place has the file.
+    """
+    if model not in RELEASES:
+        raise ValueError(f"the authors released no adapter of {model!r}: expected one of {', '.join(RELEASES)}")
+    release, pattern = RELEASES[model]
+    name = pattern.format(task)
+    url = f"https://github.com/microsoft/LoRA/releases/download/{release}/{name}"
 
     def fetch() -> bytes:
         with urllib.request.urlopen(url, timeout=60) as response:

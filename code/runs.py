@@ -26,7 +26,7 @@ from lora import base_fingerprint, load_lora, save_lora
 from methods import apply_method, count_trained
 from models import HEADS, base, head_parameters, load_model, load_tokenizer
 from paths import CHECKPOINTS
-from released_adapters import RELEASED_E2E, load_released_adapter, released_file
+from released_adapters import load_released_adapter, released_file
 from settings import Experiment, Settings
 from tasks import TASKS, GlueTask
 from training import TrainingDiverged
@@ -115,7 +115,7 @@ def measure(
         "threads": torch.get_num_threads(),
     }
     if settings.method == "released":
-        load_released_adapter(model, released_file(RELEASED_E2E[settings.model], data_dir), settings.alpha)
+        load_released_adapter(model, released_file(settings.model, settings.task, data_dir), settings.alpha, settings.rank)
     else:
         apply_method(model, settings)
     if start:

@@ -4,6 +4,7 @@ model has to compute what loralib's own does."""
 from __future__ import annotations
 
 import pickle
+from dataclasses import replace
 
 import loralib
 import pytest
@@ -19,8 +20,13 @@ from transformers import (
     RobertaModel,
 )
 
+import glue_data
+import runs
+from experiments import EXPERIMENTS, find
+from experiments_glue import MODELS as GLUE_MODELS
+from experiments_glue import TASKS as GLUE_TASKS
 from lora import count_parameters, lora_layers
-from released_adapters import load_released_adapter
+from released_adapters import load_released_adapter, released_file
 
 WIDTH, RANK = 16, 4
 TOKENS = torch.arange(12).reshape(2, 6)
@@ -121,6 +127,49 @@ def test_an_encoder_file_gives_the_logits_of_the_authors_own_model_with_its_head
     assert torch.allclose(logits(ours), logits(theirs), atol=1e-5)
     assert not torch.allclose(logits(encoder(name)), logits(theirs), atol=0.1)
     assert count_parameters(ours)[0] == sum(tensor.numel() for tensor in state.values())
+
+
+def test_a_released_glue_run_scores_what_the_authors_own_model_answers(tmp_path, monkeypatch):
+    theirs = loralib_encoder("roberta", 16)
+    (tmp_path / "released").mkdir()
+    torch.save(encoder_state_dict(theirs, "roberta"), tmp_path / "released/roberta_base_lora_mnli.bin")
+    split = glue_data.GlueSplit([glue_data.Example((str(i), str(i + 1)), i % 3) for i in range(24)], False)
+    rows = [{"input_ids": [i % 7 + 5, i % 11 + 5, 2], "label": i % 3} for i in range(24)]
+    monkeypatch.setattr(runs, "load_model", lambda *_: encoder("roberta"))
+    monkeypatch.setattr(runs, "load_tokenizer", lambda _: type("Tokenizer", (), {"pad_token_id": 1}))
+    monkeypatch.setattr(glue_data, "load_glue", lambda *_: split)
+    monkeypatch.setattr(glue_data, "encode", lambda examples, *_: glue_data.Encoded(rows[: len(examples)], 0))
+    settings = replace(find("released/roberta-base/mnli").paper, rank=RANK)
+    measured, predictions = runs.measure(settings, 0, tmp_path, tmp_path / "adapter", tmp_path)
+    with torch.no_grad():
+        expected = [theirs(torch.tensor([row["input_ids"]])).logits.argmax().item() for row in rows]
+    assert len(set(expected)) > 1
+    assert [p["prediction"] for p in predictions] == expected
+    assert measured["scores"]["accuracy"] == sum(e == i % 3 for i, e in enumerate(expected)) / 24
+    assert "scores_validation_mismatched" in measured and "honest_scores" not in measured
+    assert measured["parameters"]["trainable"] == 2 * 2 * 2 * RANK * WIDTH
+
+
+def test_every_table_2_row_of_lora_that_the_authors_released_is_declared():
+    names = {f"released/{model}/{task}" for model in GLUE_MODELS for task in GLUE_TASKS}
+    assert names <= EXPERIMENTS.keys()
+    settings = {name: EXPERIMENTS[name].paper for name in names}
+    assert {(s.model, s.rank, s.alpha) for s in settings.values()} == {
+        ("roberta-base", 8, 16.0), ("roberta-large", 8, 16.0), ("deberta-v2-xxlarge", 16, 32.0)
+    }  # fmt: skip
+    assert not any(s.start_from for s in settings.values())
+
+
+def test_a_model_without_a_release_is_refused_and_a_file_is_looked_for_by_model_and_task(tmp_path):
+    with pytest.raises(ValueError, match="released no adapter of 'minilm': expected one of gpt2-medium"):
+        released_file("minilm", "mnli")
+    (tmp_path / "released").mkdir()
+    for model, task, name in (
+        ("gpt2-large", "e2e", "gpt2_lg_lora_e2e.pt"),
+        ("deberta-v2-xxlarge", "stsb", "deberta_v2_xxlarge_lora_stsb.bin"),
+    ):
+        (tmp_path / "released" / name).write_bytes(b"")
+        assert released_file(model, task, tmp_path) == tmp_path / "released" / name
 
 
 def test_a_file_with_pairs_of_another_rank_than_expected_is_refused(tmp_path):
