@@ -8,6 +8,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import shutil
 from collections.abc import Callable
 from dataclasses import asdict
@@ -108,14 +109,17 @@ def measure(
     torch.manual_seed(seed)
     glue = isinstance(task, GlueTask)
     model = load_model(settings.model, task.outputs if glue else None, settings.head_dropout)
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    device = torch.device(f"cuda:{os.environ.get('LOCAL_RANK', 0)}" if torch.cuda.is_available() else "cpu")
     measured = {
         "base_fingerprint": base_fingerprint(model, head_parameters(model)),
-        "device": torch.cuda.get_device_name() if device.type == "cuda" else "cpu",
+        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",
         "threads": torch.get_num_threads(),
+        "processes": int(os.environ.get("WORLD_SIZE", "1")),
     }
     if settings.method == "released":
-        load_released_adapter(model, released_file(settings.model, settings.task, data_dir), settings.alpha, settings.rank)
+        load_released_adapter(
+            model, released_file(settings.model, settings.task, data_dir), settings.alpha, settings.rank
+        )
     else:
         apply_method(model, settings)
     if start:
