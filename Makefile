@@ -12,10 +12,12 @@ REPRODUCE := HF_HUB_OFFLINE=1 $(BIN)/python code/reproduce.py
 help:  ## show this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "make %-10s %s\n", $$1, $$2}' Makefile
 
-reproduce: .venv/.installed  ## Table 3 at quick scale: train, decode, score, print the table, draw the figure
+reproduce: .venv/.installed  ## Tables 3 and 2 at quick scale: train, decode, score, print the tables, draw the figure
 	$(REPRODUCE) sweep table3 --scale quick --rows full lora-r4 --seeds 0
 	$(REPRODUCE) table table3 --scale quick --rows full lora-r4
 	$(REPRODUCE) figure table3 --scale quick
+	$(REPRODUCE) sweep table2 --scale quick --rows sst2/full sst2/lora-r8 mrpc/full mrpc/lora-r8 --seeds 0
+	$(REPRODUCE) table table2 --scale quick --rows sst2/full sst2/lora-r8 mrpc/full mrpc/lora-r8
 
 test: lint  ## the linter, then all tests that need no GPU, no network and no patience
 	$(BIN)/python -m pytest
@@ -24,7 +26,7 @@ lint: .venv/.installed-tests  ## ruff: rules and formatting
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
 
-benchmark: .venv/.installed-tests  ## time and memory of a training step, decoding and the metrics, against PEFT and HF
+benchmark: .venv/.installed-tests  ## time and memory against PEFT and transformers, as ratios
 	$(BIN)/python code/benchmark.py
 
 clean:  ## remove .venv and what tools cached; results, checkpoints and data stay

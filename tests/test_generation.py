@@ -9,17 +9,10 @@ from itertools import pairwise
 
 import pytest
 import torch
-from transformers import (
-    GPT2Config,
-    GPT2LMHeadModel,
-    GPT2Tokenizer,
-    LogitsProcessor,
-    LogitsProcessorList,
-    StoppingCriteria,
-    StoppingCriteriaList,
-)
+from transformers import GPT2Config, GPT2LMHeadModel, GPT2Tokenizer
 
 import generation
+from benchmark_e2e import transformers_beam_search
 from generation import DecodingSettings, Generation, beam_search, end_token_ids, generate
 
 ENDS = [0, 1]
@@ -119,58 +112,12 @@ def official_search(
     return max(found, key=lambda pair: pair[0])[1]
 
 
-class OnlyTheBestCandidates(StoppingCriteria):
-    """Ends each candidate below the `beams` best, which `generate` would otherwise promote in place of ended ones."""
-
-    def __init__(self, beams: int):
-        self.beams, self.candidates = beams, beams * (1 + len(ENDS))
-
-    def __call__(self, input_ids, scores, **kwargs):
-        return torch.arange(len(input_ids)) % self.candidates >= self.beams
-
-
-class NoRepeatAmongGenerated(LogitsProcessor):
-    def __init__(self, n: int, prompt_length: int):
-        self.n, self.prompt_length = n, prompt_length
-
-    def __call__(self, input_ids, scores):
-        for row, tokens in enumerate(input_ids[:, self.prompt_length :].tolist()):
-            for start in range(len(tokens) - self.n + 1):
-                *head, last = tokens[start : start + self.n]
-                if head == tokens[len(tokens) - self.n + 1 :]:
-                    scores[row, last] = -torch.inf
-        return scores.log_softmax(-1)
-
-
-def transformers_answers(own_refill: bool = False, own_ban: bool = False) -> list[list[int]]:
-    """The answers of `generate` with its differences taken out, but for those asked for."""
-    answers = []
-    for seed in SEEDS:
-        prompts = random_prompts(seed)
-        longest = max(map(len, prompts))
-        ban = NoRepeatAmongGenerated(SETTINGS.no_repeat_ngram, longest)
-        outputs = (
-            tiny_model(seed)
-            .generate(
-                torch.tensor([[0] * (longest - len(prompt)) + prompt for prompt in prompts]),
-                attention_mask=torch.tensor([[0] * (longest - len(prompt)) + [1] * len(prompt) for prompt in prompts]),
-                num_beams=SETTINGS.beams,
-                do_sample=False,
-                max_new_tokens=SETTINGS.max_new_tokens,
-                length_penalty=SETTINGS.length_penalty,
-                early_stopping="never",
-                eos_token_id=ENDS,
-                pad_token_id=0,
-                no_repeat_ngram_size=SETTINGS.no_repeat_ngram if own_ban else 0,
-                logits_processor=LogitsProcessorList([] if own_ban else [ban]),
-                stopping_criteria=StoppingCriteriaList([] if own_refill else [OnlyTheBestCandidates(SETTINGS.beams)]),
-            )[:, longest:]
-            .tolist()
-        )
-        for tokens in outputs:
-            ended = [place for place, token in enumerate(tokens) if token in ENDS]
-            answers.append(tokens[: ended[0] + 1] if ended else tokens)
-    return answers
+def transformers_answers(**own: bool) -> list[list[int]]:
+    return [
+        answer
+        for seed in SEEDS
+        for answer in transformers_beam_search(tiny_model(seed), random_prompts(seed), ENDS, SETTINGS, **own)
+    ]
 
 
 @pytest.fixture(scope="module")
