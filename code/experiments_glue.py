@@ -50,19 +50,26 @@ LEARNING_RATE_GRID = {"full": (2.5e-5, 5e-5, 1e-4, 2e-4), "lora": (5e-4, 1e-3, 2
 SINGLE_SENTENCE = ("sst2", "cola")  # stand as the built-in sentiment task at `quick`, the others as the paraphrases
 
 
-def _smaller(task: str, method: str, **changes: Any) -> dict[str, dict[str, Any]]:
-    rate = {"learning_rate": CPU_LEARNING_RATES[method]} | ({"alpha": 16.0} if method == "lora" else {})
+def smaller(task: str, learning_rate: float, **changes: Any) -> dict[str, dict[str, Any]]:
+    """What an experiment on a GLUE task replaces at the smaller scales."""
     builtin = "sentiment-builtin" if task in SINGLE_SENTENCE else "paraphrase-builtin"
-    return {
-        "cpu": CPU | {"epochs": CPU_EPOCHS[task]} | rate | changes,
-        "quick": QUICK | {"task": builtin} | rate | changes,
-    }
+    changes = {"learning_rate": learning_rate, **changes}
+    return {"cpu": CPU | {"epochs": CPU_EPOCHS[task]} | changes, "quick": QUICK | {"task": builtin} | changes}
+
+
+def _smaller(task: str, method: str, **changes: Any) -> dict[str, dict[str, Any]]:
+    alpha = {"alpha": 16.0} if method == "lora" else {}
+    return smaller(task, CPU_LEARNING_RATES[method], **alpha, **changes)
+
+
+def hyperparameters() -> list[dict[str, str]]:
+    """The rows of data/glue_hyperparameters.csv: LoRA as published and as coded, adapters as published."""
+    with open(paths.DATA / "glue_hyperparameters.csv", encoding="utf-8") as file:
+        return list(csv.DictReader(file))
 
 
 def _lora_rows() -> list[Experiment]:
-    """The rows of data/glue_hyperparameters.csv: Table 2's LoRA, as published and as coded."""
-    with open(paths.DATA / "glue_hyperparameters.csv", encoding="utf-8") as file:
-        rows = list(csv.DictReader(file))
+    rows = [row for row in hyperparameters() if row["row"].startswith("lora")]
     found = []
     for row in rows:
         model, task, official = row["model"], row["task"], row["variant"] == OFFICIAL
@@ -131,6 +138,7 @@ RANKS = (1, 2, 4, 8, 64)
 FIXED_BUDGET = {  # Table 5: the same number of parameters, spread over more matrices of lower rank
     "query": 8, "key": 8, "value": 8, "output": 8, "query-key": 4, "query-value": 4, "query-key-value-output": 2,
 }  # fmt: skip
+CURVE = replace(GLUE, **LORA, alpha=16.0, learning_rate=4e-4, max_length=128)
 GRID = replace(GLUE, **LORA, alpha=16.0, learning_rate=5e-4, epochs=3, max_length=128)
 GRID_CPU = {"epochs": 1, "train_rows": 10_000}
 
@@ -161,7 +169,7 @@ def _curves() -> list[Experiment]:
             Experiment(f"curves/roberta-base/{task}/full", f"full fine-tuning, {task}", full, _smaller(task, "full"))
         )
         for rank in (4, 8, 16):
-            lora = replace(full, **LORA, rank=rank, alpha=16.0, learning_rate=4e-4)
+            lora = replace(CURVE, task=task, rank=rank)
             found.append(
                 Experiment(
                     f"curves/roberta-base/{task}/lora-r{rank}", f"LoRA r={rank}, {task}", lora, _smaller(task, "lora")
@@ -180,20 +188,25 @@ def _curves() -> list[Experiment]:
     return found
 
 
+def learning_rates(task: str, method: str, base: Settings, grid: tuple[float, ...], **changes: Any) -> list[Experiment]:
+    """A method's candidates, chosen between on a tenth of the training rows that it is not trained on."""
+    found = []
+    for rate in grid:
+        smaller_changes = smaller(task, rate, **changes, evaluate="selection")
+        name = f"learning-rate/glue-{task}/{method}/{rate:g}"
+        about = f"{method} at {rate:g} on {task}, scored on held-out training rows"
+        settings = replace(base, learning_rate=rate, evaluate="selection")
+        found.append(Experiment(name, about, settings, smaller_changes))
+    return found
+
+
 def _learning_rates() -> list[Experiment]:
-    """Each method's learning rate, chosen on a tenth of the training rows that it is not trained on."""
+    full, lora = LEARNING_RATE_GRID["full"], LEARNING_RATE_GRID["lora"]
     found = []
     for task in ("mrpc", "rte", "cola", "stsb"):
-        for method, rates in LEARNING_RATE_GRID.items():
-            base = replace(GLUE, task=task)
-            if method == "lora":
-                base = replace(base, **LORA, rank=8, alpha=16.0)
-            for rate in rates:
-                search = {"evaluate": "selection", "learning_rate": rate}
-                smaller = {scale: changes | search for scale, changes in _smaller(task, method).items()}
-                name = f"learning-rate/glue-{task}/{method}/{rate:g}"
-                about = f"{method} at {rate:g} on {task}, scored on held-out training rows"
-                found.append(Experiment(name, about, replace(base, **search), smaller))
+        base = replace(GLUE, task=task)
+        found += learning_rates(task, "full", base, full)
+        found += learning_rates(task, "lora", replace(base, **LORA, rank=8, alpha=16.0), lora, alpha=16.0)
     return found
 
 
