@@ -24,7 +24,7 @@ LORA = {"method": "lora", "alpha": 32.0, "lora_dropout": 0.1, "targets": ("query
 # cores; the learning rates are those with the lowest dev loss among `learning-rate/e2e/*`.
 E2E_CPU = {"model": "gpt2-mini", "epochs": 1, "warmup_steps": 100, "keep": "last"}
 E2E_QUICK = {"task": "e2e-builtin", "model": "gpt2-mini", "epochs": 1, "warmup_steps": 20, "keep": "last"}
-CPU_LEARNING_RATES = {"full": 1e-3, "lora": 4e-3}
+CPU_LEARNING_RATES = {"full": 2e-3, "lora": 8e-3}
 LEARNING_RATE_GRID = {"full": (5e-4, 1e-3, 2e-3, 4e-3), "lora": (2e-3, 4e-3, 8e-3, 1.6e-2)}
 LEARNING_RATE_ROWS = 8_000
 
