@@ -16,13 +16,13 @@ Batch = dict[str, Tensor]
 IGNORED = -100  # a label that carries no loss
 
 
-def pad_right(rows: list[dict[str, list[int]]]) -> Batch:
-    """Rows of different lengths -> (rows, longest): token 0 and no label in the padding.
+def pad_right(rows: list[dict[str, list[int]]], pad_to: int | None = None) -> Batch:
+    """Rows of different lengths -> (rows, longest), or (rows, `pad_to`): token 0 and no label in the padding.
 
     Without an attention mask, as in the official code: the model is causal and what stands behind
     the last label is never looked at.
     """
-    longest = max(len(row["input_ids"]) for row in rows)
+    longest = pad_to or max(len(row["input_ids"]) for row in rows)
     fill = {"input_ids": 0, "labels": IGNORED}
     return {
         key: torch.tensor([row[key] + [value] * (longest - len(row[key])) for row in rows])

@@ -124,22 +124,35 @@ def group_by_context(examples: list[Example]) -> list[Inputs]:
     return list(groups.values())
 
 
-def encode(example: Example, tokenizer: Any, max_length: int | None = None) -> dict[str, list[int]]:
+def separator_id(tokenizer: Any) -> int:
+    """The token between context and completion: the end token, as in the official code, or a separator of its own."""
+    own = getattr(tokenizer, "sep_token_id", None)
+    return tokenizer.eos_token_id if own is None else own
+
+
+def encode(
+    example: Example,
+    tokenizer: Any,
+    max_length: int | None = None,
+    prompt_loss: bool = False,
+    end_loss: bool = True,
+) -> dict[str, list[int]]:
     """Token ids `context <eos> " " + reference <eos>`; labels are -100 up to the separator and the ids after it.
 
     Both lists have the same length, at most `max_length` (cut at the right, as the official code does at 512).
+    Two mistakes of earlier reproductions can be made: labels on the prompt too, and none on the end token.
     Raises ValueError if that leaves nothing of the reference. As gpt2_encode.py of microsoft/LoRA at c4593f0.
     """
-    context, completion = (
-        tokenizer(text, add_special_tokens=False)["input_ids"] + [tokenizer.eos_token_id]
-        for text in (example.context, f" {example.reference}")
-    )
+    context = tokenizer(example.context, add_special_tokens=False)["input_ids"] + [separator_id(tokenizer)]
+    completion = tokenizer(f" {example.reference}", add_special_tokens=False)["input_ids"] + [tokenizer.eos_token_id]
     if max_length is not None and len(context) >= max_length:
         raise ValueError(
             f"max_length {max_length} leaves no room for a reference: the context {example.context!r} and its "
             f"separator take {len(context)} tokens; allow more"
         )
-    labels = [-100] * len(context) + completion
+    labels = context + completion if prompt_loss else [-100] * len(context) + completion
+    if not end_loss:
+        labels[-1] = -100
     return {"input_ids": (context + completion)[:max_length], "labels": labels[:max_length]}
 
 

@@ -88,7 +88,7 @@ def evaluate_generation(
     )
     outputs = generate(model, tokenizer, [item.context for item in inputs], decoding)
     texts = [output.text for output in outputs]
-    references = [item.references for item in inputs]
+    references = [item.references[:1] if settings.single_reference else item.references for item in inputs]
     slots = nlg_metrics.slot_errors([item.mr for item in inputs], texts)
     course = nlg_metrics.course_score(texts, references)
     scores = nlg_metrics.score(texts, references) | {

@@ -13,9 +13,13 @@ from dataclasses import replace
 
 from experiments_e2e import E2E_EXPERIMENTS
 from experiments_glue import GLUE_EXPERIMENTS
+from experiments_methods import METHOD_EXPERIMENTS
+from experiments_pitfalls import PITFALL_EXPERIMENTS
 from settings import SCALES, Experiment, Settings
 
-EXPERIMENTS: dict[str, Experiment] = {e.name: e for e in (*E2E_EXPERIMENTS, *GLUE_EXPERIMENTS)}
+EXPERIMENTS: dict[str, Experiment] = {
+    e.name: e for e in (*E2E_EXPERIMENTS, *GLUE_EXPERIMENTS, *METHOD_EXPERIMENTS, *PITFALL_EXPERIMENTS)
+}
 
 
 def find(name: str) -> Experiment:

@@ -32,6 +32,8 @@ from torch import Tensor
 from tqdm.auto import tqdm
 from transformers import DynamicCache, PreTrainedModel, PreTrainedTokenizerBase
 
+from e2e_data import separator_id
+
 OFFICIAL_LENGTH = 512  # context and generated tokens together: the official `--seq_len`
 BLANK_LINE = "\n\n"
 
@@ -99,7 +101,7 @@ def generate(
         )
     ends = end_token_ids(tokenizer)
     prompts = {
-        context: [*tokenizer.encode(context, add_special_tokens=False), tokenizer.eos_token_id][-room:]
+        context: [*tokenizer.encode(context, add_special_tokens=False), separator_id(tokenizer)][-room:]
         for context in contexts
     }
     by_length = sorted(prompts, key=lambda context: len(prompts[context]))

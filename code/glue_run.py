@@ -20,6 +20,7 @@ import glue_data
 import glue_metrics
 from batches import Batch
 from evaluation import classify
+from rank_schedule import conclude, schedule_of
 from records import write_atomically
 from settings import Settings
 from tasks import GlueTask, glue_task
@@ -45,7 +46,7 @@ def train_and_score(
     pad = tokenizer.pad_token_id
 
     def collate(rows: list[dict[str, Any]]) -> Batch:
-        return glue_data.collate(rows, pad)
+        return glue_data.collate(rows, pad, settings.max_length if settings.pad_to_maximum else None)
 
     def predict(m: nn.Module, names: list[str]) -> dict[str, dict[str, Any]]:
         found = {name: classify(m, encoded[name].rows, collate, settings) for name in names}
@@ -63,10 +64,14 @@ def train_and_score(
 
     best = reported[0] if reported else HELD_OUT
     rows = encoded["train"].rows
-    result = train(model, rows, settings, seed, folder, _loss, validate, best=(best, True), collate=collate)
+    schedule = schedule_of(settings, lambda m, some: classify(m, some, collate, settings)[1], encoded[HELD_OUT].rows)
+    result = train(
+        model, rows, settings, seed, folder, _loss, validate, best=(best, True), collate=collate, schedule=schedule
+    )
+    reached = conclude(model) if schedule else {}
     keep_adapter(model)
-    epochs = _epochs(task, splits, folder, settings.epochs, result.history)
-    measured = facts | result.as_record() | {"epochs": epochs}
+    epochs = _epochs(task, splits, folder, result.history)
+    measured = facts | result.as_record() | reached | {"epochs": epochs}
     chosen = {rule: _best_epoch(epochs, rule, task.main_metric) for rule in (best, HELD_OUT)}
     measured["selected_epoch"] = {"held_out": chosen[HELD_OUT]["epoch"]}
     if not reported:
@@ -126,11 +131,11 @@ def _score(task: GlueTask, examples: list[glue_data.Example], output: dict[str, 
 
 
 def _epochs(
-    task: GlueTask, splits: dict[str, list[glue_data.Example]], folder: Path, epochs: int, history: list[dict]
+    task: GlueTask, splits: dict[str, list[glue_data.Example]], folder: Path, history: list[dict]
 ) -> list[dict[str, Any]]:
     """Every epoch's scores on every split, with its mean training loss."""
     found = []
-    for epoch in range(1, epochs + 1):
+    for epoch, _ in enumerate(folder.glob("epoch-*.json"), start=1):  # fewer than the settings say, if it ended early
         outputs = json.loads((folder / f"epoch-{epoch}.json").read_text(encoding="utf-8"))
         row: dict[str, Any] = {"epoch": epoch, "training_loss": mean_training_loss(history, epoch)}
         for name, output in outputs.items():

@@ -2,18 +2,44 @@
 
 Each method is one function of `METHODS`: it changes the model in place and decides what is
 trained. `finish` makes the trained model plain again for decoding (LoRA is folded into W).
+
+What LoRA learnt is kept by `save_lora`; what any other method did by `save_trained`, for the plain
+base model of another day: `load_trained`.
 """
 
 from __future__ import annotations
 
+import copy
+import json
+import math
 from collections.abc import Callable
+from dataclasses import asdict
+from pathlib import Path
 
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
 from torch import nn
 
-from lora import LoRAConfig, add_lora, count_parameters, merge_lora, remove_lora
+from baselines import PreEmbed, PreLayer, add_adapters, add_prefix, train_biases, train_top_layers
+from lora import (
+    LoRAConfig,
+    LoRALinear,
+    add_lora,
+    base_fingerprint,
+    count_parameters,
+    lora_layers,
+    merge_lora,
+    remove_lora,
+)
 from models import head_parameters
+from rank_allocation import spread_budget, uniform_rank
+from rank_schedule import begin_stage, checked_stages
 from settings import Settings
+from stacked_lora import add_stacked_lora
 from tasks import TASKS, GlueTask
+
+TRAINED_FILE = "trained.safetensors"
 
 
 def _full(model: nn.Module, settings: Settings) -> None:
@@ -21,12 +47,51 @@ def _full(model: nn.Module, settings: Settings) -> None:
     model.requires_grad_(True)
 
 
+def _config(settings: Settings, rank: int) -> LoRAConfig:
+    """Of pairs of that rank. Rank-stabilised (arXiv:2312.03732), alpha / rank becomes alpha / sqrt(rank)."""
+    alpha = settings.alpha * (math.sqrt(rank) if settings.rank_stabilised else 1)
+    return LoRAConfig(rank, alpha, settings.lora_dropout, settings.targets)
+
+
 def _lora(model: nn.Module, settings: Settings) -> None:
     """LoRA (section 4): low-rank pairs beside the frozen matrices of `settings.targets`."""
-    add_lora(model, LoRAConfig(settings.rank, settings.alpha, settings.lora_dropout, settings.targets))
+    add_lora(model, _config(settings, settings.rank))
+    if settings.packed_pair:
+        for name, layer in lora_layers(model).items():  # as if the matrix made one thing: the query, to be adapted
+            model.set_submodule(name, LoRALinear(layer.base_layer, ("query",), layer.config))
+    if settings.transposed_init:
+        for layer in lora_layers(model).values():
+            for A in layer.lora_A.data.split(settings.rank):
+                nn.init.kaiming_uniform_(A.T, a=math.sqrt(5))
 
 
-METHODS: dict[str, Callable[[nn.Module, Settings], None]] = {"full": _full, "lora": _lora, "released": _lora}
+def _sequential_lora(model: nn.Module, settings: Settings) -> None:
+    """Sequential LoRA: the first of its stages; `rank_schedule.py` begins the others during training."""
+    stages = checked_stages(settings)
+    add_stacked_lora(model, _config(settings, stages[-1]))
+    begin_stage(model, stages[0])
+
+
+def _adaptive_lora(model: nn.Module, settings: Settings) -> None:
+    """A budget of rank-1 pairs, evenly spread; `rank_allocation.py` moves them during training."""
+    add_stacked_lora(model, _config(settings, uniform_rank(model, settings)))
+    spread_budget(model, settings.rank_budget)
+
+
+METHODS: dict[str, Callable[[nn.Module, Settings], None]] = {
+    "full": _full,
+    "lora": _lora,
+    "released": _lora,
+    "sequential-lora": _sequential_lora,
+    "adaptive-lora": _adaptive_lora,
+    "top-layers": lambda model, settings: train_top_layers(model, settings.top_layers),
+    "bitfit": lambda model, settings: train_biases(model),
+    "adapter-h": lambda model, settings: add_adapters(model, "houlsby", settings.bottleneck, settings.dropped_layers),
+    "adapter-l": lambda model, settings: add_adapters(model, "lin", settings.bottleneck, settings.dropped_layers),
+    "adapter-p": lambda model, settings: add_adapters(model, "pfeiffer", settings.bottleneck, settings.dropped_layers),
+    "preembed": lambda model, settings: add_prefix(model, PreEmbed, settings.prefix_tokens),
+    "prelayer": lambda model, settings: add_prefix(model, PreLayer, settings.prefix_tokens),
+}
 
 
 def apply_method(model: nn.Module, settings: Settings) -> None:
@@ -45,18 +110,64 @@ def apply_method(model: nn.Module, settings: Settings) -> None:
         )
     METHODS[settings.method](model, settings)
     for parameter in head_parameters(model).values():
-        parameter.requires_grad_(True)
+        parameter.requires_grad_(settings.train_head)
 
 
 def count_trained(model: nn.Module) -> tuple[int, int, int]:
-    """(trained without the head, the head, all) parameters of a model; the paper's counts are the first."""
+    """(trained without the head, trained of the head, all) parameters of a model; the paper's counts are the first."""
     trained, total = count_parameters(model)
-    head = sum(p.numel() for p in head_parameters(model).values())
+    head = sum(p.numel() for p in head_parameters(model).values() if p.requires_grad)
     return trained - head, head, total
 
 
 def finish(model: nn.Module, settings: Settings) -> None:
     """Fold what can be folded: the decoded model has the plain architecture and speed (section 4.1)."""
-    if settings.method in ("lora", "released"):
+    if lora_layers(model):
         merge_lora(model)
         remove_lora(model)
+
+
+def save_trained(model: nn.Module, settings: Settings, folder: Path) -> None:
+    """Write what the method trained, a head with it, and nothing else: TRAINED_FILE in `folder`.
+
+    Its header keeps the settings, which say how the model is to be changed, and the fingerprint of all the rest.
+    """
+    trained = {name: p.detach() for name, p in model.named_parameters() if p.requires_grad}
+    header = {"settings": asdict(settings), "base_sha256": base_fingerprint(model, without=trained)}
+    folder.mkdir(parents=True, exist_ok=True)
+    save_file(trained, folder / TRAINED_FILE, {"method": json.dumps(header)})
+
+
+def load_trained(model: nn.Module, folder: Path) -> Settings:
+    """Change the plain base model as `save_trained`'s was, with what that one learnt; returns the settings.
+
+    Raises ValueError if the file is incomplete or not for this model, which then stays as it is: another base,
+    missing or further names, other shapes.
+    """
+    try:
+        with safe_open(folder / TRAINED_FILE, "pt") as file:
+            header = json.loads((file.metadata() or {})["method"])
+            found = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118, not a dict
+        settings, base_sha256 = Settings(**header["settings"]), header["base_sha256"]
+    except (OSError, SafetensorError, json.JSONDecodeError, KeyError, TypeError) as error:
+        raise ValueError(
+            f"expected a whole {TRAINED_FILE} of save_trained in {folder}, found {error!r}; save or copy it again "
+            "(a pickle is never opened, it can run code)"
+        ) from error
+    with torch.device("meta"):
+        changed = type(model)(copy.deepcopy(model.config))
+    apply_method(changed, settings)
+    want = {(name, *p.shape) for name, p in changed.named_parameters() if p.requires_grad}
+    want.add(("base weights", base_sha256))
+    have = {(name, *tensor.shape) for name, tensor in found.items()}
+    have.add(("base weights", base_fingerprint(model, without=found)))
+    if want != have:
+        raise ValueError(
+            f"{folder} is not for this {type(model).__name__}: expected {sorted(want - have)[:3]}, "
+            f"found {sorted(have - want)[:3]}; load the model it is for ({settings.model})"
+        )
+    apply_method(model, settings)
+    parameters = dict(model.named_parameters())
+    for name, tensor in found.items():
+        parameters[name].data.copy_(tensor)
+    return settings

@@ -23,8 +23,8 @@ import e2e_run
 import glue_run
 import records
 from experiments import find, resolve
-from lora import base_fingerprint, load_lora, save_lora
-from methods import apply_method, count_trained
+from lora import base_fingerprint, load_lora, lora_layers, save_lora
+from methods import apply_method, count_trained, save_trained
 from models import HEADS, base, head_parameters, load_model, load_tokenizer
 from paths import CHECKPOINTS
 from released_adapters import load_released_adapter, released_file
@@ -35,7 +35,7 @@ from workers import first_process
 
 
 def adapter_folder(name: str, scale: str, seed: int) -> Path:
-    """Where a LoRA run keeps what it learnt, for runs that start from it; outside git."""
+    """Where a run keeps what it learnt, unless that is the whole model; outside git."""
     return CHECKPOINTS / "adapters" / scale / records.run_id(name, seed)
 
 
@@ -102,7 +102,7 @@ def measure(
 ) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     """Train and score; what the record says of it, and the predictions.
 
-    `folder` has the checkpoints, from which a stopped run continues; `adapter` gets what LoRA learnt;
+    `folder` has the checkpoints, from which a stopped run continues; `adapter` gets what was learnt;
     `start` is the adapter of `settings.start_from`.
     """
     task = TASKS[settings.task]
@@ -128,8 +128,10 @@ def measure(
     measured["parameters"] = {"trainable": trained, "head": head, "total": total}
 
     def keep_adapter(trained_model: nn.Module) -> None:
-        if settings.method == "lora":
+        if lora_layers(trained_model):
             save_lora(trained_model, adapter)
+        elif settings.method != "full":
+            save_trained(trained_model, settings, adapter)
 
     workflow = glue_run.train_and_score if glue else e2e_run.train_and_score
     tokenizer = load_tokenizer(settings.model)

@@ -68,6 +68,16 @@ class Settings:
     # GLUE
     max_length: int | None = None
     head_dropout: float | None = None  # DeBERTa's cls_dropout; None: the model's own
+    # mistakes of earlier reproductions, measured by the experiments `pitfalls/...`
+    train_head: bool = True  # GLUE: else the new head stays as it was drawn
+    prompt_loss: bool = False  # E2E: the context carries a loss as well, `jlm` of the official code
+    end_loss: bool = True  # E2E: the end token carries a loss, from which the model learns to stop
+    new_tokens: bool = False  # E2E: the context stands between two new tokens, whose random rows LoRA leaves frozen
+    transposed_init: bool = False  # A is drawn as if it were stored (d_in, rank): its fan-in is the rank, not d_in
+    packed_pair: bool = False  # GPT-2: one pair over the whole of c_attn, so that the key is adapted too
+    learning_rate_schedule: str = "linear"  # or "constant": neither warm-up nor decay
+    single_reference: bool = False  # E2E: scored against the first reference of each input only
+    pad_to_maximum: bool = False  # every batch, to max_length or E2E's 512 tokens (the model's positions, if fewer)
 
 
 @dataclass(frozen=True)
@@ -79,6 +89,7 @@ class Experiment:
     only: str | None = None  # the one scale it exists at, where smaller machines have no counterpart
     cell: tuple[str, str, str] | None = None  # the paper's row: (model, method, trainable as printed)
     variant: str = "paper"  # or OFFICIAL
+    against: str | None = None  # the experiment that a mistake is measured against
 
     @property
     def table(self) -> str:

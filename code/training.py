@@ -34,10 +34,13 @@ from transformers import ProgressCallback, Trainer, TrainerCallback, TrainingArg
 from transformers.trainer_callback import PrinterCallback
 
 from batches import IGNORED, Batch, RowsByLength, pad_right, share_of
+from rank_schedule import RankChanges, RankSchedule, ended
 from settings import Settings
+from stacked_lora import resize
 
 TRAINED = "trained.safetensors"
 CHECKPOINT_SECONDS = 300
+LOGGED = {"loss", "eval_loss", "validation_loss", "ranks"}  # by epoch's validation; by the schedule of ranks
 
 
 class TrainingDiverged(FloatingPointError):
@@ -59,7 +62,7 @@ class TrainingResult:
     tokens: int
     peak_memory_gib: float
     kept_step: int  # the step whose weights the model has now
-    history: list[dict[str, float]]
+    history: list[dict[str, Any]]
 
     def as_record(self) -> dict[str, Any]:
         return {
@@ -114,14 +117,32 @@ class OfficialAdamW(torch.optim.AdamW):
         self.epsilon = epsilon
 
     def step(self, closure: Callable[[], float] | None = None) -> float | None:
-        for group in self.param_groups:
-            taken = next((int(self.state[p]["step"]) for p in group["params"] if p in self.state), 0)
-            group["eps"] = self.epsilon / math.sqrt(1 - group["betas"][1] ** (taken + 1))
-        return super().step(closure)
+        groups = self.param_groups
+        self.param_groups = [part for group in groups for part in self._by_steps_taken(group)]
+        try:
+            return super().step(closure)
+        finally:
+            self.param_groups = groups
+
+    def _by_steps_taken(self, group: dict[str, Any]) -> list[dict[str, Any]]:
+        """The group in parts that have one epsilon each: pairs that are added later have taken fewer steps."""
+        parts: dict[int, list[nn.Parameter]] = {}
+        for p in group["params"]:
+            parts.setdefault(int(self.state[p]["step"]) if p in self.state else 0, []).append(p)
+        decay = group["betas"][1]
+        return [
+            group | {"params": params, "eps": self.epsilon / math.sqrt(1 - decay ** (taken + 1))}
+            for taken, params in parts.items()
+        ]
+
+
+def trained_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
+    """What requires a gradient, and all pairs: those of an earlier stage may be frozen by now (rank_schedule.py)."""
+    return {name: p for name, p in model.named_parameters() if p.requires_grad or ".lora_" in name}
 
 
 def trained_state(model: nn.Module) -> dict[str, Tensor]:
-    return {name: p.detach() for name, p in model.named_parameters() if p.requires_grad}
+    return {name: p.detach() for name, p in trained_parameters(model).items()}
 
 
 class ProtocolTrainer(Trainer):
@@ -132,9 +153,10 @@ class ProtocolTrainer(Trainer):
         settings: Settings,
         loss: Callable[[nn.Module, Batch], Tensor],
         validate: Callable[[nn.Module, int], dict[str, float]],
+        schedule: RankSchedule | None = None,
         **others: Any,
     ):
-        self.settings, self.loss, self.validate = settings, loss, validate
+        self.settings, self.loss, self.validate, self.schedule = settings, loss, validate, schedule
         self.tokens = 0
         super().__init__(**others)
         self.model_accepts_loss_kwargs = False  # the loss is a mean over each batch
@@ -158,24 +180,47 @@ class ProtocolTrainer(Trainer):
 
     def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
         if self.optimizer is None:
-            trained = {name: p for name, p in self.model.named_parameters() if p.requires_grad}
-            decayed = trained if self.settings.decay == "all" else self.get_decay_parameter_names(self.model)
-            decay = self.settings.weight_decay
             self.optimizer = OfficialAdamW(
-                [
-                    {"params": [p for name, p in trained.items() if name in decayed], "weight_decay": decay},
-                    {"params": [p for name, p in trained.items() if name not in decayed], "weight_decay": 0.0},
-                ],
-                epsilon=self.settings.adam_epsilon,
-                lr=self.settings.learning_rate,
-                betas=self.settings.adam_betas,
+                self.parameter_groups(), epsilon=self.settings.adam_epsilon, betas=self.settings.adam_betas
             )
         return self.optimizer
+
+    def parameter_groups(self) -> list[dict[str, Any]]:
+        """What is trained, by weight decay and highest learning rate; the first group has the rate of the settings.
+
+        B may have another rate than A (LoRA+, arXiv:2402.12354), an earlier stage a lower one; at zero it is frozen.
+        """
+        settings, trained = self.settings, trained_parameters(self.model)
+        decayed = trained if settings.decay == "all" else self.get_decay_parameter_names(self.model)
+        factors = self.schedule.rate_factors(self.model) if self.schedule else {}
+        groups: dict[tuple[float, float], list[nn.Parameter]] = {(settings.weight_decay, settings.learning_rate): []}
+        for name, p in trained.items():
+            factor = factors.get(name, 1.0) * (settings.b_learning_rate_ratio if ".lora_B" in name else 1.0)
+            decay = settings.weight_decay if name in decayed else 0.0
+            groups.setdefault((decay, settings.learning_rate * factor), []).append(p.requires_grad_(factor > 0))
+        return [{"params": params, "weight_decay": decay, "lr": rate} for (decay, rate), params in groups.items()]
+
+    def regroup(self) -> None:
+        """Let the optimizer follow a model that has gained or lost pairs; whatever stays keeps its moments."""
+        groups, scheduler = self.parameter_groups(), self.lr_scheduler
+        course = scheduler.lr_lambdas[0]  # warm-up and decay, the same for all groups
+        now = course(scheduler.last_epoch)
+        self.optimizer.param_groups = []
+        for group in groups:
+            self.optimizer.add_param_group(group | {"initial_lr": group["lr"], "lr": group["lr"] * now})
+        for parameter in set(self.optimizer.state).difference(*(group["params"] for group in groups)):
+            del self.optimizer.state[parameter]
+        scheduler.base_lrs, scheduler.lr_lambdas = [group["lr"] for group in groups], [course] * len(groups)
+
+    def _init_training_state(self, max_steps: int, steps_per_epoch: int, epochs: int, *others: Any) -> tuple[int, int]:
+        place = super()._init_training_state(max_steps, steps_per_epoch, epochs, *others)
+        return (epochs, 0) if ended(self.state.log_history) else place  # as one that has trained all its epochs
 
     def compute_loss(self, model: nn.Module, inputs: Batch, return_outputs: bool = False, **_: Any) -> Tensor:
         self.tokens += inputs["input_ids"].numel()
         share, weight = share_of(inputs, self.args.process_index, self.args.world_size)
-        loss = self.loss(model, share) if model is self.model else weight * through_wrapper(model, self.loss, share)
+        with self.accelerator.autocast():  # a loss need not go through the model's own `forward`, which has it
+            loss = self.loss(model, share) if model is self.model else weight * through_wrapper(model, self.loss, share)
         whole = self.accelerator.reduce(loss.detach(), "mean")
         if not torch.isfinite(whole):
             kept = self.state.best_model_checkpoint or self.args.output_dir
@@ -187,7 +232,7 @@ class ProtocolTrainer(Trainer):
         return loss
 
     def evaluate(self, *_: Any, **__: Any) -> dict[str, float]:
-        measured = self.validate(self.model, round(self.state.epoch))
+        measured = self.validate(self.model, math.ceil(self.state.epoch))  # a schedule may end within an epoch
         metrics = {f"eval_{name}": value for name, value in measured.items()}
         self.log(metrics)
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
@@ -201,6 +246,7 @@ class ProtocolTrainer(Trainer):
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
         device = next(self.model.parameters()).device
         saved = load_file(Path(resume_from_checkpoint) / TRAINED, device=str(device))
+        resize(self.model, saved)
         expected = set(trained_state(self.model))
         if set(saved) != expected:
             raise ValueError(
@@ -222,6 +268,14 @@ class _Bar(ProgressCallback):
             self.training_bar.set_postfix(shown)
 
 
+def _midway(state: Any) -> bool:
+    """Whether the epoch goes on. Where it does not, its state is saved once it is validated.
+
+    A checkpoint between the two would skip the validation.
+    """
+    return state.epoch != round(state.epoch) and not ended(state.log_history)
+
+
 class _Sitting(TrainerCallback):
     """Checkpoints by the clock, stops after a finished step on a signal, and adds up the time."""
 
@@ -239,13 +293,12 @@ class _Sitting(TrainerCallback):
 
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         self.stop, due = self.trainer.anywhere(self.stop, time.monotonic() - self.saved > CHECKPOINT_SECONDS)
-        # An epoch's last step is saved once it is validated: a checkpoint between the two would skip the validation.
-        control.should_save = control.should_save or ((self.stop or due) and state.epoch != round(state.epoch))
+        control.should_save = control.should_save or ((self.stop or due) and _midway(state))
         control.should_training_stop = control.should_training_stop or self.stop
 
     def on_epoch_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         control.should_log = True  # so that no logged loss spans two epochs
-        if self.stop and state.epoch != round(state.epoch):  # Trainer takes a stop within an epoch for its end
+        if self.stop and _midway(state):  # Trainer takes a stop within an epoch for its end
             control.should_evaluate = control.should_save = False
 
     def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:
@@ -288,6 +341,7 @@ def train(
     validate: Callable[[nn.Module, int], dict[str, float]],
     best: tuple[str, bool] = ("loss", False),
     collate: Callable[[list[dict[str, list[int]]]], Batch] = pad_right,
+    schedule: RankSchedule | None = None,
 ) -> TrainingResult:
     """Train the parameters that require a gradient; `folder` holds the checkpoints.
 
@@ -298,7 +352,8 @@ def train(
     TrainingInterrupted after SIGINT or SIGTERM, once the state is saved.
 
     Under `accelerate launch` the processes share each batch's rows and take the steps that one process
-    would; the first returns the result, the others end with ShareDone.
+    would; the first returns the result, the others end with ShareDone. A `schedule` changes the rank
+    on the way, which several processes cannot: ValueError.
     """
     steps_per_epoch = math.ceil(len(rows) / settings.batch_size)
     keep_best = settings.keep == "best-epoch"
@@ -307,7 +362,7 @@ def train(
         per_device_train_batch_size=settings.batch_size,
         num_train_epochs=settings.epochs,
         learning_rate=settings.learning_rate,
-        lr_scheduler_type="linear",
+        lr_scheduler_type=settings.learning_rate_schedule,
         warmup_steps=settings.warmup_steps or settings.warmup_ratio,  # below 1: a share of all steps
         bf16=uses_bfloat16(settings),
         max_grad_norm=settings.max_grad_norm,
@@ -326,6 +381,11 @@ def train(
         ddp_find_unused_parameters=False,  # every trained parameter has a part in every loss
         dataloader_pin_memory=torch.cuda.is_available(),
     )
+    if schedule and arguments.world_size > 1:
+        raise ValueError(
+            f"a rank that changes during training takes one process, found {arguments.world_size}: gradients are "
+            "averaged over processes for the pairs of the first step only. Start it without `accelerate launch`"
+        )
     arguments._n_gpu = min(arguments.n_gpu, 1)  # one GPU a process: DataParallel would multiply the batch
     if settings.gradient_checkpointing:
         model.gradient_checkpointing_enable({"use_reentrant": False})  # the inputs of a frozen base need no gradient
@@ -333,6 +393,7 @@ def train(
         settings,
         loss,
         validate,
+        schedule,
         model=model,
         args=arguments,
         train_dataset=rows,
@@ -343,6 +404,8 @@ def train(
     trainer.remove_callback(PrinterCallback)
     sitting = _Sitting(folder, trainer)
     trainer.add_callback(_Bar())
+    if schedule:
+        trainer.add_callback(RankChanges(schedule, trainer.regroup))
     trainer.add_callback(sitting)
     main_thread = threading.current_thread() is threading.main_thread()
     signals = (signal.SIGINT, signal.SIGTERM) if main_thread else ()
@@ -364,5 +427,5 @@ def train(
         tokens=int(spent["tokens"]),
         peak_memory_gib=peak_memory_gib(),
         kept_step=(trainer.state.best_global_step if keep_best else None) or trainer.state.global_step,
-        history=[entry for entry in trainer.state.log_history if "loss" in entry or "eval_loss" in entry],
+        history=[entry for entry in trainer.state.log_history if LOGGED & entry.keys()],
     )

@@ -5,9 +5,10 @@ import pytest
 
 import experiments_e2e
 import experiments_glue
+import experiments_methods
 import paths
 from experiments import EXPERIMENTS, SCALES, find, resolve, select
-from methods import METHODS, apply_method
+from methods import METHODS, apply_method, count_trained
 from models import BASES, architecture
 from tasks import TASKS
 
@@ -49,19 +50,47 @@ def test_quick_looks_no_further_than_the_repository():
             assert BASES[settings.model].place != "hub"
 
 
-def test_learning_rates_of_full_fine_tuning_and_lora_differ_and_lie_inside_their_grids():
-    for declared in (experiments_e2e, experiments_glue):
-        rates, grid = declared.CPU_LEARNING_RATES, declared.LEARNING_RATE_GRID
-        assert rates["full"] != rates["lora"]
+def test_learning_rates_of_the_smaller_scales_lie_inside_the_grids_they_were_chosen_from():
+    for rates, grid in (
+        (experiments_e2e.CPU_LEARNING_RATES, experiments_e2e.LEARNING_RATE_GRID),
+        (experiments_glue.CPU_LEARNING_RATES, experiments_glue.LEARNING_RATE_GRID),
+        (experiments_methods.E2E_RATES, experiments_methods.E2E_GRID),
+        (experiments_methods.GLUE_RATES, experiments_methods.GLUE_GRID),
+    ):
+        assert rates.keys() == grid.keys()
         for method, rate in rates.items():
             assert min(grid[method]) < rate < max(grid[method])
+            assert rate in grid[method]
+
+
+def test_every_grid_of_learning_rates_is_declared_as_experiments_that_choose_only():
+    for method, rates in (experiments_e2e.LEARNING_RATE_GRID | experiments_methods.E2E_GRID).items():
+        for rate in rates:
+            settings = resolve(find(f"learning-rate/e2e/{method}/{rate:g}"), "cpu")
+            assert (settings.method, settings.learning_rate, settings.evaluate) == (method, rate, "selection")
 
 
 def test_a_sweep_does_the_same_work_once():
-    names = [e.name for e in select("table3", "cpu")]
-    assert names == ["table3/gpt2/full", "table3/gpt2/lora-r2", "table3/gpt2/lora-r4", "table3/gpt2/lora-r8"]
-    assert len(select("table3", "paper")) == 9
+    rows = ["full", "lora-r2", "lora-r4", "lora-r8"]
+    others = ["top2", "bitfit", "adapter-l", "adapter-l-11M", "adapter-h", "prelayer"]
+    names = [f"table3/gpt2/{row}" for row in rows] + [f"table3/gpt2-medium/{row}" for row in others]
+    assert [e.name for e in select("table3", "cpu")] == names
+    assert len(select("table3", "paper")) == 9 + 9
     assert [e.name for e in select("table3", "quick", rows=["full"])] == ["table3/gpt2/full"]
+
+
+@pytest.mark.parametrize("scale", SCALES)
+def test_adaptive_rank_has_the_budget_of_plain_lora(scale):
+    adaptive = [e for e in EXPERIMENTS.values() if e.table == "rank-over-time" and e.row == "adaptive"]
+    assert len(adaptive) == 3
+    for experiment in adaptive:
+        settings, plain = resolve(experiment, scale), resolve(find(experiment.against), scale)
+        counts = []
+        for each in (settings, plain):
+            model = architecture(each.model, getattr(TASKS[each.task], "outputs", None))
+            apply_method(model, each)
+            counts.append(count_trained(model)[0])
+        assert plain.rank == 8 and counts[0] == counts[1]
 
 
 def test_an_unknown_name_is_answered_with_the_nearest():
@@ -117,7 +146,7 @@ def test_the_papers_cells_that_experiments_point_to_exist():
     rows = set(zip(paper.model, paper.method, paper.trainable, strict=True))
     cells = {e.cell for e in EXPERIMENTS.values() if e.cell}
     assert cells <= rows
-    assert len(cells) == 11  # full and LoRA of two GPT-2s and three encoders, and the restricted LoRA row
+    assert len(cells) == 26  # every row of Tables 2 and 3
     best = paper[
         (paper.table == "table3") & (paper.model == "GPT-2 M") & (paper.method == "LoRA") & (paper.metric == "BLEU")
     ]

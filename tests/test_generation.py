@@ -12,6 +12,7 @@ import torch
 from transformers import GPT2Config, GPT2LMHeadModel, GPT2Tokenizer
 
 import generation
+from baselines import PreEmbed, PreLayer, add_prefix
 from benchmark_e2e import transformers_beam_search
 from generation import DecodingSettings, Generation, beam_search, end_token_ids, generate
 
@@ -170,6 +171,22 @@ def test_transformers_generate_agrees_once_its_differences_are_taken_out(answers
     assert transformers_answers() == answers
     assert transformers_answers(own_refill=True) != answers
     assert transformers_answers(own_ban=True) != answers
+
+
+@pytest.mark.parametrize("kind", [PreEmbed, PreLayer])
+def test_answers_after_a_prefix_are_those_of_the_official_search_that_computes_all_of_it_anew(answers, kind):
+    model, plain, prompts = tiny_model(0), tiny_model(0), random_prompts(0)
+    torch.manual_seed(1)
+    add_prefix(model, kind, 3)
+    torch.manual_seed(1)
+    words = torch.randint(24, (3,)).tolist()  # what a new prefix is like
+    found = beam_search(model, prompts, ENDS, SETTINGS)
+    assert found == [official_search(plain, words + prompt, SETTINGS) for prompt in prompts]
+    assert found != answers[: len(prompts)]
+    torch.nn.init.normal_(next(model.transformer.prefix.parameters()))
+    trained = beam_search(model, prompts, ENDS, SETTINGS)
+    assert trained == [official_search(model, prompt, SETTINGS) for prompt in prompts]
+    assert trained != found
 
 
 def test_both_end_tokens_end_an_answer_and_the_cap_cuts_the_rest(answers):

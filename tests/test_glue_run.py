@@ -203,7 +203,7 @@ def reported(monkeypatch, folder, held_out, validation, evaluate="test"):
         right = round(share * len(rows))
         return [row["label"] if i < right else 1 - row["label"] for i, row in enumerate(rows)], 1.0
 
-    def fake_train(model, rows, settings, seed, folder, loss, validate, best, collate):
+    def fake_train(model, rows, settings, seed, folder, loss, validate, best, collate, schedule):
         for model.epoch in range(1, len(held_out) + 1):
             chosen_by.append(validate(model, model.epoch)[best[0]])
         return TrainingResult(0, 0.0, 0, 0.0, 0, [])

@@ -10,6 +10,8 @@ from importlib.util import find_spec
 import pytest
 
 import e2e_run
+import experiments_e2e
+import experiments_glue
 import glue_data
 import glue_run
 import paths
@@ -54,10 +56,12 @@ def test_without_flags_a_glue_run_is_table_9_of_the_paper_without_the_mnli_start
 def test_the_defaults_are_those_of_the_task_the_method_and_the_model():
     assert settings_of("--task", "mrpc", "--method", "full").learning_rate == 2e-5
     assert settings_of("--task", "mrpc", "--model", "roberta-large").learning_rate == 3e-4
-    assert settings_of("--task", "mrpc", "--model", "minilm").learning_rate == 1e-3
+    minilm = settings_of("--task", "mrpc", "--model", "minilm")
+    assert minilm.learning_rate == experiments_glue.CPU_LEARNING_RATES["lora"]
     e2e = settings_of("--task", "e2e")
     assert (e2e.model, e2e.rank, e2e.alpha, e2e.warmup_steps) == ("gpt2", 4, 32, 500)
-    assert settings_of("--task", "e2e", "--model", "gpt2-mini").learning_rate == 2e-3
+    mini = settings_of("--task", "e2e", "--model", "gpt2-mini")
+    assert mini.learning_rate == experiments_e2e.CPU_LEARNING_RATES["lora"] != e2e.learning_rate
     assert settings_of("--task", "sentiment-builtin").model == "minilm"
 
 

@@ -1,16 +1,21 @@
 """The training loop: its loss, its optimizer, its schedule, its order of rows, and what a stop leaves behind."""
 
 import math
+import os
 import random
+import signal
 from dataclasses import replace
+from functools import partial
 
 import pytest
 import torch
 import torch.nn.functional as F
+from peft import LoraConfig, get_peft_model
 from transformers import GPT2Config, GPT2LMHeadModel
 
 from batches import IGNORED, RowsByLength, pad_right
 from experiments_e2e import LORA
+from lora import load_lora, save_lora
 from methods import apply_method
 from settings import Settings
 from training import (
@@ -51,14 +56,28 @@ def some_rows(number=37, seed=0):
     return rows
 
 
-def run_training(folder, settings=SETTINGS, model=None, rows=None, loss=None, seed=0):
+def run_training(folder, settings=SETTINGS, model=None, rows=None, loss=None, seed=0, schedule=None):
     model = model or tiny_model()
-    if not any(name.endswith("lora_A") for name, _ in model.named_parameters()):
+    if not any(".lora_" in name for name, _ in model.named_parameters()):
         apply_method(model, settings)
     rows = some_rows() if rows is None else rows
     loss = loss or (lambda m, batch: completion_loss(m, batch, settings.label_smoothing))
     validate = lambda m, _: {"loss": completion_loss(m, pad_right(some_rows(8, seed=1))).item()}  # noqa: E731
-    return model, train(model, rows, settings, seed, folder, loss, validate)
+    return model, train(model, rows, settings, seed, folder, loss, validate, schedule=schedule)
+
+
+def stop_at_call(number, loss=completion_loss):
+    """`loss`, but its call of that number is followed by the signal that ends a sitting after the step."""
+    calls = 0
+
+    def stopping(model, batch):
+        nonlocal calls
+        calls += 1
+        if calls == number:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return loss(model, batch)
+
+    return stopping
 
 
 @pytest.mark.parametrize("smoothing", [0.0, 0.1])
@@ -125,6 +144,82 @@ def test_adamw_follows_the_official_formula():
         expected = expected - 1e-2 * 0.01 * expected
     torch.testing.assert_close(ours.detach().double(), expected, atol=1e-5, rtol=0)
     assert (plain.detach().double() - expected).abs().max() > 1e-3  # torch's own epsilon gives another result
+
+
+def test_a_pair_that_is_added_later_takes_the_steps_it_would_take_alone():
+    torch.manual_seed(0)
+    gradients = [torch.randn(2, 3, 5) * 1e-6 for _ in range(12)]  # small, so that epsilon matters
+    old, late, alone = (torch.nn.Parameter(torch.randn(3, 5)) for _ in range(3))
+    alone.data.copy_(late.data)
+    optimizer = OfficialAdamW([old, late], epsilon=1e-6, lr=1e-2, weight_decay=0.01)
+    its_own = OfficialAdamW([alone], epsilon=1e-6, lr=1e-2, weight_decay=0.01)
+    for step, (first, second) in enumerate(gradients):
+        old.grad = first
+        if step >= 6:
+            late.grad, alone.grad = second.clone(), second.clone()
+            its_own.step()
+        optimizer.step()
+    assert torch.equal(late, alone)
+    assert (optimizer.state[old]["step"], optimizer.state[late]["step"]) == (12, 6)
+
+
+def rates_of(folder, settings, model=None):
+    """The learning rate of every parameter by name, at every step; and the model."""
+    import training
+
+    seen, model = [], model or tiny_model()
+
+    class Spy(OfficialAdamW):
+        def step(self, closure=None):
+            names = {p: name for name, p in model.named_parameters()}
+            seen.append({names[p]: group["lr"] for group in self.param_groups for p in group["params"]})
+            return super().step(closure)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(training, "OfficialAdamW", Spy)
+        run_training(folder, settings, model)
+    return seen, model
+
+
+def test_with_lora_plus_b_learns_at_its_ratio_to_a_at_every_step(tmp_path):
+    settings = replace(SETTINGS, **LORA, rank=2, b_learning_rate_ratio=16.0)
+    rates, _ = rates_of(tmp_path / "plus", settings)
+    plain, _ = rates_of(tmp_path / "plain", replace(settings, b_learning_rate_ratio=1.0))
+    assert len(rates) == len(plain) == 20
+    for plus, equal in zip(rates, plain, strict=True):
+        assert len(plus) == 4  # A and B of two layers
+        for name, rate in plus.items():
+            assert rate == pytest.approx(equal[name] * (16 if name.endswith("lora_B") else 1))
+    assert rates[3]["transformer.h.0.attn.c_attn.lora_A"] == settings.learning_rate
+
+
+def test_the_rate_that_is_logged_is_that_of_the_settings_not_bs(tmp_path):
+    settings = replace(SETTINGS, **LORA, rank=2, b_learning_rate_ratio=16.0)
+    _, result = run_training(tmp_path, settings)
+    assert max(entry["learning_rate"] for entry in result.history if "loss" in entry) == settings.learning_rate
+
+
+@pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")  # PEFT asks for it
+@pytest.mark.parametrize(("stabilised", "scaling"), [(False, 32 / 4), (True, 32 / 4**0.5)])
+def test_rank_stabilised_lora_is_scaled_by_alpha_over_the_root_of_the_rank(stabilised, scaling, tmp_path):
+    model = tiny_model()
+    apply_method(model, replace(SETTINGS, **LORA, rank=4, rank_stabilised=stabilised))
+    layer = model.transformer.h[0].attn.c_attn
+    assert layer.scaling == scaling
+    theirs = LoraConfig(r=4, lora_alpha=32, use_rslora=stabilised, target_modules=["c_attn"], fan_in_fan_out=True)
+    assert get_peft_model(tiny_model(), theirs).base_model.transformer.h[0].attn.c_attn.scaling["default"] == scaling
+    save_lora(model, tmp_path)
+    loaded = tiny_model()
+    load_lora(loaded, tmp_path)
+    assert loaded.transformer.h[0].attn.c_attn.scaling == scaling
+
+
+def test_rank_stabilised_stages_and_budgets_have_the_scale_of_their_whole_rank():
+    many = {"rank_stages": (2, 8), "stage_trigger": "fixed", "rank_budget": 17, "schedule_every": 5}
+    for method, rank in (("sequential-lora", 8), ("adaptive-lora", 4)):
+        model = tiny_model()
+        apply_method(model, replace(SETTINGS, **LORA | many | {"method": method}, rank_stabilised=True))
+        assert model.transformer.h[0].attn.c_attn.scaling == pytest.approx(32 / rank**0.5)
 
 
 def test_learning_rate_warms_up_and_decays_linearly_to_zero(tmp_path):
@@ -198,20 +293,9 @@ def test_a_stopped_run_continues_to_the_same_weights(tmp_path, method):
     settings = replace(SETTINGS, method=method, **{k: v for k, v in lora.items() if k != "method"})
     whole, _ = run_training(tmp_path / "whole", settings)
 
-    calls = 0
-
-    def stopping(m, batch):
-        nonlocal calls
-        calls += 1
-        if calls == 13:  # in the second epoch
-            import os
-            import signal
-
-            os.kill(os.getpid(), signal.SIGTERM)
-        return completion_loss(m, batch, settings.label_smoothing)
-
-    with pytest.raises(TrainingInterrupted, match="after step 13"):
-        run_training(tmp_path / "cut", settings, loss=stopping)
+    smoothed = partial(completion_loss, label_smoothing=settings.label_smoothing)
+    with pytest.raises(TrainingInterrupted, match="after step 13"):  # in the second epoch
+        run_training(tmp_path / "cut", settings, loss=stop_at_call(13, smoothed))
     again, result = run_training(tmp_path / "cut", settings)
     assert result.steps == 20
     for name, p in whole.named_parameters():

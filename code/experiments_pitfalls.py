@@ -1,0 +1,110 @@
+"""What the mistakes of earlier reproductions cost: each is the correct run with one setting changed.
+
+Sixteen public reproductions of the paper were read for what separates their numbers from the paper's; a comment names,
+for each mistake, repositories on GitHub that made it. GPT-2 on E2E (Table 3) and RoBERTa-base on MRPC (Table 2) show
+what it costs in score and in time, beside the correct run on the same rows with the same seeds:
+
+    python code/reproduce.py sweep pitfalls --scale cpu
+    python code/reproduce.py table pitfalls --scale cpu
+
+`Experiment.against` names that run: `pitfalls/<part>/correct`, or `full-correct` for full fine-tuning, whose one
+mistake is to be given LoRA's learning rate.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import experiments_e2e as e2e
+import experiments_glue as glue
+from settings import Experiment, Settings
+
+Mistakes = dict[str, tuple[str, dict[str, Any]]]  # row -> what is wrong, the setting that makes it so
+Rates = dict[str, dict[str, float]]  # scale -> method -> learning rate
+
+E2E_RUNS = {"lora": replace(e2e.E2E, rank=4, **e2e.LORA), "full": e2e.E2E}
+E2E_SMALLER = {"cpu": e2e.E2E_CPU | {"train_rows": 10_000}, "quick": e2e.E2E_QUICK | {"train_rows": 800}}
+E2E_RATES: Rates = {
+    "paper": {"lora": e2e.E2E.learning_rate, "full": e2e.FULL_LEARNING_RATE},
+    "cpu": e2e.CPU_LEARNING_RATES,
+    "quick": e2e.CPU_LEARNING_RATES,
+}
+
+# MRPC as the official script has it (alpha 16, where the paper prints 8), without the start from MNLI, at 128 tokens.
+MRPC = replace(glue.GLUE, max_length=128)
+MRPC_RUNS = {"lora": replace(MRPC, **glue.LORA, rank=8, alpha=16.0, epochs=30), "full": MRPC}
+MRPC_SMALLER = {
+    "cpu": glue.CPU | {"epochs": glue.CPU_EPOCHS["mrpc"]},
+    "quick": glue.QUICK | {"task": "paraphrase-builtin"},
+}
+MRPC_RATES: Rates = {
+    "paper": {"lora": 4e-4, "full": MRPC.learning_rate},
+    "cpu": glue.CPU_LEARNING_RATES,
+    "quick": glue.CPU_LEARNING_RATES,
+}
+
+BOTH: Mistakes = {
+    # kyx4/CS4782-LoRA, bigbrainbrian7/LoRA_replication, msmrexe/pytorch-lora-from-scratch
+    "transposed-init": ("A drawn with fan-in r: too large by sqrt(d_in / r)", {"transposed_init": True}),
+    # Zjy-0601/lora-reproduction, hashir99x; after a warm-up edwinlin13/cs4782-lora-replication, denizbt/lora-cs4782
+    "constant-learning-rate": ("neither warm-up nor decay", {"learning_rate_schedule": "constant"}),
+    # denizbt/lora-cs4782
+    "query-key": ("query and key adapted, not query and value", {"targets": ("query", "key")}),
+    # kyx4/CS4782-LoRA, denizbt/lora-cs4782, and the official code itself
+    "padded": ("every batch padded to the maximum: no other loss, more time", {"pad_to_maximum": True}),
+}
+E2E_MISTAKES: Mistakes = BOTH | {
+    # kyx4/CS4782-LoRA, edwinlin13/cs4782-lora-replication, anthonylitwin/odu-cs722-lora-repro
+    "prompt-loss": ("loss on the prompt too", {"prompt_loss": True}),
+    # edwinlin13/cs4782-lora-replication
+    "alpha-equals-rank": ("alpha = r = 4, not 32: scale 1, not 8", {"alpha": 4.0}),
+    # rohan-shankar/cs4782-lora-implementation, anthonylitwin/odu-cs722-lora-repro
+    "packed-c-attn": ("one pair over all of c_attn, the key with it", {"packed_pair": True}),
+    # edwinlin13/cs4782-lora-replication: full fine-tuning trains <MR> and <TEXT>, LoRA cannot
+    "frozen-new-tokens": ("<MR> context <TEXT> with new tokens, left frozen", {"new_tokens": True}),
+    # anthonylitwin/odu-cs722-lora-repro
+    "untrained-end": ("no loss on the end token", {"end_loss": False}),
+    # anthonylitwin/odu-cs722-lora-repro: each row of the test file against its own reference alone
+    "single-reference": ("scored against the first reference only", {"single_reference": True}),
+    # zhenrys/LoRA-GPT2-E2E-pytorch-jittor, its Jittor half: --eval_len 32
+    "capped-decoding": ("at most 32 new tokens, not 64", {"max_new_tokens": 32}),
+}
+MRPC_MISTAKES: Mistakes = BOTH | {
+    # tn292/cs5782_final_project, denizbt/lora-cs4782
+    "frozen-head": ("the new head is not trained", {"train_head": False}),
+    # Zjy-0601/lora-reproduction
+    "alpha-equals-rank": ("alpha = r = 8, not 16: scale 1, not 2", {"alpha": 8.0}),
+}
+
+
+def _part(
+    part: str, runs: dict[str, Settings], smaller: dict[str, dict[str, Any]], rates: Rates, mistakes: Mistakes
+) -> list[Experiment]:
+    """The correct runs of LoRA and of full fine-tuning, and beside each its mistakes."""
+
+    def experiment(row: str, about: str, method: str, rate_of: str, changes: dict[str, Any]) -> Experiment:
+        correct = "correct" if method == "lora" else "full-correct"
+        at = {scale: changes | {"learning_rate": methods[rate_of]} for scale, methods in rates.items()}
+        return Experiment(
+            f"pitfalls/{part}/{row}",
+            f"{part}: {about}",
+            replace(runs[method], **at["paper"]),
+            {scale: settings | at[scale] for scale, settings in smaller.items()},
+            against=None if row == correct else f"pitfalls/{part}/{correct}",
+        )
+
+    return [
+        experiment("correct", "LoRA without a mistake", "lora", "lora", {}),
+        *(experiment(row, about, "lora", "lora", changes) for row, (about, changes) in mistakes.items()),
+        # rahul2-byte, denizbt, Althealam, Zjy-0601, MZaranZahir; the other way round rohan-shankar
+        experiment("learning-rate-of-full", "LoRA at the learning rate of full", "lora", "full", {}),
+        experiment("full-correct", "full fine-tuning without a mistake", "full", "full", {}),
+        experiment("full-learning-rate-of-lora", "full fine-tuning at that of LoRA", "full", "lora", {}),
+    ]
+
+
+PITFALL_EXPERIMENTS = (
+    *_part("e2e", E2E_RUNS, E2E_SMALLER, E2E_RATES, E2E_MISTAKES),
+    *_part("glue-mrpc", MRPC_RUNS, MRPC_SMALLER, MRPC_RATES, MRPC_MISTAKES),
+)
