@@ -1,63 +1,248 @@
-"""Records -> figures in `results/figures`, as PNG and PDF.
+"""Figures in `results/figures`, as PNG and PDF beside the CSV they are drawn from.
 
-One look for all: every seed is a dot, axes carry units, the title carries scale and n, and the
-colours differ in grey as well.
+    draw("parameters", "table3", "cpu")    # [.../table3-parameters-cpu.png, ....pdf]
+
+Every function of DRAW takes the numbers of `figure_data.py` and gives a figure without its title, which says what is
+shown, at which scale and over how many seeds.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
+from io import StringIO
 from pathlib import Path
 
-import matplotlib
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import FixedFormatter, FixedLocator, MaxNLocator, NullLocator
 
 import paths
-from experiments import resolve, select
-from result_tables import seeds_of
-from tasks import TASKS
+from figure_data import ERRORS, figure_data
+from figure_style import BRIGHTNESS, GREYS, HATCHES, legend_below, panels, save, styles
+from result_tables import TITLES
 
-matplotlib.use("Agg")
-from matplotlib import pyplot as plt
+INCHES_A_LETTER = 0.08  # of a title, so that none is cut off
+HEADINGS = {
+    "parameters": "Score against trainable parameters, a dot a seed",
+    "training": "Loss while training, a line a seed",
+    "epochs": "Score after every epoch, a line a seed",
+    "grid": "Score by adapted matrices and rank",
+    "choice": "Score by learning rate, the rate that the tables use ringed",
+    "costs": "Time and memory of a run, medians over seeds",
+    "slots": "Slot errors of the texts, by slot and by kind",
+}
 
-STYLE = {"full": ("#222222", "s"), "lora": ("#e08214", "o"), "released": ("#8073ac", "^")}
+
+def _by_panel(data: pd.DataFrame, axes: list[Axes]) -> Iterator[tuple[pd.DataFrame, Axes]]:
+    for (title, rows), ax in zip(data.groupby("panel", sort=False), axes, strict=True):
+        ax.set_title(title.partition(":")[0])
+        yield rows, ax
 
 
-def score_against_parameters(table: str, scale: str) -> Path:
-    """The main metric against trainable parameters (log axis), a dot a seed; the PNG's path.
+def _metric(rows: pd.DataFrame) -> str:
+    metric = rows["panel"].iloc[0].partition(": ")[2]
+    return "dev loss (nats a token)" if metric == "dev_loss" else f"{metric} (x 100)"
 
-    Raises ValueError where nothing of the table is recorded at the scale.
+
+def parameters(data: pd.DataFrame) -> Figure:
+    figure, axes = panels(
+        data["panel"].nunique(), columns=4, size=(2.7, 2.6) if data["panel"].nunique() > 2 else (4.6, 3.4)
+    )
+    looks, handles = styles(data["label"]), {}
+    for rows, ax in _by_panel(data, axes):
+        for name, points in rows.groupby("label", sort=False):
+            look = looks[name] | {"linestyle": "none"}
+            (handles[name],) = ax.plot(points["trainable"], points["score"], alpha=0.85, **look)
+        ax.set_xscale("log")
+        ax.margins(x=0.15, y=0.15)
+        ax.set_xlabel("trainable parameters")
+        ax.set_ylabel(_metric(rows))
+    legend_below(figure, {name: handles[name] for name in looks})
+    return figure
+
+
+def training(data: pd.DataFrame) -> Figure:
+    names = list(data["panel"].unique())
+    figure, axes = panels(2 * len(names), columns=2, size=(3.9, 3.0))
+    looks, handles = styles(data["label"]), {}
+    for number, ax in enumerate(axes):
+        curve = ("training", "validation")[number % 2]
+        rows = data[(data["panel"] == names[number // 2]) & (data["curve"] == curve)]
+        for (name, _), line in rows.groupby(["label", "seed"], sort=False):
+            look = looks[name] | ({"marker": ""} if curve == "training" else {})
+            ax.plot(line["step"], line["loss"], alpha=0.8, **look)
+            handles[name] = ax.plot([], [], **looks[name])[0]
+        ax.set_title(f"{names[number // 2]}: {curve}" + (", as it is minimised" if curve == "training" else ""))
+        ax.set_xlabel("optimizer steps")
+        ax.set_ylabel("loss (nats)")
+        ax.set_xlim(0, 1.05 * data["step"].max())
+    legend_below(figure, {name: handles[name] for name in looks})
+    return figure
+
+
+def epochs(data: pd.DataFrame) -> Figure:
+    names, splits = list(data["panel"].unique()), list(data["split"].unique())
+    figure, axes = panels(2 * len(names), columns=2, size=(3.9, 2.8))
+    looks, handles = styles(data["label"]), {}
+    for number, ax in enumerate(axes):
+        panel, split = names[number // 2], splits[number % 2]
+        rows = data[(data["panel"] == panel) & (data["split"] == split)]
+        for (name, _), line in rows.groupby(["label", "seed"], sort=False):
+            (handles[name],) = ax.plot(line["epoch"], line["score"], alpha=0.8, **looks[name])
+        where = "held-out training rows" if split == "held_out" else "the split that is reported"
+        ax.set_title(f"{panel.partition(':')[0]}: {where}")
+        ax.set_xlabel("epoch")
+        ax.set_ylabel(_metric(rows))
+        ax.xaxis.set_major_locator(MaxNLocator(integer=True))
+    legend_below(figure, {name: handles[name] for name in looks})
+    return figure
+
+
+def _heat(ax: Axes, table: pd.DataFrame, what: str, decimals: int) -> None:
+    """A heat map with its numbers; brighter is more."""
+    image = ax.imshow(table, cmap=BRIGHTNESS, aspect="auto")
+    ax.grid(False)
+    ax.set_xticks(range(len(table.columns)), table.columns)
+    ax.set_yticks(range(len(table.index)), table.index)
+    ax.spines[:].set_visible(False)
+    middle = (table.min(axis=None) + table.max(axis=None)) / 2
+    for y, row in enumerate(table.to_numpy()):
+        for x, value in enumerate(row):
+            text = "not run" if pd.isna(value) else f"{value:.{decimals}f}"
+            ax.text(
+                x,
+                y,
+                text,
+                ha="center",
+                va="center",
+                fontsize=8,
+                color="black" if value > middle or pd.isna(value) else "white",
+            )
+    ax.figure.colorbar(image, ax=ax, label=what, shrink=0.85)
+
+
+def grid(data: pd.DataFrame) -> Figure:
+    figure, axes = panels(data["panel"].nunique(), columns=2, size=(5.4, 3.0))
+    for rows, ax in _by_panel(data, axes):
+        table = rows.pivot(index="matrices", columns="rank", values="score").reindex(rows["matrices"].unique())
+        table.index = [
+            name.replace("query-key-value-output", "query, key,\nvalue, output").replace("-", ", ")
+            for name in table.index
+        ]
+        _heat(ax, table, _metric(rows), 1)
+        ax.set_xlabel("rank r")
+    return figure
+
+
+def choice(data: pd.DataFrame) -> Figure:
+    figure, axes = panels(data["panel"].nunique(), size=(3.4, 2.8))
+    data = data.assign(method=data["method"].replace({"full": "full fine-tuning", "lora": "LoRA"}))
+    looks, handles = styles(data["method"]), {}
+    for rows, ax in _by_panel(data, axes):
+        for name, line in rows.sort_values("learning_rate").groupby("method", sort=False):
+            (handles[name],) = ax.plot(line["learning_rate"], line["score"], **looks[name])
+            used = line[line["used"] == "yes"]
+            ax.plot(used["learning_rate"], used["score"], "o", ms=13, mfc="none", mec=looks[name]["color"])
+        rates = sorted(rows["learning_rate"].unique())
+        ax.set_xscale("log", base=2)
+        ax.xaxis.set_major_locator(FixedLocator(rates))
+        ax.xaxis.set_major_formatter(FixedFormatter([f"{rate:g}" for rate in rates]))
+        ax.xaxis.set_minor_locator(NullLocator())
+        ax.tick_params(axis="x", rotation=45)
+        ax.margins(x=0.08, y=0.15)
+        ax.set_xlabel("learning rate (log2)")
+        ax.set_ylabel(_metric(rows))
+    legend_below(figure, handles)
+    return figure
+
+
+def costs(data: pd.DataFrame) -> Figure:
+    several = data["panel"].nunique() > 1
+    names = [f"{row.label} ({row.panel})" if several else row.label for row in data.itertuples()]
+    figure, (time, memory) = panels(2, columns=2, size=(3.9, 1.2 + 0.3 * len(names)))
+    places = range(len(names))
+    left = pd.Series(0.0, data.index)
+    for (step, colour), hatch in zip((("training", GREYS[1]), ("decoding", GREYS[3])), HATCHES, strict=False):
+        minutes = data[f"{step}_minutes"].fillna(0)
+        time.barh(places, minutes, left=left, color=colour, hatch=hatch, edgecolor="black", label=step)
+        left += minutes
+    memory.barh(places, data["peak_memory_gib"], color=GREYS[1], edgecolor="black")
+    for ax, totals, unit in ((time, left, "minutes"), (memory, data["peak_memory_gib"], "peak memory (GiB)")):
+        ax.bar_label(ax.containers[-1], [f"{total:.1f}" for total in totals], padding=3, fontsize=8)
+        ax.set_yticks(places, names if ax is time else [])
+        ax.set_ylim(len(names) - 0.5, -0.5)
+        ax.grid(axis="y", visible=False)
+        ax.margins(x=0.16)
+        ax.set_xlabel(unit)
+    time.set_title(f"on {', '.join(data['device'].unique())}")
+    legend_below(figure, {step: bars for step, bars in zip(("training", "decoding"), time.containers, strict=True)})
+    return figure
+
+
+def slots(data: pd.DataFrame) -> Figure:
+    several = data["panel"].nunique() > 1
+    data = data.assign(
+        row=data["label"] + (" (" + data["panel"] + ")" if several else ""), rate=100 * data["errors"] / data["texts"]
+    )
+    names = list(data["row"].unique())
+    figure, (heat, bars) = panels(2, columns=2, size=(4.6, 1.5 + 0.34 * len(names)))
+    by_slot = data.groupby(["row", "slot"], sort=False)["rate"].sum().unstack()[list(data["slot"].unique())].loc[names]
+    _heat(
+        heat,
+        by_slot.rename(columns={"customer rating": "rating", "familyFriendly": "family", "priceRange": "price"}),
+        "errors in 100 texts",
+        1,
+    )
+    heat.tick_params(axis="x", rotation=45)
+    left = pd.Series(0.0, names)
+    for kind, colour, hatch in zip(ERRORS, GREYS, HATCHES, strict=True):
+        rates = data[data["kind"] == kind].groupby("row", sort=False)["rate"].sum().loc[names]
+        bars.barh(range(len(names)), rates, left=left, color=colour, hatch=hatch, edgecolor="black", label=kind)
+        left += rates
+    bars.set_yticks(range(len(names)), [])
+    bars.set_ylim(len(names) - 0.5, -0.5)
+    bars.grid(axis="y", visible=False)
+    bars.set_xlabel("errors in 100 texts")
+    bars.set_xlim(0, 1.05 * left.max())
+    legend_below(figure, dict(zip(ERRORS, bars.containers, strict=True)))
+    return figure
+
+
+DRAW: dict[str, Callable[[pd.DataFrame], Figure]] = {
+    "parameters": parameters, "training": training, "epochs": epochs, "grid": grid, "choice": choice, "costs": costs,
+    "slots": slots,
+}  # fmt: skip
+
+
+def _seeds(data: pd.DataFrame) -> str:
+    counts = data["n"] if "n" in data else data.groupby(["panel", "label"])["seed"].nunique()
+    low, high = counts.min(), counts.max()
+    return f"n = {low}" + (f" to {high}" if low < high else "") + (" seeds" if high > 1 else " seed")
+
+
+def draw_text(text: str, kind: str, table: str, scale: str, folder: Path) -> list[Path]:
+    """Draw the figure of a CSV of `figure_data` and write it beside it; the paths of PNG and PDF."""
+    data = pd.read_csv(StringIO(text))
+    figure = DRAW[kind](data)
+    title = f"{HEADINGS[kind]}\n{TITLES.get(table, table)}; scale {scale}; {_seeds(data)}"
+    figure.suptitle(title, x=0.01, ha="left")
+    figure.set_figwidth(max(figure.get_figwidth(), INCHES_A_LETTER * max(map(len, title.splitlines()))))
+    return save(figure, folder / f"{table}-{kind}-{scale}", text)
+
+
+def draw(kind: str, table: str, scale: str) -> list[Path]:
+    """Write CSV, PNG and PDF of the figure; the paths of the last two.
+
+    Raises ValueError where nothing of the table is recorded at the scale that the figure could show.
     """
-    metric = TASKS[resolve(select(table, scale)[0], scale).task].main_metric
-    points = [
-        (record["parameters"]["trainable"], 100 * record["scores"][metric], experiment, resolve(experiment, scale))
-        for experiment in select(table, scale)
-        for record in seeds_of(experiment, scale)
-    ]
-    if not points:
+    text = figure_data(kind, table, scale)
+    if not text:
         raise ValueError(
-            f"nothing of {table} is recorded at scale {scale}; run `reproduce.py sweep {table} --scale {scale}`"
+            f"nothing of {table} is recorded at scale {scale} that the figure {kind!r} could show; run "
+            f"`python code/reproduce.py sweep {table} --scale {scale}`"
         )
-    figure, axes = plt.subplots(figsize=(6.4, 3.8), layout="constrained")
-    labelled = set()
-    for trainable, score, experiment, settings in points:
-        colour, marker = STYLE[settings.method]
-        axes.scatter(trainable, score, color=colour, marker=marker, s=42, zorder=3)
-        if experiment.name not in labelled:
-            label = "full fine-tuning" if settings.method == "full" else f"LoRA r={settings.rank}"
-            axes.annotate(label, (trainable, score), xytext=(7, 5), textcoords="offset points", fontsize=9)
-        labelled.add(experiment.name)
-    axes.set_xscale("log")
-    axes.margins(x=0.22, y=0.18)
-    axes.set_xlabel("trainable parameters")
-    axes.set_ylabel(f"{metric} (x 100)")
-    models = ", ".join(sorted({settings.model for *_, settings in points}))
-    seeds = len({r["seed"] for e in select(table, scale) for r in seeds_of(e, scale)})
-    axes.set_title(f"{table}: {models}, scale {scale}, {seeds} seed{'s' if seeds > 1 else ''}", fontsize=10, loc="left")
-    axes.grid(alpha=0.25)
-    axes.spines[["top", "right"]].set_visible(False)
     folder = paths.RESULTS / "figures"
     folder.mkdir(parents=True, exist_ok=True)
-    for suffix in ("png", "pdf"):
-        metadata = {"CreationDate": None} if suffix == "pdf" else {}
-        figure.savefig(folder / f"{table}-{scale}.{suffix}", dpi=160, metadata=metadata)
-    plt.close(figure)
-    return folder / f"{table}-{scale}.png"
+    (folder / f"{table}-{kind}-{scale}.csv").write_text(text, encoding="utf-8")
+    return draw_text(text, kind, table, scale, folder)

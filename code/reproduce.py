@@ -103,9 +103,9 @@ def table_command(arguments: argparse.Namespace) -> None:
 
 
 def figure_command(arguments: argparse.Namespace) -> None:
-    from figures import score_against_parameters
+    from figures import draw
 
-    print(score_against_parameters(arguments.table, arguments.scale))
+    print(draw(arguments.kind, arguments.table, arguments.scale)[0])
 
 
 def _positive(text: str) -> int:
@@ -156,8 +156,12 @@ def _parser() -> argparse.ArgumentParser:
     command.set_defaults(call=sweep_command)
     command = commands.add_parser("table", help="ours beside the paper's", parents=[chosen, scale])
     command.set_defaults(call=table_command)
-    command = commands.add_parser("figure", help="score against trainable parameters", parents=[scale])
+    command = commands.add_parser("figure", help="one figure of a table's runs", parents=[scale])
     command.add_argument("table", help="such as table3")
+    command.add_argument(
+        "--kind", default="parameters", help="such as training or costs; another word is answered with the list "
+        "(default: parameters, the score against how many are trained)",
+    )  # fmt: skip
     command.set_defaults(call=figure_command)
     return parser
 

@@ -1,150 +1,148 @@
-"""Records -> tables: ours beside the paper's column, never mixed.
+"""Tables as they are read: in a terminal, as CSV and as Markdown, ours beside the paper's column, never mixed.
 
-A row is one experiment at one scale, with every seed. E2E cells are means over seeds, GLUE cells
-medians, as in the paper's Tables 3 and 2. GLUE has two columns that are never mixed: the paper's
-rule (the best epoch on the split that is reported) and the honest one (the epoch chosen on held-out
-training rows). The paper's numbers stand in columns of their own, from `data/paper.csv`, and the
-verdict is about the pattern: a method against full fine-tuning of the same base at the same scale.
+    frame = table("table3", "cpu")           # one row an experiment, not rounded
+    print(as_text(frame, "table3", "cpu"))   # what `reproduce.py table table3 --scale cpu` prints
+
+All three are the same cells of `summary.cells`, rounded by `quantities.printed`, with the same words on what they are:
+scale, statistic, protocol, rule, what a verdict means, and the command for every cell that is missing.
 """
 
 from __future__ import annotations
 
-from statistics import fmean, median
-from typing import Any
-
 import pandas as pd
 
-import paths
 import records
-from experiments import resolve, select
-from settings import Experiment, Settings
-from tasks import TASKS, GlueTask
+from experiments import find, select
+from quantities import MARGIN, MARGINS, RULES
+from statistics_seeds import DIFFERENCE_LEVEL
+from summary import cells
+from summary_tables import parts, sheets, shown, wide
 
-E2E_METRICS = ("BLEU", "NIST", "METEOR", "ROUGE_L", "CIDEr", "slot_error_rate")
-NOT_PERCENT = ("NIST", "CIDEr")  # printed as they are; everything else times 100
-EQUAL_WITHIN = 1.0  # points: smaller differences are called equal; the paper's own spreads reach that
-
-
-def paper_values(experiment: Experiment) -> dict[str, str]:
-    """Metric -> the paper's number as printed, `70.4±0.1` where it prints a spread; {} where it has no such row."""
-    if experiment.cell is None:
-        return {}
-    glue = experiment.table == "table2"
-    model, method, trainable = experiment.cell
-    paper = pd.read_csv(paths.DATA / "paper.csv", dtype=str, keep_default_na=False)
-    row = paper[
-        (paper.table == ("table2" if glue else "table3"))
-        & (paper.model == model)
-        & (paper.method == method)
-        & (paper.trainable == trainable)
-    ]
-    values = {r.metric: r.value + (f"±{r.spread}" if r.spread else "") for r in row.itertuples()}
-    if not glue:
-        return values
-    task = f"{TASKS[experiment.paper.task].title} "
-    return {metric.removeprefix(task): value for metric, value in values.items() if metric.startswith(task)}
-
-
-def seeds_of(experiment: Experiment, scale: str) -> list[dict]:
-    """The experiment's finished records whose task version and settings are those declared now."""
-    settings = resolve(experiment, scale)
-    return [
-        record
-        for record in records.read_records(scale)
-        if record["name"] == experiment.name
-        and record["task_version"] == TASKS[settings.task].version
-        and _settings_of(record) == settings
-    ]
-
-
-def _settings_of(record: dict) -> Settings:
-    """As recorded; a setting that is newer than the record had its default then."""
-    return Settings(**{key: tuple(v) if isinstance(v, list) else v for key, v in record["settings"].items()})
+TITLES = {
+    "table2": "Table 2: GLUE",
+    "table3": "Table 3: E2E",
+    "table5": "Table 5: which matrices, at one number of parameters",
+    "table6": "Table 6: which matrices, which rank",
+    "curves": "Epoch by epoch, by rank",
+    "learning-rate": "The choice of learning rates",
+    "rank-over-time": "Rank over time: Sequential LoRA and adaptive rank",
+    "variants": "Two variants of LoRA",
+    "pitfalls": "What the mistakes of earlier reproductions cost",
+    "released": "The authors' own adapters",
+}
+SCALE_MEANS = {
+    "quick": "built-in data and models, to prove the pipeline and not the paper",
+    "cpu": "real data and small real models",
+    "paper": "the paper's models and settings",
+}
+GPT3_TABLES = ("table5", "table6")  # whose cells in the paper are of GPT-3
 
 
 def table(name: str, scale: str, only: list[str] | None = None, variant: str = "paper") -> pd.DataFrame:
-    """One row an experiment: seeds, parameters, our metrics, the paper's, the verdict."""
-    rows, full = [], {}
-    for experiment in select(name, scale, only, variant):
-        settings = resolve(experiment, scale)
-        found = seeds_of(experiment, scale)
-        row: dict[str, Any] = {"experiment": experiment.name, "model": settings.model, "n": len(found)}
-        row["seeds"] = " ".join(str(r["seed"]) for r in found)
-        row["trainable"] = found[0]["parameters"]["trainable"] if found else None
-        row |= _measured(settings, found)
-        row |= {f"paper {metric}": value for metric, value in paper_values(experiment).items()}
-        group = (settings.model, settings.task)
-        if settings.method == "full":
-            full[group] = row["score"]
-        row["verdict"] = _verdict(row, full.get(group), settings)
-        rows.append(row)
-    return pd.DataFrame(rows).drop(columns="score")
+    """One row an experiment: seeds, parameters, our numbers in table units, the paper's as printed, the verdict."""
+    return wide(cells(select(name, scale, only, variant), scale))
 
 
-def _measured(settings: Settings, found: list[dict]) -> dict[str, Any]:
-    """The row's own numbers; `score` is the main one, for the verdict."""
-    task = TASKS[settings.task]
-    if settings.evaluate == "selection":
-        values = [r.get("selection_score", r.get("dev_loss")) for r in found]
-        score = fmean(values) if values else None
-        return {"learning rate": settings.learning_rate, "on selection rows": score, "score": score}
-    if not isinstance(task, GlueTask):
-        cells = {metric: _statistic(fmean, found, "scores", metric) for metric in E2E_METRICS}
-        return cells | {"score": cells[task.main_metric]}
-    metric = task.main_metric
-    each = [100 * r["scores"][metric] for r in found]
-    score = _statistic(median, found, "scores", metric)
-    return {
-        "metric": metric,
-        "paper's rule": score,
-        "honest": _statistic(median, found, "honest_scores", metric),
-        "each seed": " ".join(f"{value:.1f}" for value in each),
-        "alarms": sum(r["scores"]["alarm"] is not None for r in found),
-        "data": "subset" if any(any(r["subset"].values()) for r in found) else "whole" if found else None,
-        "score": score,
-    }
+def notes(part: pd.DataFrame, scale: str) -> list[str]:
+    """What a reader has to know to read the numbers of one of `parts`, a sentence an item."""
+    first, glue = part.iloc[0], "paper's rule" in part and part["paper's rule"].notna().any()
+    statistic = f"{first['statistic']}s"
+    said = [
+        f"Scale `{scale}`: {SCALE_MEANS[scale]}.",
+        f"Numbers are {statistic} over n seeds, ± their sample standard deviation; times 100, but for NIST, CIDEr, "
+        "losses and costs.",
+    ]
+    if glue:
+        said.append(f"Two rules, never mixed: *paper's rule*, {RULES['paper']}; *honest*, {RULES['honest']}.")
+    elif first["rule"] == "selection":
+        said.append(f"Measured {RULES['selection']}.")
+    else:
+        said.append(
+            f"Text protocol `{first['protocol']}`; scored: {', '.join(RULES[r] for r in part['rule'].unique())}."
+        )
+    if "difference" in part and part["difference"].notna().any():
+        margins = "".join(f", {margin:g} {metric}" for metric, margin in MARGINS.items())
+        against = _references(part)
+        said.append(
+            f"A verdict is about the mean difference to {against} at the same seeds and scale, with its "
+            f"{DIFFERENCE_LEVEL:.0%} interval (Student's t): *equivalent* within ±{MARGIN:g} point{margins}; *better* "
+            "or *worse* on one side of 0; else *inconclusive*. One seed has no interval."
+        )
+    papers = [column for column in part.columns if column.startswith("paper") and column != "paper's rule"]
+    if part[papers].notna().any(axis=None):
+        models = "GPT-3 175B" if first["table"] in ("table5", "table6") else "its own models"
+        work = (
+            "" if models == "its own models" and scale == "paper" else f": {models} at its own scale, not the same work"
+        )
+        said.append(f"The paper's columns are as it prints them, with a ± that it does not define{work}.")
+    if (part["data"] == "subset").any():
+        said.append("*subset*: some split at hand has fewer rows than the released one.")
+    if rows := sorted({int(n) for n in part["train_rows"] if n == n and n is not None}):
+        said.append(f"Trained on {' or '.join(f'{n:,}' for n in rows)} rows at most.")
+    if part["alarms"].notna().any() and part["alarms"].fillna(0).sum():
+        said.append("*alarms*: runs that give nearly always the same answer, or do no better than that.")
+    if left_out := int(part["left_out"].sum()):
+        said.append(f"Left out: {left_out} records of other settings or another task version than declared now.")
+    return said
 
 
-def _statistic(statistic: Any, found: list[dict], scores: str, metric: str) -> float | None:
-    values = [record[scores].get(metric) for record in found]
-    if not values or None in values:
-        return None
-    return statistic(values) * (1 if metric in NOT_PERCENT else 100)
+def _references(part: pd.DataFrame) -> str:
+    names = part[part["difference"].notna()]["reference"].unique()
+    return (
+        "full fine-tuning" if all(find(name).row == "full" for name in names) else " or ".join(f"`{n}`" for n in names)
+    )
 
 
-def _verdict(row: dict, full: float | None, settings: Settings) -> str:
-    if row["n"] == 0:
-        return "not run"
-    if settings.evaluate == "selection":
-        return "for choosing only"
-    if settings.method == "full":
-        return "reference"
-    if full is None or row["score"] is None:
-        return "no full fine-tuning to compare with"
-    gap = row["score"] - full
-    word = "equal to" if abs(gap) <= EQUAL_WITHIN else "above" if gap > 0 else "below"
-    seeds = f"n={row['n']}" + (", no interval" if row["n"] == 1 else "")
-    return f"{gap:+.1f} {TASKS[settings.task].main_metric}, {word} full ({seeds})"
+def missing(part: pd.DataFrame) -> list[tuple[str, str]]:
+    """(experiment, the command that runs it) of every row without a record."""
+    return [(row["experiment"], row["command"]) for row in part.to_dict("records") if row["n"] == 0]
 
 
 def as_text(frame: pd.DataFrame, name: str, scale: str) -> str:
-    """The table for a terminal, with scale, statistic, protocol and what is missing."""
-    shown = frame.dropna(axis="columns", how="all")
-    formats = {metric: (lambda v: f"{v:.2f}") for metric in (*E2E_METRICS, "paper's rule", "honest")}
-    formats |= {metric: (lambda v: f"{v:.4f}") for metric in (*NOT_PERCENT, "on selection rows")}
-    formats |= {"trainable": lambda v: f"{v:,.0f}", "learning rate": lambda v: f"{v:g}"}
-    body = shown.to_string(index=False, na_rep="-", formatters={k: f for k, f in formats.items() if k in shown})
-    missing = [e for e, n in zip(frame["experiment"], frame["n"], strict=True) if n == 0]
-    statistic = "mean" if "BLEU" in frame else "median"
-    protocol = "; text protocol of the official data (pre-tokenised)" if "BLEU" in frame else ""
-    lines = [
-        f"{name} at scale {scale}: {statistic} over seeds; all but {' and '.join(NOT_PERCENT)} x 100{protocol}",
-        body,
-        f"The paper's columns are its own models at its own scale, not the same work; differences within "
-        f"{EQUAL_WITHIN:g} points are called equal.",
-    ]
-    lines += [f"missing: {e}  ->  python code/reproduce.py run {e} --scale {scale} --seed 0" for e in missing]
+    """The table for a terminal, with what is missing and how many runs of the scale did not end well."""
+    lines = []
+    for part in parts(frame, name).values():
+        lines += [f"{TITLES.get(name, name)}, scale {scale}", ""]
+        for title, sheet in sheets(part):
+            lines += [*([f"{title}:"] if title else []), sheet.to_string(index=False), ""]
+        lines += [note.replace("`", "").replace("*", "") for note in notes(part, scale)]
+        lines += [f"missing: {experiment}  ->  {command}" for experiment, command in missing(part)] + [""]
     stopped = {status: records.unfinished(scale, status) for status in ("failed", "diverged", "interrupted")}
     if any(stopped.values()):
-        lines.append("kept apart: " + ", ".join(f"{n} {status}" for status, n in stopped.items() if n))
-    return "\n".join(lines)
+        lines.append("kept apart at this scale: " + ", ".join(f"{n} {s}" for s, n in stopped.items() if n))
+    return "\n".join(lines).rstrip()
+
+
+def markdown(sheet: pd.DataFrame) -> str:
+    rows = [list(sheet.columns), ["---"] * len(sheet.columns), *sheet.to_numpy().tolist()]
+    return "\n".join("| " + " | ".join(row) + " |" for row in rows)
+
+
+def as_markdown(part: pd.DataFrame, name: str, scale: str) -> str:
+    """One of `parts` as a page: its sheets, what they mean, what is missing."""
+    page = [f"# {TITLES.get(name, name)}, scale {scale}"]
+    for title, sheet in sheets(part):
+        page += [f"## {title[0].upper()}{title[1:]}"] if title else []
+        page.append(markdown(sheet))
+    page += ["## How to read it", "\n".join(f"- {note}" for note in notes(part, scale))]
+    if commands := missing(part):
+        listed = "\n".join(command for _, command in commands)
+        page += [
+            "## Missing",
+            f"{len(commands)} of {len(part)} rows are not run; each is filled by",
+            f"```\n{listed}\n```",
+        ]
+    return "\n\n".join(page) + "\n"
+
+
+def as_csv(part: pd.DataFrame) -> str:
+    """One of `parts` with all its columns, numbers as they are shown but for thousands separators."""
+    rows = [
+        {
+            column: shown(row, column) if isinstance(row[column], str) else shown(row, column).replace(",", "")
+            for column in row
+        }
+        for row in part.to_dict("records")
+    ]
+    frame = pd.DataFrame(rows, columns=part.columns)
+    return frame.loc[:, (frame != "").any()].to_csv(index=False, lineterminator="\n")

@@ -165,6 +165,19 @@ def slot_errors(mrs: Sequence[str], predictions: Sequence[str]) -> dict[str, flo
     Returns `rate` (errors / slots), `per_output` (errors of each, in order), `added`, `missing`, `wrong`, `repeated`,
     `slots`. Raises ValueError for empty lists, lists of different lengths, and a malformed MR.
     """
+    errors = errors_by_slot(mrs, predictions)
+    kinds = Counter(kind for found in errors for _, kind in found)
+    slots = sum(len(parse_mr(mr)) for mr in mrs)
+    return {
+        "rate": kinds.total() / slots,
+        "per_output": [len(found) for found in errors],
+        **{kind: kinds[kind] for kind in ("added", "missing", "wrong", "repeated")},
+        "slots": slots,
+    }
+
+
+def errors_by_slot(mrs: Sequence[str], predictions: Sequence[str]) -> list[list[tuple[str, str]]]:
+    """The errors of each prediction against its raw MR, as (slot, kind). Raises as `slot_errors` does."""
     if not mrs or len(mrs) != len(predictions):
         raise ValueError(
             f"expected one prediction for each MR, found {len(mrs)} MRs and {len(predictions)} predictions"
@@ -174,33 +187,25 @@ def slot_errors(mrs: Sequence[str], predictions: Sequence[str]) -> dict[str, flo
     longest_first = "|".join(sorted(map(re.escape, places), key=len, reverse=True)) or "(?!)"
     place_pattern = re.compile(rf"\b(?:the )?({longest_first})\b")
     value_patterns = {slot: _value_pattern(slot, parsed) for slot in PATTERNS}
-    errors = [
+    return [
         _errors(slots, _statements(text, slots, place_pattern, value_patterns))
         for slots, text in zip(parsed, predictions, strict=True)
     ]
-    kinds = Counter(kind for found in errors for kind in found)
-    slots = sum(map(len, parsed))
-    return {
-        "rate": kinds.total() / slots,
-        "per_output": [len(found) for found in errors],
-        **{kind: kinds[kind] for kind in ("added", "missing", "wrong", "repeated")},
-        "slots": slots,
-    }
 
 
-def _errors(slots: Mapping[str, str], statements: Mapping[str, list[tuple[str, str]]]) -> list[str]:
-    """The kinds of error, one entry each. `statements[slot]` are the (value, words) the text states, in order."""
+def _errors(slots: Mapping[str, str], statements: Mapping[str, list[tuple[str, str]]]) -> list[tuple[str, str]]:
+    """(slot, kind) of each error. `statements[slot]` are the (value, words) the text states, in order."""
     errors = []
     for slot in SLOTS:
         values = {value for value, _ in statements[slot]}
         right = _value(slot, slots[slot]) if slot in slots else None
         if slot in slots and right not in values:
-            errors.append("wrong" if values else "missing")
+            errors.append((slot, "wrong" if values else "missing"))
         elif values - {right}:
-            errors.append("added")
+            errors.append((slot, "added"))
         words = Counter(words for value, words in statements[slot] if value == right)
         if slot not in TAKEN_UP and max(words.values(), default=0) > 1:
-            errors.append("repeated")
+            errors.append((slot, "repeated"))
     return errors
 
 

@@ -17,7 +17,7 @@ from typing import Any
 
 import records
 from experiments import resolve
-from result_tables import seeds_of
+from summary import seeds_of
 from tasks import TASKS
 from workers import INTERRUPTED, POLL_SECONDS, TAKEN, InProcess, Processes, RayCluster, Run, taken
 

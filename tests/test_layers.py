@@ -20,10 +20,13 @@ from paths import ROOT
 CODE = ROOT / "code"
 LAYERS = {
     "leaf": "lora baselines nlg_metrics meteor ptb_tokenizer slot_matching statistics_seeds paths ngram_baseline "
-    "e2e_generator glue_generator glue_metrics",
-    "declaration": "tasks settings experiments experiments_e2e experiments_glue data_places glue_data e2e_data models",
-    "doing": "methods rank_schedule batches training generation evaluation records released_adapters e2e_run glue_run "
-    "runs workers sweeps costs result_tables figures",
+    "e2e_generator glue_generator glue_metrics colab",
+    "declaration": "tasks settings experiments experiments_e2e experiments_glue experiments_methods "
+    "experiments_pitfalls data_places glue_data e2e_data models",
+    "doing": "methods rank_schedule rank_allocation stacked_lora batches training generation evaluation records "
+    "released_adapters e2e_run glue_run runs workers sweeps costs quantities paper_values summary summary_tables "
+    "result_tables summary_files figure_data figure_style figures session timing benchmark_e2e "
+    "benchmark_glue claims differences document_tables documents",
     "verb": "reproduce train benchmark pretrain_gpt2_mini",
 }
 LAYER = {module: layer for layer, modules in LAYERS.items() for module in modules.split()}
@@ -34,8 +37,8 @@ MAY_IMPORT = {
     "verb": {"leaf", "declaration", "doing"},
 }
 PARTS = {"nlg_metrics": {"meteor", "ptb_tokenizer", "slot_matching"}}  # one leaf in four files
-OPTIONAL = {"ray"}  # asked for by `--engine ray` alone, which says how to install it
-DISTRIBUTIONS = {"sklearn": "scikit-learn"}  # where a package is installed under another name than it is imported by
+OPTIONAL = {"ray", "google"}  # `--engine ray` says how to install the one, the other is part of Colab
+DISTRIBUTIONS = {"sklearn": "scikit-learn", "IPython": "ipython"}  # by the name that is imported
 LORA_LINES = 250  # to be read in one sitting
 
 
@@ -135,7 +138,7 @@ def test_every_package_that_the_code_imports_is_in_its_requirements(module):
     files = ["requirements.txt", "tests/requirements.txt"] if module == "benchmark" else ["requirements.txt"]
     written = "\n".join((ROOT / file).read_text(encoding="utf-8") for file in files)
     required = set(re.findall(r"^[\w-]+", written, re.MULTILINE))
-    sources = [path for path in CODE.glob("*.py") if (path.stem == "benchmark") == (module == "benchmark")]
+    sources = [path for path in CODE.glob("*.py") if path.stem.startswith("benchmark") == (module == "benchmark")]
     imported = set().union(*(imports(path.read_text(encoding="utf-8")) for path in sources))
     foreign = imported - sys.stdlib_module_names - LAYER.keys() - OPTIONAL - {path.stem for path in CODE.glob("*.py")}
     distributions = {DISTRIBUTIONS.get(name, name.replace("_", "-")) for name in foreign}

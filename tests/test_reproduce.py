@@ -14,6 +14,7 @@ import records
 import reproduce
 import result_tables
 import runs
+import summary
 from training import TrainingDiverged
 
 SMALL = {"train_rows": 24, "epochs": 1, "warmup_steps": 1, "beams": 2, "max_new_tokens": 12}
@@ -72,18 +73,16 @@ def test_a_sweep_records_every_run_once_and_the_table_and_figure_come_from_the_r
     frame = result_tables.table("table3", "quick").set_index("experiment")
     assert frame.loc["table3/gpt2/full", "BLEU"] == pytest.approx(100 * full["scores"]["BLEU"])
     figure = command(monkeypatch, capsys, "figure", "table3", "--scale", "quick").strip()
-    assert figure.endswith("table3-quick.png")
-    assert (small_runs / "results" / "figures" / "table3-quick.pdf").stat().st_size > 5000
+    assert figure.endswith("table3-parameters-quick.png")
+    assert (small_runs / "results" / "figures" / "table3-parameters-quick.pdf").stat().st_size > 5000
 
 
 def test_a_record_of_other_settings_is_not_shown_as_this_experiment(small_runs):
     experiment = experiments.find("table3/gpt2/lora-r4")
     runs.run(experiment, "quick", 0, say=lambda _: None)
-    assert len(result_tables.seeds_of(experiment, "quick")) == 1
+    assert len(summary.seeds_of(experiment, "quick")) == 1
     assert (
-        result_tables.seeds_of(
-            replace(experiment, changes={"quick": {**experiment.changes["quick"], "rank": 8}}), "quick"
-        )
+        summary.seeds_of(replace(experiment, changes={"quick": {**experiment.changes["quick"], "rank": 8}}), "quick")
         == []
     )
 

@@ -1,0 +1,188 @@
+"""The numbers that each figure shows, as the CSV beside it: figures are drawn from these texts and nothing else.
+
+    figure_data("parameters", "table3", "cpu")    # "panel,label,method,trainable,seed,score\\n..."
+
+A new figure is a function here, an entry of KINDS, and a function of the same name in `figures.py`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections import Counter
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from itertools import chain, product
+from typing import Any
+
+import pandas as pd
+
+import records
+import slot_matching
+from experiments import EXPERIMENTS, resolve, select
+from quantities import printed
+from settings import Experiment, Settings
+from summary import cells, seeds_of
+from tasks import TASKS, GlueTask
+
+Rows = Iterator[dict[str, Any]]
+WORDS = {  # of a row's name, as the paper writes them
+    "full": "full fine-tuning", "lora": "LoRA", "bitfit": "BitFit", "adapter": "Adapter", "h": "H", "l": "L", "p": "P",
+    "d": "D", "prelayer": "PreLayer", "preembed": "PreEmbed", "top2": "FT Top2",
+}  # fmt: skip
+ERRORS = ("missing", "wrong", "added", "repeated")
+
+
+def label(experiment: Experiment) -> str:
+    """A row's name in a figure: `LoRA r=4`, `full fine-tuning`, `Adapter H 11M`, `LoRA 0.004`."""
+    row, rate = experiment.row, ""
+    if experiment.paper.evaluate == "selection":
+        *_, row, rate = experiment.name.split("/")
+    words = " ".join(WORDS.get(word, word) for word in row.split("-"))
+    return re.sub(r"\br(\d+)\b", r"r=\1", f"{words} {rate}".strip())
+
+
+def _panel(settings: Settings, found: list[dict[str, Any]], metric: str = "") -> str:
+    """What may share axes: one base model, one task, one metric."""
+    subset = any(any(record.get("subset", {}).values()) for record in found)
+    task = getattr(TASKS[settings.task], "title", "E2E") + (" (subset)" if subset else "")
+    return f"{settings.model}, {task}" + (f": {metric}" if metric else "")
+
+
+def _runs(table: str, scale: str) -> Iterator[tuple[Experiment, Settings, list[dict[str, Any]]]]:
+    for experiment in select(table, scale):
+        if found := seeds_of(experiment, scale):
+            yield experiment, resolve(experiment, scale), found
+
+
+def parameters(table: str, scale: str) -> Rows:
+    """The main score of every seed, and how many parameters were trained for it."""
+    for experiment, settings, found in _runs(table, scale):
+        if settings.evaluate == "test":
+            main = cells([experiment], scale).iloc[0]
+            for seed, score in main["each_seed"].items():
+                yield {
+                    "panel": _panel(settings, found, main["metric"]), "label": label(experiment),
+                    "method": settings.method, "trainable": main["trainable"], "seed": seed,
+                    "score": printed(main["metric"], score),
+                }  # fmt: skip
+
+
+def training(table: str, scale: str) -> Rows:
+    """Training and validation loss of every seed, as logged."""
+    for experiment, settings, found in _runs(table, scale):
+        for record in found:
+            for entry in record.get("history", []):
+                for curve, key in (("training", "loss"), ("validation", "eval_loss")):
+                    if key in entry:
+                        yield {
+                            "panel": _panel(settings, found), "label": label(experiment), "method": settings.method,
+                            "seed": record["seed"], "curve": curve, "step": entry["step"], "loss": f"{entry[key]:.4f}",
+                        }  # fmt: skip
+
+
+def epochs(table: str, scale: str) -> Rows:
+    """GLUE's main metric after every epoch, on the reported split and on held-out training rows."""
+    for experiment, settings, found in _runs(table, scale):
+        task = TASKS[settings.task]
+        if not isinstance(task, GlueTask):
+            continue
+        for record in found:
+            for epoch in record["epochs"]:
+                for split in (next(iter(task.validation)), "held_out"):
+                    if split in epoch:
+                        yield {
+                            "panel": _panel(settings, found, task.main_metric), "label": label(experiment),
+                            "method": settings.method, "seed": record["seed"], "split": split.partition("_m")[0],
+                            "epoch": epoch["epoch"], "score": printed("", 100 * epoch[split][task.main_metric]),
+                        }  # fmt: skip
+
+
+def grid(table: str, scale: str) -> Rows:
+    """The main score by adapted matrices and rank."""
+    for experiment, settings, found in _runs(table, scale):
+        main = cells([experiment], scale).iloc[0]
+        yield {
+            "panel": _panel(settings, found, main["metric"]), "matrices": experiment.row.rpartition("-r")[0],
+            "rank": settings.rank, "n": len(found), "score": printed(main["metric"], main["value"]),
+        }  # fmt: skip
+
+
+def choice(table: str, scale: str) -> Rows:
+    """What each learning rate gave on rows where it may be chosen, and which one the tables then use."""
+    tests = [e for e in EXPERIMENTS.values() if e.table in ("table2", "table3") and e.only in (None, scale)]
+    used = {_recipe(resolve(e, scale)) for e in tests}
+    for experiment, settings, found in _runs(table, scale):
+        main = cells([experiment], scale).iloc[0]
+        yield {
+            "panel": _panel(settings, found, main["metric"]), "method": settings.method,
+            "learning_rate": f"{settings.learning_rate:g}", "n": len(found),
+            "score": printed(main["metric"], main["value"]), "used": "yes" if _recipe(settings) in used else "no",
+        }  # fmt: skip
+
+
+def _recipe(settings: Settings) -> tuple[str, str, str, float]:
+    return settings.task, settings.model, settings.method, settings.learning_rate
+
+
+def costs(table: str, scale: str) -> Rows:
+    """Minutes and memory of a run: medians over seeds."""
+    for experiment, settings, found in _runs(table, scale):
+        of_run = cells([experiment], scale).set_index("metric")["value"]
+        shown = ("training_minutes", "decoding_minutes", "peak_memory_gib")
+        yield {
+            "panel": _panel(settings, found), "label": label(experiment), "method": settings.method, "n": len(found),
+            "device": "; ".join(sorted({record["device"] for record in found})),
+        } | {metric: printed(metric, of_run.get(metric)) for metric in shown}  # fmt: skip
+
+
+def slots(table: str, scale: str) -> Rows:
+    """Which slots the texts get wrong, and how: errors in the texts of all seeds."""
+    for experiment, settings, found in _runs(table, scale):
+        predictions = [line for record in found for line in _predictions(record)]
+        if not predictions:
+            continue
+        mrs, texts = [line["mr"] for line in predictions], [line["prediction"] for line in predictions]
+        errors = Counter(chain.from_iterable(slot_matching.errors_by_slot(mrs, texts)))
+        for slot, kind in product(slot_matching.SLOTS, ERRORS):
+            yield {
+                "panel": _panel(settings, found), "label": label(experiment), "n": len(found), "slot": slot,
+                "kind": kind, "errors": errors[slot, kind], "texts": len(texts),
+            }  # fmt: skip
+
+
+def _predictions(record: dict[str, Any]) -> list[dict[str, Any]]:
+    path = records.predictions_path(record["name"], record["scale"], record["seed"])
+    lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
+    return [line for line in map(json.loads, lines) if "mr" in line]
+
+
+@dataclass(frozen=True)
+class Kind:
+    rows: Callable[[str, str], Rows]
+    tables: tuple[str, ...]  # of which `make summary` draws it
+
+
+KINDS = {
+    "parameters": Kind(parameters, ("table2", "table3")),
+    "training": Kind(training, ("table3",)),
+    "epochs": Kind(epochs, ("curves",)),
+    "grid": Kind(grid, ("table6",)),
+    "choice": Kind(choice, ("learning-rate",)),
+    "costs": Kind(costs, ("table3",)),
+    "slots": Kind(slots, ("table3",)),
+}
+
+
+def figure_data(kind: str, table: str, scale: str) -> str:
+    """The figure's numbers as CSV, empty where nothing is recorded that it could show; ValueError for no such kind."""
+    if kind not in KINDS:
+        raise ValueError(f"no figure is called {kind!r}; the figures are {', '.join(KINDS)}")
+    rows = list(KINDS[kind].rows(table, scale))
+    return pd.DataFrame(rows).to_csv(index=False, lineterminator="\n") if rows else ""
+
+
+def digest(data: str) -> bytes:
+    """What a picture carries of the CSV it was drawn from, found in its bytes."""
+    return f"data-sha256:{hashlib.sha256(data.encode()).hexdigest()}".encode()

@@ -1,0 +1,72 @@
+"""The paper's own numbers, from `data/paper.csv`: table, row (model, method, trainable parameters), metric, version.
+
+They are as printed in arXiv:2106.09685v2, or in the ICLR 2022 version where a row says so, times 100 where the paper
+prints fractions. A ± is the paper's, which does not define it.
+
+    paper_value(find("table3/gpt2-medium/lora-r4"), "BLEU")    # PaperValue(value="70.4", spread="0.1", ...)
+"""
+
+from __future__ import annotations
+
+import csv
+from dataclasses import dataclass
+from functools import cache
+
+import paths
+from settings import Experiment
+from tasks import TASKS, GlueTask
+
+FIRST_VERSION = "arXiv v2"  # the one that tables show where two versions differ
+FULL = "FT"
+
+
+@dataclass(frozen=True)
+class PaperValue:
+    row: str  # model, method, trainable parameters
+    value: str  # as printed
+    spread: str  # empty where the paper prints none
+    version: str
+    over_full: str | None  # minus the paper's full fine-tuning of the same model, with its sign
+
+    def __str__(self) -> str:
+        return self.value + (f" ±{self.spread}" if self.spread else "")
+
+
+@cache
+def _rows() -> dict[tuple[str, ...], dict[str, str]]:
+    with open(paths.DATA / "paper.csv", encoding="utf-8", newline="") as file:
+        rows = [row for row in csv.DictReader(file) if row["version"] == FIRST_VERSION]
+    return {tuple(row[key] for key in ("table", "model", "method", "trainable", "metric")): row for row in rows}
+
+
+def _row_of(experiment: Experiment) -> tuple[str, ...]:
+    """(table, model, method, trainable) of the row it repeats, () for none.
+
+    Tables 5 and 6 are GPT-3's in the paper; ours are RoBERTa's, with the same matrices and ranks.
+    """
+    settings = experiment.paper
+    if experiment.cell:
+        return ("table2" if isinstance(TASKS[settings.task], GlueTask) else "table3", *experiment.cell)
+    if experiment.table in ("table5", "table6"):
+        matrices = "+".join(f"W{target[0]}" for target in settings.targets)
+        trainable = "18M" if experiment.table == "table5" else ""
+        return (experiment.table, "GPT-3 175B", f"LoRA {matrices} r={settings.rank}", trainable)
+    return ()
+
+
+def paper_value(experiment: Experiment, metric: str) -> PaperValue | None:
+    """The paper's number for the experiment's row and a metric of its task; None where it has none."""
+    task = TASKS[experiment.paper.task]
+    name = f"{task.title} {metric}" if isinstance(task, GlueTask) else metric
+    row = _rows().get((*_row_of(experiment), name))
+    if row is None:
+        return None
+    full = [
+        r for r in _rows().values() if all(r[k] == row[k] for k in ("table", "model", "metric")) and r["method"] == FULL
+    ]
+    over_full = None
+    if full and row["method"] != FULL:
+        decimals = len(row["value"].partition(".")[2])
+        over_full = f"{float(row['value']) - float(full[0]['value']):+.{decimals}f}"
+    named = " ".join(row[key] for key in ("model", "method", "trainable")).strip()
+    return PaperValue(named, row["value"], row["spread"], row["version"], over_full)

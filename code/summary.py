@@ -1,0 +1,208 @@
+"""Records -> one row a table cell: every seed, centre, spread, interval, difference to the reference, verdict.
+
+The one aggregator: tables, figures, the README, the notebooks and the report read what `cells` gives. A row is one
+quantity of one experiment at one scale; E2E rows are means over seeds, GLUE rows medians, as in the paper's Tables 3
+and 2.
+
+    cells(select("table3", "cpu"), "cpu")    # a DataFrame with the columns COLUMNS
+
+The reference is full fine-tuning of the same base, on the same rows and decoded alike, at the same scale, or the run
+that `Experiment.against` names. Differences are paired by seed, and their mean is shown. The paper's numbers stand
+beside ours and are never part of a difference. `python code/make_summary.py` writes it all to `results/summary.csv`.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterable
+from dataclasses import MISSING, asdict, fields
+from pathlib import Path
+from statistics import fmean, median
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+import experiments
+import paths
+from experiments import find, resolve
+from paper_values import paper_value
+from quantities import Quantity, printed, quantities
+from settings import Experiment, Settings
+from statistics_seeds import bootstrap_interval, difference_interval, paired_differences, spread, verdict
+from tasks import TASKS
+
+STATISTICS = {"mean": (fmean, np.mean), "median": (median, np.median)}  # of the seeds, of many resamples
+SAME_WORK = (  # settings that a run and its reference have in common
+    "task", "model", "train_rows", "evaluate", "protocol", "keep", "beams", "length_penalty", "no_repeat_ngram",
+    "max_new_tokens",
+)  # fmt: skip
+COLUMNS = (
+    "table", "experiment", "variant", "scale", "task", "train_rows", "data", "model", "method", "rank", "targets",
+    "learning_rate", "trainable", "head", "device", "metric", "protocol", "rule", "statistic", "n", "seeds",
+    "each_seed", "value", "spread", "low", "high", "reference", "difference", "difference_low", "difference_high",
+    "margin", "verdict", "alarms", "paper_row", "paper", "paper_over_full", "paper_version", "left_out", "command",
+)  # fmt: skip
+
+
+def seeds_of(experiment: Experiment, scale: str) -> list[dict[str, Any]]:
+    """The experiment's finished records, by seed, whose task version and settings are those declared now."""
+    settings = resolve(experiment, scale)
+    found = [json.loads(path.read_text(encoding="utf-8")) for path in _files_of(experiment, scale)]
+    version = TASKS[settings.task].version
+    kept = [r for r in found if r["task_version"] == version and _are_declared(r["settings"], settings)]
+    return sorted(kept, key=lambda r: r["seed"])
+
+
+def _files_of(experiment: Experiment, scale: str) -> list[Path]:
+    return list((paths.RESULTS / "runs" / scale).glob(f"{experiment.name.replace('/', '--')}--seed*.json"))
+
+
+def _are_declared(recorded: dict[str, Any], settings: Settings) -> bool:
+    """Whether the recorded settings are these; one that is newer than the record had its default then."""
+    defaults = {field.name: field.default for field in fields(Settings) if field.default is not MISSING}
+    then, now = (json.loads(json.dumps(found)) for found in (defaults | recorded, asdict(settings)))
+    return then == now
+
+
+def cells(chosen: Iterable[Experiment], scale: str) -> pd.DataFrame:
+    """A row for each quantity of each experiment at the scale; of one that is not run, the main ones only.
+
+    Numbers are in table units (`quantities.py`) and not rounded; `each_seed` is {seed: value}.
+    """
+    read: dict[str, list[dict[str, Any]]] = {}
+
+    def runs_of(experiment: Experiment) -> list[dict[str, Any]]:
+        if experiment.name not in read:
+            read[experiment.name] = seeds_of(experiment, scale)
+        return read[experiment.name]
+
+    rows = []
+    for experiment in chosen:
+        settings, found = resolve(experiment, scale), runs_of(experiment)
+        reference = _reference(experiment, scale, runs_of)
+        asked = quantities(settings)
+        if not found:
+            asked = [q for q in asked if (q.metric, q.protocol) == (asked[0].metric, asked[0].protocol)]
+        identity = _identity(experiment, settings, scale, found)
+        counterpart = _counterpart(experiment, settings, scale)
+        for quantity in asked:
+            ours = _by_seed(quantity, found)
+            if quantity.rule == "cost" and not ours:
+                continue
+            theirs = _by_seed(quantity, runs_of(reference)) if reference else {}
+            row = identity | _over_seeds(quantity, ours) | {"alarms": _alarms(quantity, found)}
+            if quantity.margin is not None:
+                row |= {"reference": reference.name if reference else None, "margin": quantity.margin}
+                row |= _compared(quantity, ours, theirs, itself=reference == experiment)
+            rows.append(row | _papers(quantity, counterpart))
+    return pd.DataFrame(rows, columns=list(COLUMNS))
+
+
+def _identity(experiment: Experiment, settings: Settings, scale: str, found: list[dict]) -> dict[str, Any]:
+    parameters = found[0]["parameters"] if found else {}
+    subset = [any(record["subset"].values()) for record in found if "subset" in record]
+    return {
+        "table": experiment.table, "experiment": experiment.name, "variant": experiment.variant, "scale": scale,
+        "task": settings.task, "train_rows": settings.train_rows, "model": settings.model, "method": settings.method,
+        "data": ("subset" if any(subset) else "whole") if subset else None, "rank": settings.rank,
+        "targets": " ".join(settings.targets), "learning_rate": settings.learning_rate,
+        "trainable": parameters.get("trainable"), "head": parameters.get("head"),
+        "device": "; ".join(sorted({record["device"] for record in found})), "n": len(found),
+        "seeds": " ".join(str(record["seed"]) for record in found),
+        "left_out": len(_files_of(experiment, scale)) - len(found),
+        "command": f"python code/reproduce.py run {experiment.name} --scale {scale} --seed 0",
+    }  # fmt: skip
+
+
+def _by_seed(quantity: Quantity, found: list[dict]) -> dict[int, float]:
+    """{seed: value}; empty if a record lacks it, since a centre over some of the seeds would be of another run."""
+    values = {record["seed"]: quantity.of(record) for record in found}
+    return {} if None in values.values() else values
+
+
+def _over_seeds(quantity: Quantity, by_seed: dict[int, float]) -> dict[str, Any]:
+    row = {key: getattr(quantity, key) for key in ("metric", "protocol", "rule", "statistic")} | {"each_seed": by_seed}
+    if not by_seed:
+        return row
+    values = list(by_seed.values())
+    centre, of_resamples = STATISTICS[quantity.statistic]
+    low, high = bootstrap_interval(values, of_resamples) or (None, None)
+    return row | {"value": centre(values), "spread": spread(values), "low": low, "high": high}
+
+
+def _alarms(quantity: Quantity, found: list[dict]) -> int | None:
+    """How many of the runs did no better than answering always the same; None where that is not asked."""
+    scores = [record.get(quantity.keys[0]) for record in found]
+    known = [s["alarm"] is not None for s in scores if isinstance(s, dict) and "alarm" in s]
+    return sum(known) if known else None
+
+
+def _reference(experiment: Experiment, scale: str, runs_of: Callable[[Experiment], list]) -> Experiment | None:
+    """What it is measured against; itself if that is what others of its table are measured against."""
+    if experiment.against:
+        return find(experiment.against)
+    table = [other for other in experiments.EXPERIMENTS.values() if other.table == experiment.table]
+    if any(other.against == experiment.name for other in table):
+        return experiment
+
+    def work(of: Experiment) -> tuple:
+        settings = resolve(of, scale)
+        return tuple(getattr(settings, name) for name in SAME_WORK)
+
+    full = [e for e in experiments.EXPERIMENTS.values() if e.row == "full" and e.only in (None, scale)]
+    alike = [e for e in full if work(e) == work(experiment)]
+    if experiment in alike:
+        return experiment
+    alike.sort(key=lambda e: (not runs_of(e), e.table != experiment.table, e.variant != experiment.variant))
+    return alike[0] if alike else None
+
+
+def _compared(quantity: Quantity, ours: dict[int, float], theirs: dict[int, float], itself: bool) -> dict[str, Any]:
+    if not ours:
+        return {"verdict": "not run"}
+    if itself:
+        return {"verdict": "reference"}
+    differences = paired_differences(ours, theirs)
+    if not differences:
+        return {"verdict": "no seed in common" if theirs else "no reference"}
+    low, high = difference_interval(differences) or (None, None)
+    found = verdict(differences, quantity.margin, quantity.higher_is_better)
+    return {"difference": fmean(differences), "difference_low": low, "difference_high": high, "verdict": found}
+
+
+def _counterpart(experiment: Experiment, settings: Settings, scale: str) -> Experiment:
+    """The experiment with a row in the paper that is the same piece of work at this scale (see `select`), if any."""
+    alike = (
+        e for e in experiments.EXPERIMENTS.values() if (e.table, e.variant) == (experiment.table, experiment.variant)
+    )
+    with_cell = (e for e in alike if e.cell and e.only in (None, scale) and resolve(e, scale) == settings)
+    return experiment if experiment.cell else next(with_cell, experiment)
+
+
+def _papers(quantity: Quantity, experiment: Experiment) -> dict[str, Any]:
+    """The paper's number: it has the official protocol, the reported split and the paper's rule."""
+    if quantity.protocol not in ("lora", "validation") or quantity.rule == "honest":
+        return {}
+    found = paper_value(experiment, quantity.metric)
+    if found is None:
+        return {}
+    return {
+        "paper_row": found.row, "paper": str(found), "paper_over_full": found.over_full, "paper_version": found.version,
+    }  # fmt: skip
+
+
+def as_csv(frame: pd.DataFrame) -> str:
+    """The cells as `results/summary.csv` has them: numbers as they are printed, the seeds' values in their order."""
+    lines = []
+    for row in frame.to_dict("records"):
+        metric = row["metric"]
+        line = {key: "" if key != "each_seed" and pd.isna(value) else value for key, value in row.items()}
+        line["each_seed"] = " ".join(printed(metric, value) for value in row["each_seed"].values())
+        line |= {key: printed(metric, row[key]) for key in ("value", "spread", "low", "high")}
+        line |= {key: printed(metric, row[key], "+") for key in ("difference", "difference_low", "difference_high")}
+        line |= {key: f"{row[key]:g}" for key in ("learning_rate", "margin") if line[key] != ""}
+        counts = ("train_rows", "rank", "trainable", "head", "alarms")
+        line |= {key: f"{row[key]:.0f}" for key in counts if line[key] != ""}
+        lines.append(line)
+    return pd.DataFrame(lines, columns=frame.columns).to_csv(index=False, lineterminator="\n")

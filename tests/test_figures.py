@@ -1,0 +1,203 @@
+"""Figures: what they show is what was recorded, they say what they show, and drawn twice they are the same bytes."""
+
+import io
+from itertools import pairwise
+
+import pandas as pd
+import pytest
+from matplotlib import colors
+from matplotlib import pyplot as plt
+
+import figure_style
+import figures
+import paths
+import records
+from experiments import EXPERIMENTS
+from figure_data import ERRORS, KINDS, digest, figure_data, label
+from figure_style import FIRST, SERIES, styles
+from synthetic_records import write, write_e2e, write_glue
+
+FULL, LORA = "table3/gpt2/full", "table3/gpt2/lora-r4"
+MR = "name[Zizzi], eatType[pub], area[riverside]"
+
+
+@pytest.fixture(autouse=True)
+def results(tmp_path, monkeypatch):
+    """A few runs of every table that has figures."""
+    monkeypatch.setattr(paths, "RESULTS", tmp_path)
+    for seed, bleu in ((0, 0.61), (1, 0.63)):
+        write_e2e(FULL, seed, bleu, parameters={"trainable": 5_000_000, "head": 0, "total": 5_000_000})
+        write_e2e(LORA, seed, bleu - 0.02)
+    texts = ["Zizzi is a pub.", "Zizzi is a pub in the city centre."]
+    for seed in (0, 1):
+        records.write_predictions(LORA, "cpu", seed, [{"mr": MR, "prediction": text} for text in texts])
+    write_glue("curves/roberta-base/mrpc/full", 0, [0.7, 0.8], [0.75, 0.7])
+    write_glue("curves/roberta-base/mrpc/lora-r8", 0, [0.6, 0.9], [0.65, 0.6])
+    for row, score in (("query-r1", 0.7), ("query-r8", 0.8), ("mlp-r1", 0.9)):
+        write_glue(f"table6/roberta-base/sst2/{row}", 0, [score], [score])
+    for name in EXPERIMENTS:
+        if name.startswith(("learning-rate/e2e/full/", "learning-rate/e2e/lora/")):
+            write(name, 0, dev_loss=1.5)
+    write_glue("table2/roberta-base/mnli/full", 0, [0.8], [0.8], subset={"train": True})
+    return tmp_path
+
+
+def data(kind, table):
+    return pd.read_csv(io.StringIO(figure_data(kind, table, "cpu")))
+
+
+def drawn(kind, table):
+    return figures.DRAW[kind](data(kind, table))
+
+
+@pytest.fixture(autouse=True)
+def closed():
+    yield
+    plt.close("all")
+
+
+def test_every_seed_is_a_dot_at_its_parameters_and_score():
+    (ax,) = drawn("parameters", "table3").axes
+    dots = {(x, round(y, 6)) for line in ax.lines for x, y in line.get_xydata()}
+    assert dots == {(5_000_000, 61), (5_000_000, 63), (1000, 59), (1000, 61)}
+    assert ax.get_xscale() == "log"
+    assert (ax.get_xlabel(), ax.get_ylabel()) == ("trainable parameters", "BLEU (x 100)")
+
+
+def test_training_and_validation_losses_are_apart_and_as_logged():
+    training, validation = drawn("training", "table3").axes
+    assert "training" in training.get_title("left") and "validation" in validation.get_title("left")
+    assert {tuple(map(tuple, line.get_xydata())) for line in training.lines if len(line.get_xydata())} == {
+        ((10, 3.0), (20, 2.0))
+    }
+    assert {tuple(map(tuple, line.get_xydata())) for line in validation.lines if len(line.get_xydata())} == {
+        ((20, 1.5),)
+    }
+
+
+def test_scores_after_every_epoch_are_shown_on_both_splits():
+    reported, held_out = drawn("epochs", "curves").axes
+    assert "reported" in reported.get_title("left") and "held-out" in held_out.get_title("left")
+    assert [line.get_ydata().tolist() for line in reported.lines] == [[70, 80], [60, 90]]
+    assert [line.get_ydata().tolist() for line in held_out.lines] == [[75, 70], [65, 60]]
+
+
+def test_the_heat_map_has_a_number_in_every_cell_and_says_which_was_not_run():
+    ax = drawn("grid", "table6").axes[0]
+    assert [text.get_text() for text in ax.texts] == ["70.0", "80.0", "90.0", "not run"]
+    assert [label.get_text() for label in ax.get_yticklabels()] == ["query", "mlp"]
+
+
+def test_the_rate_that_the_tables_use_is_marked_and_no_other():
+    found = data("choice", "learning-rate")
+    used = found[found.used == "yes"].set_index("method").learning_rate
+    assert used.to_dict() == {
+        row: EXPERIMENTS[f"table3/gpt2/{name}"].changes["cpu"]["learning_rate"]
+        for row, name in (("full", "full"), ("lora", "lora-r4"))
+    }
+    ax = drawn("choice", "learning-rate").axes[0]
+    rings = [line for line in ax.lines if line.get_markerfacecolor() == "none"]
+    assert [line.get_xdata().tolist() for line in rings] == [[used["full"]], [used["lora"]]]
+    assert ax.xaxis.get_transform().base == 2
+
+
+def test_time_and_memory_are_medians_with_their_units():
+    time, memory = drawn("costs", "table3").axes
+    assert [bar.get_width() for bar in time.patches] == [10, 10, 1, 1]
+    assert [bar.get_width() for bar in memory.patches] == [1.5, 1.5]
+    assert (time.get_xlabel(), memory.get_xlabel()) == ("minutes", "peak memory (GiB)")
+    assert time.get_title("left") == "on cpu"
+
+
+def test_slot_errors_are_counted_by_slot_and_kind():
+    found = data("slots", "table3").set_index(["slot", "kind"])
+    assert set(found.label) == {"LoRA r=4"}
+    assert found.errors.sum() == 4  # of two seeds
+    assert found.errors["area", "missing"] == found.errors["area", "wrong"] == 2
+    heat, bars, _ = drawn("slots", "table3").axes
+    assert [text.get_text() for text in heat.texts] == ["0.0"] * 5 + ["100.0"] + ["0.0"] * 2
+    assert [bar.get_width() for bar in bars.patches] == [50, 50, 0, 0] and len(ERRORS) == 4
+
+
+def test_a_subset_of_the_data_is_named_in_its_panel():
+    assert {panel.partition(":")[0] for panel in data("parameters", "table2").panel} == {"minilm, MNLI (subset)"}
+
+
+@pytest.mark.parametrize(("kind", "table"), [("parameters", "table3"), ("grid", "table6"), ("costs", "table3")])
+def test_a_figure_drawn_twice_is_the_same_bytes_and_carries_the_digest_of_its_numbers(kind, table, results):
+    found = []
+    for _ in range(2):
+        found.append([path.read_bytes() for path in figures.draw(kind, table, "cpu")])
+    assert found[0] == found[1]
+    text = (results / "figures" / f"{table}-{kind}-cpu.csv").read_text(encoding="utf-8")
+    assert text == figure_data(kind, table, "cpu")
+    assert all(digest(text) in content and digest(text + "0") not in content for content in found[0])
+    assert b"CreationDate" not in found[0][1]
+
+
+def test_a_title_says_what_is_shown_of_which_table_at_which_scale_over_how_many_seeds(monkeypatch, tmp_path):
+    titles = []
+    monkeypatch.setattr(figures, "save", lambda figure, *_: titles.append(figure.get_suptitle()))
+    write_e2e(LORA, 2, 0.6)
+    for kind, table in (("parameters", "table3"), ("grid", "table6")):
+        figures.draw_text(figure_data(kind, table, "cpu"), kind, table, "cpu", tmp_path)
+    assert titles[0] == "Score against trainable parameters, a dot a seed\nTable 3: E2E; scale cpu; n = 2 to 3 seeds"
+    assert titles[1].endswith("scale cpu; n = 1 seed")
+
+
+@pytest.mark.parametrize(
+    ("name", "shown"),
+    [
+        ("table3/gpt2/lora-r4", "LoRA r=4"), ("table3/gpt2/full/official-code", "full fine-tuning"),
+        ("table2/roberta-large/mrpc/lora-r8-restricted", "LoRA r=8 restricted"),
+        ("learning-rate/glue-mrpc/full/5e-05", "full fine-tuning 5e-05"),
+    ],
+)  # fmt: skip
+def test_a_row_is_named_as_the_paper_writes_it(name, shown):
+    assert label(EXPERIMENTS[name]) == shown
+
+
+def test_every_kind_of_figure_has_numbers_a_drawing_and_a_heading():
+    assert KINDS.keys() == figures.DRAW.keys() == figures.HEADINGS.keys()
+
+
+@pytest.mark.parametrize(("kind", "table"), [("choice", "learning-rate"), ("parameters", "table3")])
+def test_no_title_or_legend_is_cut_off(kind, table, monkeypatch, tmp_path):
+    kept = []
+    monkeypatch.setattr(figures, "save", lambda figure, *_: kept.append(figure))
+    figures.draw_text(figure_data(kind, table, "cpu"), kind, table, "cpu", tmp_path)
+    kept[0].canvas.draw()
+    whole = kept[0].bbox
+    for part in (kept[0]._suptitle, *kept[0].legends):
+        box = part.get_window_extent()
+        assert box.x0 >= 0 and box.x1 <= whole.x1 and box.y0 >= 0 and box.y1 <= whole.y1
+
+
+def test_nothing_recorded_and_an_unknown_kind_are_refused():
+    with pytest.raises(ValueError, match=r"nothing of table3 is recorded at scale paper .* sweep table3 --scale paper"):
+        figures.draw("parameters", "table3", "paper")
+    with pytest.raises(ValueError, match=r"no figure is called 'pie'; the figures are parameters, training"):
+        figures.draw("pie", "table3", "cpu")
+
+
+def brightness(colour):
+    red, green, blue = colors.to_rgb(colour)
+    return 0.2126 * red + 0.7152 * green + 0.0722 * blue
+
+
+def test_series_are_told_apart_without_colour():
+    assert len({marker for _, marker, _ in SERIES}) == len({str(line) for *_, line in SERIES}) == len(SERIES)
+    shades = [brightness(colour) for colour, *_ in SERIES]
+    assert min(abs(a - b) for a, b in pairwise(shades)) > 0.1
+    greys = [brightness(colour) for colour in figure_style.GREYS]
+    assert greys == sorted(greys) and min(b - a for a, b in pairwise(greys)) > 0.2
+    ramp = [brightness(plt.get_cmap(figure_style.BRIGHTNESS)(i / 20)) for i in range(21)]
+    assert ramp == sorted(ramp)
+
+
+def test_full_fine_tuning_looks_the_same_in_every_figure():
+    for labels in (["LoRA r=4", FIRST], [FIRST, "LoRA r=8"]):
+        assert styles(labels)[FIRST]["color"] == SERIES[0][0]
+    assert styles(["LoRA r=4"])["LoRA r=4"]["color"] == SERIES[1][0]
+    many = styles([FIRST, *(f"method {i}" for i in range(2 * len(SERIES) - 1))])
+    assert len({tuple(map(str, look.values())) for look in many.values()}) == 2 * len(SERIES)
