@@ -7,7 +7,7 @@ REPRODUCE := HF_HUB_OFFLINE=1 $(BIN)/python code/reproduce.py
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help reproduce test lint benchmark clean
+.PHONY: help reproduce summary documents notebooks check test lint benchmark clean
 
 help:  ## show this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "make %-10s %s\n", $$1, $$2}' Makefile
@@ -19,8 +19,21 @@ reproduce: .venv/.installed  ## Tables 3 and 2 at quick scale: train, decode, sc
 	$(REPRODUCE) sweep table2 --scale quick --rows sst2/full sst2/lora-r8 mrpc/full mrpc/lora-r8 --seeds 0
 	$(REPRODUCE) table table2 --scale quick --rows sst2/full sst2/lora-r8 mrpc/full mrpc/lora-r8
 
-test: lint  ## the linter, then all tests that need no GPU, no network and no patience
+summary: .venv/.installed  ## tables, figures and the README's results, made anew from the records
+	$(BIN)/python code/make_summary.py
+
+notebooks: .venv/.installed  ## execute all notebooks anew at quick scale (some: python code/make_notebooks.py 01 07)
+	$(BIN)/python code/make_notebooks.py
+
+documents: .venv/.installed  ## the report and the poster as PDF, from the summary
+	$(BIN)/python code/make_documents.py
+
+check: .venv/.installed  ## is all that is generated what the records and the sources give?
+	$(BIN)/python code/make_check.py
+
+test: lint  ## the linter, then all tests that need no GPU, no network and no patience, then `make check`
 	$(BIN)/python -m pytest
+	$(BIN)/python code/make_check.py
 
 lint: .venv/.installed-tests  ## ruff: rules and formatting
 	$(BIN)/ruff check

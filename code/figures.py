@@ -204,7 +204,7 @@ def slots(data: pd.DataFrame) -> Figure:
     bars.set_ylim(len(names) - 0.5, -0.5)
     bars.grid(axis="y", visible=False)
     bars.set_xlabel("errors in 100 texts")
-    bars.set_xlim(0, 1.05 * left.max())
+    bars.set_xlim(0, 1.05 * left.max() or 1)
     legend_below(figure, dict(zip(ERRORS, bars.containers, strict=True)))
     return figure
 

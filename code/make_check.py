@@ -12,6 +12,7 @@ from __future__ import annotations
 import sys
 
 import paths
+from documents import stale
 from figure_data import digest
 from summary_files import files, pictures, present, readme
 
@@ -48,13 +49,13 @@ def _difference(name: str, expected: str, there: str) -> list[str]:
 
 
 def main() -> None:
-    if found := differences():
+    if found := differences() + stale():
         listed = "\n".join(f"- {difference}" for difference in found)
         sys.exit(
             f"what is generated differs from what the records give:\n{listed}\n"
-            "`make summary` makes it anew; what was changed by hand is then lost, so change its source instead"
+            "`make summary documents` makes it anew; what was changed by hand is then lost: change its source instead"
         )
-    print("tables, figures and README are what the records give")
+    print("tables, figures, README, report and poster are what the records give")
 
 
 if __name__ == "__main__":

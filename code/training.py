@@ -31,6 +31,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, Sampler
 from transformers import ProgressCallback, Trainer, TrainerCallback, TrainingArguments
+from transformers.trainer import DEFAULT_PROGRESS_CALLBACK
 from transformers.trainer_callback import PrinterCallback
 
 from batches import IGNORED, Batch, RowsByLength, pad_right, share_of
@@ -400,7 +401,7 @@ def train(
         eval_dataset=rows,  # asked for by Trainer, not looked at: `evaluate` calls `validate`
         data_collator=collate,
     )
-    trainer.remove_callback(ProgressCallback)
+    trainer.remove_callback(DEFAULT_PROGRESS_CALLBACK)  # in a notebook another one
     trainer.remove_callback(PrinterCallback)
     sitting = _Sitting(folder, trainer)
     trainer.add_callback(_Bar())

@@ -9,6 +9,7 @@ from functools import partial
 
 import pytest
 import torch
+from safetensors.torch import load_file
 from transformers import BertConfig, BertForSequenceClassification, GPT2Config, GPT2LMHeadModel
 
 import e2e_run
@@ -269,8 +270,6 @@ def test_a_signal_at_the_very_step_that_ends_training_loses_nothing(tmp_path):
 
 
 def test_checkpoints_hold_frozen_stages_too(tmp_path):
-    from safetensors.torch import load_file
-
     model, _ = run(tmp_path)
     saved = load_file(next(tmp_path.glob("checkpoint-20/trained.safetensors")))
     assert saved.keys() == trained_state(model).keys() == {n for n in values(model) if ".lora_" in n}

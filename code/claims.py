@@ -1,0 +1,236 @@
+"""What the paper claims, each as a predicate over `results/summary.csv`: it holds here, does not, or is open.
+
+    judged(read_summary())["e2e-matches", "cpu"]    # Finding(verdict="does not hold", evidence="...", n=1)
+
+The report, the poster and their tests read nothing else about the outcome. A sentence in them is tied to a claim and to
+the verdicts under which it is true (`says` of report/parts.typ), so a sentence that has gone stale does not compile.
+
+Two rows are compared at the seeds, and over the tasks, that both have. One seed has no interval: it decides only where
+the two lie further apart than FAR margins, and then it can say which is ahead but not by how much.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from statistics import fmean
+
+import pandas as pd
+
+import paths
+from quantities import MARGIN, printed
+from statistics_seeds import difference_interval, paired_differences, verdict
+
+HOLDS, FAILS, OPEN, MISSING = "holds", "does not hold", "undecided", "not measured yet"
+SCALES = ("cpu", "paper")
+BASES = {"cpu": ("gpt2-mini", "minilm"), "paper": ("gpt2-medium", "roberta-base")}  # the models claims are judged on
+FAR = 5.0  # margins
+LOSS_MARGIN = 0.02  # nats a token
+SAVING = 0.05  # of time or memory; less than that is no saving
+
+Scores = dict[str, dict[int, float]]  # task -> seed -> value
+
+
+@dataclass(frozen=True)
+class Finding:
+    """How a claim fares at one scale."""
+
+    verdict: str  # HOLDS, FAILS, OPEN or MISSING
+    evidence: str = ""  # the numbers it rests on, as they are printed
+    n: int = 0  # seeds
+
+
+@dataclass(frozen=True)
+class Claim:
+    name: str
+    source: str
+    says: str
+    judge: Callable[[pd.DataFrame], Finding]  # of the summary's rows at one scale
+    table: str  # whose sweep measures it
+
+
+def read_summary() -> pd.DataFrame:
+    """`results/summary.csv` as printed, all strings; FileNotFoundError where it is not made yet."""
+    path = paths.RESULTS / "summary.csv"
+    if not path.exists():
+        raise FileNotFoundError(f"expected {path}, found no such file: `make summary` makes it from the records")
+    return pd.read_csv(path, dtype=str, keep_default_na=False)
+
+
+def judged(summary: pd.DataFrame) -> dict[tuple[str, str], Finding]:
+    """(claim, scale) -> what the summary says about it."""
+    at = {scale: _at(summary, scale) for scale in SCALES}
+    return {(claim.name, scale): claim.judge(at[scale]) for claim in CLAIMS for scale in SCALES}
+
+
+def _at(summary: pd.DataFrame, scale: str) -> pd.DataFrame:
+    there = (summary["scale"] == scale) & (summary["variant"] == "paper") & summary["model"].isin(BASES[scale])
+    return summary[there & (summary["n"] != "0")]
+
+
+def rows(summary: pd.DataFrame, table: str, row: str, metric: str = "") -> pd.DataFrame:
+    """The row of a table, a line a task: its main quantity, or the metric asked for."""
+    there = summary[(summary["table"] == table) & summary["experiment"].str.endswith(f"/{row}")]
+    return (there[there["metric"] == metric] if metric else there).drop_duplicates("task")
+
+
+def scores(found: pd.DataFrame) -> Scores:
+    """{task: {seed: value}} of `rows`."""
+    return {
+        line["task"]: dict(zip(map(int, line["seeds"].split()), map(float, line["each_seed"].split()), strict=True))
+        for line in found.to_dict("records")
+        if line["each_seed"]
+    }
+
+
+def differences(ours: Scores, theirs: Scores) -> tuple[list[float], list[str]]:
+    """(ours minus theirs at every seed that all tasks have, averaged over the tasks; those tasks)."""
+    tasks = [task for task in ours if ours[task].keys() & theirs.get(task, {}).keys()]
+    if not tasks:
+        return [], []
+    seeds = set.intersection(*(ours[task].keys() & theirs[task].keys() for task in tasks))
+    means = [{seed: fmean(of[task][seed] for task in tasks) for seed in seeds} for of in (ours, theirs)]
+    return paired_differences(*means), tasks
+
+
+def compared(found: Sequence[float], margin: float, higher_is_better: bool = True) -> str:
+    """The verdict of `statistics_seeds`, and of one seed *better* or *worse* where it is FAR margins off."""
+    word = verdict(found, margin, higher_is_better)
+    if word == "one seed only" and abs(found[0]) > FAR * margin:
+        return "better" if (found[0] > 0) == higher_is_better else "worse"
+    return word
+
+
+def _evidence(names: str, metric: str, found: Sequence[float], tasks: Sequence[str]) -> str:
+    interval = difference_interval(found)
+    shown = [printed(metric, value, "+") for value in (fmean(found), *(interval or ()))]
+    within = f" (90% interval {shown[1]} to {shown[2]})" if interval else ""
+    over = f", mean of {len(tasks)} tasks" if len(tasks) > 1 else ""
+    what = {"dev_loss": "nats of dev loss", "": "points"}.get(metric, metric)
+    return f"{names}: {shown[0]} {what}{within}{over}"
+
+
+def _comparison(good: Sequence[str], bad: Sequence[str], names: str, ours: tuple, theirs: tuple) -> Callable:
+    """A judge of `ours` against `theirs`, each (table, row): HOLDS for words of `good`, FAILS for those of `bad`."""
+
+    def judge(summary: pd.DataFrame) -> Finding:
+        mine = rows(summary, *ours)
+        found, tasks = differences(scores(mine), scores(rows(summary, *theirs)))
+        if not found:
+            return Finding(MISSING)
+        metric = mine["metric"].iloc[0] if len(tasks) == 1 else ""
+        word = compared(found, MARGIN)
+        outcome = HOLDS if word in good else FAILS if word in bad else OPEN
+        return Finding(outcome, _evidence(names, metric, found, tasks), len(found))
+
+    return judge
+
+
+def no_worse(names: str, ours: tuple, theirs: tuple) -> Callable[[pd.DataFrame], Finding]:
+    return _comparison(("equivalent", "better"), ("worse",), names, ours, theirs)
+
+
+def better(names: str, ours: tuple, theirs: tuple) -> Callable[[pd.DataFrame], Finding]:
+    return _comparison(("better",), ("equivalent", "worse"), names, ours, theirs)
+
+
+def few_parameters(summary: pd.DataFrame) -> Finding:
+    """Under one percent of the model is trained: LoRA r=4 on E2E."""
+    lora, full = rows(summary, "table3", "lora-r4"), rows(summary, "table3", "full")
+    if lora.empty or full.empty:
+        lora, full = _of_method(summary, "lora"), _of_method(summary, "full")
+    if lora.empty or full.empty:
+        return Finding(MISSING)
+    trained, total = int(lora["trainable"].iloc[0]), int(full["trainable"].iloc[0])
+    evidence = f"{trained:,} of {total:,} parameters, {100 * trained / total:.2f}%"
+    return Finding(HOLDS if trained < total / 100 else FAILS, evidence, int(lora["n"].iloc[0]))
+
+
+def _of_method(summary: pd.DataFrame, method: str) -> pd.DataFrame:
+    """The lines of E2E's choice of learning rates, the lowest dev loss first."""
+    searched = summary["experiment"].str.startswith(f"learning-rate/e2e/{method}/") & (summary["metric"] == "dev_loss")
+    return summary[searched].sort_values("value", key=lambda column: column.astype(float))
+
+
+def higher_rate(summary: pd.DataFrame) -> Finding:
+    """LoRA's best learning rate on E2E is at least twice that of full fine-tuning."""
+    lora, full = _of_method(summary, "lora"), _of_method(summary, "full")
+    if lora.empty or full.empty:
+        return Finding(MISSING)
+    ours, theirs = (float(found["learning_rate"].iloc[0]) for found in (lora, full))
+    evidence = f"lowest dev loss at {ours:g} (LoRA r=4) and at {theirs:g} (full)"
+    return Finding(HOLDS if ours >= 2 * theirs else FAILS, evidence, int(lora["n"].iloc[0]))
+
+
+def inside_grid(summary: pd.DataFrame) -> Finding:
+    """The best learning rates of LoRA and of full fine-tuning on E2E are neither the lowest nor the highest tried."""
+    found = [_of_method(summary, method) for method in ("lora", "full")]
+    if any(of.empty for of in found):
+        return Finding(MISSING)
+    rates = [of["learning_rate"].astype(float) for of in found]
+    inside = all(tried.min() < tried.iloc[0] < tried.max() for tried in rates)
+    evidence = "; ".join(f"{tried.iloc[0]:g} of {', '.join(f'{rate:g}' for rate in sorted(tried))}" for tried in rates)
+    return Finding(HOLDS if inside else FAILS, evidence, int(found[0]["n"].iloc[0]))
+
+
+def same_dev_loss(summary: pd.DataFrame) -> Finding:
+    """LoRA at its best rate reaches the dev loss of full fine-tuning at its own."""
+    lora, full = _of_method(summary, "lora").head(1), _of_method(summary, "full").head(1)
+    found, tasks = differences(scores(lora), scores(full))
+    if not found:
+        return Finding(MISSING)
+    word = compared(found, LOSS_MARGIN, higher_is_better=False)
+    verdicts = {"equivalent": HOLDS, "better": HOLDS, "worse": FAILS}
+    evidence = f"{lora['value'].iloc[0]} (LoRA r=4) and {full['value'].iloc[0]} (full); "
+    evidence += _evidence("difference", "dev_loss", found, tasks)
+    return Finding(verdicts.get(word, OPEN), evidence, len(found))
+
+
+def cheaper(metric: str, unit: str) -> Callable[[pd.DataFrame], Finding]:
+    """LoRA r=4 takes less of it than full fine-tuning, both on E2E: by more than SAVING."""
+
+    def judge(summary: pd.DataFrame) -> Finding:
+        lora, full = (rows(summary, "table3", row, metric) for row in ("lora-r4", "full"))
+        if lora.empty or full.empty:
+            return Finding(MISSING)
+        ours, theirs = (float(found["value"].iloc[0]) for found in (lora, full))
+        evidence = f"{lora['value'].iloc[0]} and {full['value'].iloc[0]} {unit}, ratio {ours / theirs:.2f}"
+        n = min(int(found["n"].iloc[0]) for found in (lora, full))
+        return Finding(HOLDS if ours < (1 - SAVING) * theirs else FAILS, evidence, n)
+
+    return judge
+
+
+LORA_E2E, FULL_E2E = ("table3", "lora-r4"), ("table3", "full")
+CLAIMS = (
+    Claim("few-parameters", "Section 4.2", "LoRA trains less than one percent of the parameters.",
+          few_parameters, "table3"),
+    Claim("e2e-matches", "Table 3", "On E2E, LoRA r=4 is no worse than full fine-tuning.",
+          no_worse("LoRA r=4 minus full", LORA_E2E, FULL_E2E), "table3"),
+    Claim("e2e-dev-loss", "this project", "On E2E, LoRA r=4 reaches the dev loss of full fine-tuning.",
+          same_dev_loss, "learning-rate"),
+    Claim("e2e-adapters", "Table 3", "On E2E, LoRA r=4 is better than an adapter layer of the same size.",
+          better("LoRA r=4 minus Adapter L", LORA_E2E, ("table3", "adapter-l")), "table3"),
+    Claim("e2e-rank", "Table 18", "On E2E, rank 4 is no worse than rank 8.",
+          no_worse("r=4 minus r=8", LORA_E2E, ("table3", "lora-r8")), "table3"),
+    Claim("glue-matches", "Table 2", "On GLUE, LoRA r=8 is on average no worse than full fine-tuning.",
+          no_worse("LoRA r=8 minus full", ("table2", "lora-r8"), ("table2", "full")), "table2"),
+    Claim("query-value", "Table 5", "At one budget, query and value are better than query alone.",
+          better("query, value r=4 minus query r=8", ("table5", "query-value-r4"), ("table5", "query-r8")), "table5"),
+    Claim("rank-one", "Table 6", "With query and value, rank 1 is no worse than rank 8.",
+          no_worse("r=1 minus r=8", ("table6", "query-value-r1"), ("table6", "query-value-r8")), "table6"),
+    Claim("attention-suffices", "Section 4.2", "Adapting the MLP as well brings nothing over query and value.",
+          no_worse("query, value minus all matrices, r=8", ("table6", "query-value-r8"), ("table6", "all-r8")),
+          "table6"),
+    Claim("inside-grid", "this project", "The best learning rates on E2E lie inside the grids that were searched.",
+          inside_grid, "learning-rate"),
+    Claim("higher-rate", "Table 12", "LoRA wants a higher learning rate than full fine-tuning.",
+          higher_rate, "learning-rate"),
+    Claim("less-memory", "Section 4.2", "LoRA trains in less memory than full fine-tuning.",
+          cheaper("peak_memory_gib", "GiB"), "table3"),
+    Claim("less-time", "Section 4.2", "LoRA trains in less time than full fine-tuning.",
+          cheaper("training_minutes", "minutes"), "table3"),
+    Claim("growing-rank", "beyond the paper", "On E2E, a rank that grows in stages to 8 is no worse than rank 8.",
+          no_worse("stages minus r=8", ("rank-over-time", "sequential-fixed-unfrozen"), ("table3", "lora-r8")),
+          "rank-over-time"),
+)  # fmt: skip

@@ -1,0 +1,163 @@
+"""The summary's tables as the report and the poster set them: cells of text, with a hole where nothing is run.
+
+    of(by_experiment(read_summary()), "table3", "cpu")    # {"columns": [...], "rows": [[...]], "run": 4, ...}
+
+A row that is not run has its name and `HOLE` alone. Nothing is computed here: a cell is a string of the summary.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Callable
+from typing import Any
+
+import pandas as pd
+
+from claims import BASES
+from experiments import EXPERIMENTS, resolve, select
+from experiments_glue import RANKS, WEIGHT_TYPES
+from experiments_glue import TASKS as GLUE
+from figure_data import label
+from settings import Experiment
+from tasks import E2E_METRICS, TASKS
+
+HOLE = "not run"
+SHORT = {"slot_error_rate": "slot errors", "ROUGE_L": "ROUGE-L"}
+E2E_COLUMNS = ("", "trained", "n", *(SHORT.get(metric, metric) for metric in E2E_METRICS), "against full")
+CHANGE_COLUMNS = ("", "n", "score", "difference", "verdict")
+
+Table = dict[str, Any]
+Lines = list[dict[str, str]]
+Summary = defaultdict[tuple[str, str], Lines]  # (experiment, scale) -> its lines, none where it is not run
+
+
+def _chosen(table: str, scale: str) -> list[Experiment]:
+    return [e for e in select(table, scale) if resolve(e, scale).model in BASES[scale]]
+
+
+def by_experiment(summary: pd.DataFrame) -> Summary:
+    """The lines of every run experiment, what it is judged by first."""
+    found: Summary = defaultdict(list)
+    for line in summary[summary["n"] != "0"].to_dict("records"):
+        found[line["experiment"], line["scale"]].append(line)
+    return found
+
+
+def _value(lines: Lines, metric: str) -> str:
+    line = next((line for line in lines if line["metric"] == metric), None)
+    if line is None or not line["value"]:
+        return "–"
+    return line["value"] + (f" ±{line['spread']}" if line["spread"] else "")
+
+
+def _compared(line: dict[str, str]) -> str:
+    """The difference with its interval, as far as there is one."""
+    interval = f" [{line['difference_low']}, {line['difference_high']}]" if line["difference_low"] else ""
+    return f"{line['difference']}{interval}" if line["difference"] else "–"
+
+
+def _e2e(lines: Lines) -> list[str]:
+    main = lines[0]
+    against = f"{main['difference']}, {main['verdict']}" if main["difference"] else main["verdict"]
+    return [f"{int(main['trainable']):,}", main["n"], *(_value(lines, metric) for metric in E2E_METRICS), against]
+
+
+def _change(lines: Lines) -> list[str]:
+    main = lines[0]
+    return [main["n"], _value(lines, main["metric"]), _compared(main), main["verdict"]]
+
+
+def _sheet(
+    summary: Summary, table: str, scale: str, columns: tuple[str, ...], cells: Callable[[Lines], list[str]]
+) -> Table:
+    rows, run, chosen = [], 0, _chosen(table, scale)
+    titles = {e.name: getattr(TASKS[resolve(e, scale).task], "title", "E2E") for e in chosen}
+    for experiment in chosen:
+        lines = summary[experiment.name, scale]
+        run += bool(lines)
+        name = label(experiment) + (f", {titles[experiment.name]}" if len(set(titles.values())) > 1 else "")
+        rows.append([name, *(cells(lines) if lines else [HOLE])])
+    return {"columns": list(columns), "rows": rows, "run": run, "of": len(rows), "command": command(table, scale)}
+
+
+def command(table: str, scale: str) -> str:
+    return f"python code/reproduce.py sweep {table} --scale {scale}"
+
+
+def _by_task(summary: Summary, table: str, scale: str, names: dict[str, str]) -> Table:
+    """Rows by GLUE task: the main score by the paper's rule, subsets marked with an asterisk."""
+    found: dict[str, dict[str, str]] = {}
+    run = 0
+    for experiment in _chosen(table, scale):
+        lines = summary[experiment.name, scale]
+        run += bool(lines)
+        row = found.setdefault(label(experiment), {})
+        if lines:
+            star = "*" if lines[0]["data"] == "subset" else ""
+            row[resolve(experiment, scale).task] = _value(lines, lines[0]["metric"]) + star
+    rows = [[name, *(of.get(task, "–") for task in names)] if of else [name, HOLE] for name, of in found.items()]
+    count = len(_chosen(table, scale))
+    return {"columns": ["", *names.values()], "rows": rows, "run": run, "of": count, "command": command(table, scale)}
+
+
+def _grid(summary: Summary, task: str, scale: str) -> Table:
+    """Table 6 for one task: adapted matrices by rank."""
+    rows, run = [], 0
+    by_row = {e.row: e for e in _chosen("table6", scale) if resolve(e, scale).task == task}
+    for types in WEIGHT_TYPES:
+        cells = []
+        for rank in RANKS:
+            lines = summary[by_row[f"{types}-r{rank}"].name, scale]
+            run += bool(lines)
+            cells.append(_value(lines, lines[0]["metric"]) if lines else "–")
+        rows.append([types.replace("-", ", "), *(cells if set(cells) != {"–"} else [HOLE])])
+    columns = ["", *(f"r = {rank}" for rank in RANKS)]
+    return {"columns": columns, "rows": rows, "run": run, "of": len(by_row), "command": command("table6", scale)}
+
+
+def _pitfalls(summary: Summary, scale: str) -> Table:
+    """Each mistake beside the correct run: what it changes in E2E's and in MRPC's score."""
+    found: dict[str, dict[str, Experiment]] = {}
+    for experiment in _chosen("pitfalls", scale):
+        if experiment.against:
+            found.setdefault(experiment.row, {})[experiment.name.split("/")[1]] = experiment
+    rows, run = [], 0
+    for of in found.values():
+        cells = []
+        for part in ("e2e", "glue-mrpc"):
+            lines = summary[of[part].name, scale] if part in of else []
+            run += bool(lines)
+            cells.append("" if part not in of else _compared(lines[0]) if lines else HOLE)
+        about = next(iter(of.values())).about.partition(": ")[2]
+        rows.append([about[0].upper() + about[1:], *cells])
+    count, columns = sum(map(len, found.values())), ["mistake", "E2E, BLEU", "MRPC, accuracy"]
+    return {"columns": columns, "rows": rows, "run": run, "of": count, "command": command("pitfalls", scale)}
+
+
+def of(summary: Summary, table: str, scale: str) -> Table:
+    """A table of the paper, or of this project, on the models that claims are judged on."""
+    if table == "table3":
+        return _sheet(summary, table, scale, E2E_COLUMNS, _e2e)
+    if table == "table2":
+        return _by_task(summary, table, scale, {task: TASKS[task].title for task in GLUE})
+    if table == "table5":
+        return _by_task(summary, table, scale, {task: TASKS[task].title for task in ("mnli", "sst2")})
+    if table in ("table6-mnli", "table6-sst2"):
+        return _grid(summary, table.partition("-")[2], scale)
+    if table == "pitfalls":
+        return _pitfalls(summary, scale)
+    return _sheet(summary, table, scale, CHANGE_COLUMNS, _change)
+
+
+def coverage(summary: Summary, titles: dict[str, str], scales: tuple[str, ...]) -> list[list[str]]:
+    """[title, rows run at each scale]: of every table, on all its models."""
+    found = []
+    for table, title in titles.items():
+        cells = []
+        for scale in scales:
+            there = [e for e in EXPERIMENTS.values() if e.table == table and e.only in (None, scale)]
+            chosen = select(table, scale) if any(e.variant == "paper" for e in there) else []
+            run = sum(bool(summary[experiment.name, scale]) for experiment in chosen)
+            cells.append(f"{run} of {len(chosen)}" if chosen else "–")
+        found.append([title, *cells])
+    return found

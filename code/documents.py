@@ -1,0 +1,223 @@
+"""Report and poster: what they may say, as one file of facts; how they are compiled; whether they have gone stale.
+
+    facts_text(read_summary())    # report/facts.json: every number, table, verdict and picture they use
+    compile_document("report")    # report/report.pdf
+
+The sources (`report/*.typ`, `poster/poster.typ`) hold sentences and layout and no result: numbers come from the facts,
+pictures from `results/figures`. A PDF carries the digest of the facts and sources it was made from, so that a stale one
+is found without compiling. Typst's own fonts are used and no other, for the same pages on every machine.
+"""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import json
+from dataclasses import asdict
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import typst
+
+import differences
+import document_tables
+import paths
+from claims import BASES, CLAIMS, FAR, LOSS_MARGIN, MISSING, SCALES, judged, read_summary
+from experiments import find, resolve
+from figure_data import KINDS, digest
+from paper_values import FIRST_VERSION
+from quantities import MARGIN
+from result_tables import TITLES
+from statistics_seeds import DIFFERENCE_LEVEL, SCORE_LEVEL
+from tasks import TASKS
+
+DOCUMENTS = ("report", "poster")
+FACTS = "report/facts.json"
+BEGIN, END = "<!-- costs -->", "<!-- /costs -->"  # in the README
+SHOWN = ("table3", "table2", "table5", "table6-mnli", "table6-sst2", "pitfalls", "rank-over-time", "variants")
+SEEDS = {"table3": 3, "table2": 5}  # as the paper has them
+BYTES = 4  # of a float32
+STORED = {  # row of the storage argument -> full fine-tuning, LoRA
+    "GPT-2 medium on E2E": ("table3/gpt2-medium/full", "table3/gpt2-medium/lora-r4"),
+    "RoBERTa-base on MRPC": ("table2/roberta-base/mrpc/full", "table2/roberta-base/mrpc/lora-r8"),
+    "DeBERTa-XXL on MRPC": ("table2/deberta-v2-xxlarge/mrpc/full", "table2/deberta-v2-xxlarge/mrpc/lora-r8"),
+}
+SETTINGS = {"e2e": ("table3/gpt2-medium/lora-r4", "paper"), "e2e_full": ("table3/gpt2-medium/full", "paper"),
+            "e2e_cpu": ("table3/gpt2/lora-r4", "cpu"), "search": ("learning-rate/e2e/lora/0.008", "cpu"),
+            "glue": ("table2/roberta-base/mrpc/lora-r8", "paper")}  # fmt: skip
+
+
+@cache
+def _rows(name: str) -> list[dict[str, str]]:
+    with open(paths.DATA / name, encoding="utf-8", newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def facts(summary: pd.DataFrame) -> dict[str, Any]:
+    """Everything the documents say that is not a sentence."""
+    found, run = judged(summary), document_tables.by_experiment(summary)
+    return {
+        "claims": {
+            claim.name: {"source": claim.source, "says": claim.says}
+            | {scale: asdict(found[claim.name, scale]) | {"command": _command(claim.table, scale)} for scale in SCALES}
+            for claim in CLAIMS
+        },
+        "judged": sum(finding.verdict != MISSING for finding in found.values()),
+        "tables": {table: {s: document_tables.of(run, table, s) for s in SCALES} for table in SHOWN},
+        "coverage": document_tables.coverage(run, TITLES, SCALES),
+        "runs": {scale: _runs(summary, scale) for scale in SCALES},
+        "paper": {"table3": _paper("table3", "GPT-2 M"), "table2": _paper("table2", "RoBERTa-base")},
+        "independent": _rows("independent_e2e.csv"),
+        "differences": differences.rows(),
+        "storage": _storage(),
+        "parameters": {row["model"]: int(row["total"]) for row in _rows("paper_costs.csv") if row["method"] == "full"},
+        "costs": _costs(),
+        "figures": {f"{table}-{kind}-{scale}": _figure(table, kind, scale)
+                    for kind, of in KINDS.items() for table in of.tables for scale in SCALES},
+        "settings": {name: _settings(*of) for name, of in SETTINGS.items()},
+        "tasks": {name: {"train_rows": f"{task.train_rows:,}", "test_inputs": f"{task.test_inputs:,}"}
+                  for name, task in TASKS.items()},
+        "bases": {scale: list(BASES[scale]) for scale in SCALES},
+        "gpt2_mini": json.loads((paths.DATA / "models/gpt2-mini/pretraining.json").read_text(encoding="utf-8")),
+        "statistics": {"margin": f"{MARGIN:g}", "far": f"{FAR:g}", "loss_margin": f"{LOSS_MARGIN:g}",
+                       "score_level": f"{SCORE_LEVEL:.0%}", "difference_level": f"{DIFFERENCE_LEVEL:.0%}"},
+    }  # fmt: skip
+
+
+def _command(table: str, scale: str) -> str:
+    return document_tables.command(table, scale)
+
+
+def _runs(summary: pd.DataFrame, scale: str) -> int:
+    there = summary[summary["scale"] == scale].drop_duplicates("experiment")
+    return int(there["n"].astype(int).sum())
+
+
+def _settings(name: str, scale: str) -> dict[str, str]:
+    of = asdict(resolve(find(name), scale))
+    return {key: f"{value:,}" if isinstance(value, int) else differences.text(value) for key, value in of.items()}
+
+
+def _paper(table: str, model: str) -> dict[str, Any]:
+    """The paper's rows of a model as it prints them: {"columns": metrics, "rows": [[method, trainable, cells]]}."""
+    lines = [r for r in _rows("paper.csv") if (r["table"], r["model"], r["version"]) == (table, model, FIRST_VERSION)]
+    metrics = list(dict.fromkeys(line["metric"] for line in lines))
+    found: dict[tuple[str, str], dict[str, str]] = {}
+    for line in lines:
+        cell = line["value"] + (f" ±{line['spread']}" if line["spread"] else "")
+        found.setdefault((line["method"], line["trainable"]), {})[line["metric"]] = cell
+    rows = [[*row, *(cells.get(metric, "–") for metric in metrics)] for row, cells in found.items()]
+    return {"columns": ["", "trained", *(metric.split(" ")[0].replace("_", "-") for metric in metrics)], "rows": rows}
+
+
+def _storage() -> list[dict[str, str]]:
+    """What one task takes on disk in float32, whole and as an adapter with its head, by count of parameters."""
+    costs = {row["experiment"]: row for row in _rows("paper_costs.csv")}
+    found = []
+    for name, (full, lora) in STORED.items():
+        whole, adapter = int(costs[full]["total"]) * BYTES, int(costs[lora]["trainable"]) * BYTES
+        found.append({
+            "name": name, "whole": _megabytes(whole), "adapter": _megabytes(adapter),
+            "ratio": f"{whole / adapter:,.0f}", "hundred": _megabytes(100 * whole),
+            "hundred_adapters": _megabytes(whole + 100 * adapter),
+        })  # fmt: skip
+    return found
+
+
+def _megabytes(size: int) -> str:
+    megabytes = size / 10**6
+    return f"{megabytes / 1000:,.1f} GB" if megabytes >= 1000 else f"{megabytes:,.{0 if megabytes >= 100 else 1}f} MB"
+
+
+def cost_rows() -> list[list[str]]:
+    """[table, model, runs with the paper's seeds, A100 hours of all, gigabytes of the largest], by arithmetic."""
+    found: dict[tuple[str, str], list[dict[str, str]]] = {}
+    for row in _rows("paper_costs.csv"):
+        found.setdefault((row["experiment"].split("/")[0], row["model"]), []).append(row)
+    return [
+        [
+            TITLES[table], model, str(len(rows) * SEEDS[table]),
+            f"{sum(int(row['minutes']) for row in rows) * SEEDS[table] / 60:,.0f}",
+            f"{max(float(row['gigabytes']) for row in rows):.0f}",
+        ]
+        for (table, model), rows in found.items()
+    ]  # fmt: skip
+
+
+def costs_block() -> str:
+    """The README's table of what scale `paper` costs."""
+    lines = [["table", "model", "runs", "A100 hours", "GB"], ["---", "---", "---:", "---:", "---:"], *cost_rows()]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def readme(text: str) -> str:
+    """The README with the table between its two markers made anew; ValueError where a marker is missing."""
+    before, begin, rest = text.partition(BEGIN)
+    _, end, after = rest.partition(END)
+    if not begin or not end:
+        raise ValueError(f"expected the lines {BEGIN} and {END} in README.md, around what scale `paper` costs")
+    return f"{before}{begin}\n\n{costs_block()}\n\n{end}{after}"
+
+
+def _costs() -> dict[str, Any]:
+    rows = cost_rows()
+    return {"rows": rows, "hours": f"{sum(int(row[3].replace(',', '')) for row in rows):,}"}
+
+
+def _figure(table: str, kind: str, scale: str) -> dict[str, str]:
+    """Where the picture is below the project's folder and which numbers it shows; or the command that makes it."""
+    stem = paths.RESULTS / "figures" / f"{table}-{kind}-{scale}"
+    data = stem.with_suffix(".csv")
+    if not data.exists():
+        return {"file": "", "command": _command(table, scale)}
+    shows = digest(data.read_text(encoding="utf-8")).decode()
+    return {"file": f"/{stem.relative_to(paths.ROOT).as_posix()}.pdf", "data": shows}
+
+
+def facts_text(summary: pd.DataFrame) -> str:
+    return json.dumps(facts(summary), indent=1, ensure_ascii=False) + "\n"
+
+
+def sources(document: str) -> list[Path]:
+    """The facts, the shared parts and the document's own source."""
+    shared = [paths.ROOT / "report" / name for name in ("parts.typ", "method.typ", "references.yml")]
+    return [paths.ROOT / FACTS, *shared, paths.ROOT / document / f"{document}.typ"]
+
+
+def source_digest(document: str) -> str:
+    """What a PDF carries of its sources, found in its bytes."""
+    every = hashlib.sha256(b"\0".join(path.read_bytes() for path in sources(document)))
+    return f"sources-sha256:{every.hexdigest()}"
+
+
+def compile_document(document: str, **options: Any) -> bytes | list[bytes]:
+    """The document as PDF, or with `format="png"` its pages; TypstError where a sentence contradicts its claim."""
+    return typst.compile(
+        str(paths.ROOT / document / f"{document}.typ"), root=str(paths.ROOT),
+        sys_inputs={"digest": source_digest(document)}, ignore_system_fonts=True, **options,
+    )  # fmt: skip
+
+
+def method_figure() -> bytes:
+    """The figure of the method alone, as SVG, for the README."""
+    return typst.compile(
+        str(paths.ROOT / "report" / "method.typ"), root=str(paths.ROOT), format="svg", ignore_system_fonts=True
+    )
+
+
+def stale() -> list[str]:
+    """What of the documents is not as it would be made now, a sentence each."""
+    path, page = paths.ROOT / FACTS, (paths.ROOT / "README.md").read_text(encoding="utf-8")
+    text = path.read_text(encoding="utf-8") if path.exists() else ""
+    try:
+        expected = facts_text(read_summary())
+    except (FileNotFoundError, ValueError) as error:
+        return [str(error)]
+    found = [] if text == expected else [f"{FACTS} is not what the summary and declarations give"]
+    for document in DOCUMENTS:
+        pdf = paths.ROOT / document / f"{document}.pdf"
+        if not text or not pdf.exists() or source_digest(document).encode() not in pdf.read_bytes():
+            found.append(f"{document}/{document}.pdf is not made from its sources: `make documents` makes it")
+    return found + ([] if readme(page) == page else ["README.md: what scale `paper` costs is not data/paper_costs.csv"])

@@ -1,0 +1,100 @@
+# %% [markdown]
+# # RoBERTa and DeBERTa on GLUE
+#
+# *Does LoRA understand as well as full fine-tuning?* Table 2 of the paper: eight tasks on sentences and pairs of them.
+#
+# [![Open in Colab](https://colab.research.google.com/assets/colab-badge.svg)](https://colab.research.google.com/github/OWNER/lora-reproduced/blob/main/notebooks/03_glue.ipynb)
+#
+# Rows are named by model, task and method: `"roberta-base/mrpc/lora-r8"`, `"roberta-large/rte/full"`,
+# `"deberta-v2-xxlarge/mnli/lora-r16"`. The paper takes the median of five seeds. At the smaller scales MiniLM stands
+# for every encoder; `quick` has two tasks of its own, generated, in the place of the eight.
+#
+# LoRA's rows of MRPC, RTE and STS-B start from the adapter of MNLI at `paper` scale, as in the paper. Where that is not
+# recorded, its run is added, and the estimate below says what that costs.
+
+# %%
+# Set-up. On Colab: fetch the code and install what is missing. Elsewhere: find the code, no more.
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+ON_COLAB = "google.colab" in sys.modules
+if ON_COLAB:
+    root, url = Path("lora"), os.environ.get("LORA_REPOSITORY", "https://github.com/OWNER/lora-reproduced")
+    if not root.exists():
+        subprocess.run(["git", "clone", "--quiet", "--depth=1", "--branch=main", url, str(root)], check=True)
+else:
+    root = next(folder for folder in (Path.cwd(), *Path.cwd().parents) if (folder / "code" / "lora.py").exists())
+sys.path.insert(0, str(root.resolve() / "code"))
+if ON_COLAB:
+    from colab import install_missing
+
+    install_missing()
+
+# %%
+from colab import keep_in, suitable_scale
+
+SCALE = suitable_scale()  # "paper" on a GPU, "quick" elsewhere; "cpu": real data, small real models
+SEEDS = [0]
+ROWS = ["roberta-base/sst2/full", "roberta-base/sst2/lora-r8"]
+DRIVE = None  # a folder on Colab's Drive, such as "/content/drive/MyDrive/lora", keeps results and unfinished runs
+keep_in(DRIVE)
+
+# %% [markdown]
+# ## Two settings, two sources
+#
+# Where the paper and its code disagree, both are here: alpha is 8 in the paper's Table 9 and 16 in all its scripts. The
+# rows above follow the paper; `Work(..., variant="official-code")` follows the code. What differs between the methods
+# is as important: each has its own learning rate.
+
+# %%
+import pandas as pd
+
+from experiments import resolve, select
+
+shown = ("model", "task", "method", "rank", "alpha", "learning_rate", "epochs", "batch_size", "max_length")
+chosen = {f"{e.name} at {SCALE}": vars(resolve(e, SCALE)) for e in select("table2", SCALE, ROWS)}
+pd.DataFrame(chosen).loc[list(shown)]
+
+# %% [markdown]
+# ## What it costs here
+
+# %%
+from session import Work
+
+table2 = Work("table2", SCALE, SEEDS, ROWS)
+table2.cost()
+
+# %% [markdown]
+# ## Train, and score after every epoch
+
+# %%
+table2.run()
+
+# %% [markdown]
+# ## Ours beside the paper's
+#
+# Two rules stand side by side and are never mixed. By the *paper's rule* a run's best epoch is chosen on the split that
+# is reported, which can only flatter. The *honest* number is of the epoch chosen on a tenth of the training rows that
+# the model never saw. Expect the first to be the higher one, most so where the split is small.
+#
+# The column *alarms* counts runs that give nearly always the same answer. Several published reproductions report such
+# runs as results: on MRPC, saying yes to everything scores 68 % accuracy and 81 % F1.
+
+# %%
+table2.show()
+
+# %% [markdown]
+# ## Figures
+#
+# Scores against trained parameters, with the head left out as the paper does; then the score after every epoch.
+
+# %%
+table2.figure("parameters")
+
+# %%
+table2.figure("epochs")
+
+# %% [markdown]
+# Next: [04_rank_and_weights](04_rank_and_weights.ipynb), on which matrices to adapt and how far down the rank may go.

@@ -1,0 +1,135 @@
+# %% [markdown]
+# # Rank over time
+#
+# *Should the rank stay the same from the first step to the last?* Two ways to let it change, which the paper does not
+# try: pairs that are added in stages, and a fixed number of pairs that moves to where it matters.
+#
+# [![Open in Colab](https://colab.research.google.com/assets/colab-badge.svg)](https://colab.research.google.com/github/OWNER/lora-reproduced/blob/main/notebooks/05_rank_over_time.ipynb)
+#
+# **Sequential LoRA** grows the rank in stages, here 2, 4, 6, 8. A stage begins after a fixed share of the steps or when
+# the validation loss has come to a plateau, and what was learnt before is frozen, trained on slowly (*hybrid*), or
+# trained on as before. **Adaptive rank** keeps the number of rank-1 pairs and moves an eighth of them at a time, from
+# where they are least missed to where they are most. All are held against plain LoRA of rank 8 with the same seeds.
+
+# %%
+# Set-up. On Colab: fetch the code and install what is missing. Elsewhere: find the code, no more.
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+ON_COLAB = "google.colab" in sys.modules
+if ON_COLAB:
+    root, url = Path("lora"), os.environ.get("LORA_REPOSITORY", "https://github.com/OWNER/lora-reproduced")
+    if not root.exists():
+        subprocess.run(["git", "clone", "--quiet", "--depth=1", "--branch=main", url, str(root)], check=True)
+else:
+    root = next(folder for folder in (Path.cwd(), *Path.cwd().parents) if (folder / "code" / "lora.py").exists())
+sys.path.insert(0, str(root.resolve() / "code"))
+if ON_COLAB:
+    from colab import install_missing
+
+    install_missing()
+
+# %%
+from colab import keep_in, suitable_scale
+
+SCALE = suitable_scale()  # "paper" on a GPU, "quick" elsewhere; "cpu": real data, small real models
+SEEDS = [0]
+ROWS = ["mrpc/sequential-fixed-frozen"]  # or "mrpc/adaptive", "gpt2/sequential-plateau-hybrid"; None: all
+DRIVE = None  # a folder on Colab's Drive, such as "/content/drive/MyDrive/lora", keeps results and unfinished runs
+keep_in(DRIVE)
+
+# %% [markdown]
+# ## A new pair changes nothing
+#
+# The idea rests on the zero start: a pair whose $B$ is zero can join in the middle of training without disturbing it.
+# Expect four stages that give each projection a higher rank and the model the same output, bit for bit.
+
+# %%
+import torch
+
+from experiments import resolve, select
+from methods import apply_method
+from models import load_model
+from rank_schedule import begin_stage
+from stacked_lora import ranks
+
+grown = load_model("gpt2-mini").eval()
+apply_method(grown, resolve(select("rank-over-time", "quick", ["gpt2/sequential-fixed-frozen"])[0], "quick"))
+ids = torch.arange(10)[None]
+with torch.no_grad():
+    first = grown(ids).logits
+    for _ in range(3):
+        begin_stage(grown, 2)
+        same = torch.equal(grown(ids).logits, first)
+        print("rank of every projection:", *set(ranks(grown).values()), "  same output:", same)
+
+# %% [markdown]
+# ## Pairs that move
+#
+# The adaptive budget in one round. Make one projection matter by giving it a trained $B$, and call what is lost without
+# a pair its importance. Pairs that do nothing go first; their places go to the projections that lost none.
+
+# %%
+from rank_allocation import reallocate
+
+adaptive = load_model("gpt2-mini").eval()
+apply_method(adaptive, resolve(select("rank-over-time", "quick", ["gpt2/adaptive"])[0], "quick"))
+before = ranks(adaptive)
+places = [(name, pair) for name, rank in before.items() for pair in range(rank)]
+scores = {place: float(place[0] == next(iter(before))) for place in places}  # the first projection alone matters
+reallocate(adaptive, scores, number=8)
+print("pairs in all:", sum(before.values()), "before,", sum(ranks(adaptive).values()), "after")
+print({name: f"{before[name]} -> {rank}" for name, rank in ranks(adaptive).items() if rank != before[name]})
+
+# %% [markdown]
+# ## What it costs here
+#
+# Growing costs nothing. Moving costs evaluations: two losses for every pair, every time, which on a small data set is
+# more than the training itself. (For rows of `gpt2`, plain LoRA is `Work("table3", SCALE, SEEDS, ["gpt2/lora-r8"])`.)
+
+# %%
+from session import Work
+
+plain = Work("curves", SCALE, SEEDS, ["mrpc/lora-r8"])
+changing = Work("rank-over-time", SCALE, SEEDS, ROWS)
+plain.cost()
+changing.cost()
+
+# %% [markdown]
+# ## Train
+
+# %%
+plain.run()
+changing.run()
+
+# %% [markdown]
+# ## Against plain LoRA
+#
+# The verdict compares with plain LoRA of rank 8, not with full fine-tuning. In the
+# [course project](https://github.com/edwinlin13/cs4782-lora-replication) that the six sequential variants are from,
+# none was above plain LoRA of rank 8 on GPT-2 small, by its own BLEU and with one seed each.
+
+# %%
+changing.show()
+
+# %% [markdown]
+# ## The rank at every step
+#
+# A record logs the ranks whenever they change, so that this table needs no second run: a row is a projection, a column
+# the step from which its rank holds.
+
+# %%
+import pandas as pd
+
+from records import read_record
+
+record = read_record(changing.runs[0].experiment.name, SCALE, SEEDS[0])
+pd.DataFrame({f"step {entry['step']}": entry["ranks"] for entry in record["history"] if "ranks" in entry})
+
+# %%
+changing.figure("epochs")
+
+# %% [markdown]
+# Next: [06_pitfalls](06_pitfalls.ipynb), on what separates reproductions from the paper.

@@ -1,0 +1,80 @@
+# %% [markdown]
+# # Results
+#
+# *What has been measured, and does it agree with the paper?* Every table and figure that a record supports, ours beside
+# the paper's.
+#
+# [![Open in Colab](https://colab.research.google.com/assets/colab-badge.svg)](https://colab.research.google.com/github/OWNER/lora-reproduced/blob/main/notebooks/07_results.ipynb)
+#
+# Nothing is trained here. The cells below read the records that come with the repository, and yours if `DRIVE` is the
+# folder where you kept them. What is not recorded is said to be missing; no cell is filled from anywhere else.
+
+# %%
+# Set-up. On Colab: fetch the code and install what is missing. Elsewhere: find the code, no more.
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+ON_COLAB = "google.colab" in sys.modules
+if ON_COLAB:
+    root, url = Path("lora"), os.environ.get("LORA_REPOSITORY", "https://github.com/OWNER/lora-reproduced")
+    if not root.exists():
+        subprocess.run(["git", "clone", "--quiet", "--depth=1", "--branch=main", url, str(root)], check=True)
+else:
+    root = next(folder for folder in (Path.cwd(), *Path.cwd().parents) if (folder / "code" / "lora.py").exists())
+sys.path.insert(0, str(root.resolve() / "code"))
+if ON_COLAB:
+    from colab import install_missing
+
+    install_missing()
+
+# %%
+from colab import keep_in
+
+DRIVE = None  # a folder on Colab's Drive, such as "/content/drive/MyDrive/lora", with your own records
+keep_in(DRIVE)
+
+# %% [markdown]
+# ## How to read a verdict
+#
+# LoRA is compared with full fine-tuning of the same model, on the same rows, with the same seeds. *Equivalent* means
+# that the interval of the mean difference lies within a margin that was fixed before; *better* and *worse* that it lies
+# on one side of zero; *inconclusive* that it does neither. The paper's numbers are beside ours and in no difference.
+
+# %%
+import pandas as pd
+
+import summary_files
+from result_tables import TITLES
+
+rows = [
+    {"scale": scale, "table": TITLES.get(table, table), "rows": cells["experiment"].nunique(),
+     "recorded": cells.loc[cells["n"] > 0, "experiment"].nunique(), "verdicts": cells["difference"].notna().sum()}
+    for table, scale, cells in summary_files.recorded()
+]  # fmt: skip
+pd.DataFrame(rows, columns=["scale", "table", "rows", "recorded", "verdicts"])
+
+# %% [markdown]
+# # Small models, real data
+#
+# Scale `cpu`: E2E and GLUE themselves, with models small enough for two processor cores. What holds here is a statement
+# about LoRA on small models; that it carries over is an inference.
+
+# %%
+from session import show_recorded
+
+show_recorded("cpu")
+
+# %% [markdown]
+# # The paper's models
+#
+# Scale `paper`: the paper's models and settings. A table that is empty here has not been run; the command that fills a
+# row is `python code/reproduce.py run NAME --scale paper --seed 0`, and the notebooks 02 to 06 do the same.
+
+# %%
+show_recorded("paper")
+
+# %% [markdown]
+# The same as files: [`results/summary.csv`](../results/summary.csv) has a line for every number above, with each seed's
+# value, its interval and its margin.

@@ -1,0 +1,141 @@
+"""Claims as predicates over the summary: on made-up rows whose verdicts can be told at a glance."""
+
+from __future__ import annotations
+
+import pandas as pd
+import pytest
+
+import claims
+import paths
+from claims import CLAIMS, FAILS, HOLDS, MISSING, OPEN, compared, differences, judged, read_summary
+from experiments import EXPERIMENTS, resolve
+from summary import COLUMNS
+from synthetic_summary import line, search
+
+LORA, FULL = "table3/gpt2/lora-r4", "table3/gpt2/full"
+
+
+def verdict(name, *lines, scale="cpu"):
+    return judged(pd.DataFrame(lines, columns=list(COLUMNS)))[name, scale].verdict
+
+
+def test_nothing_measured_leaves_every_claim_open_at_both_scales():
+    found = judged(pd.DataFrame(columns=list(COLUMNS)))
+    assert len(found) == 2 * len(CLAIMS)
+    assert {finding.verdict for finding in found.values()} == {MISSING}
+
+
+@pytest.mark.parametrize(
+    ("lora", "expected"),
+    [
+        ("60.1 60.2 60.0", HOLDS),  # equivalent
+        ("64.0 64.1 64.2", HOLDS),  # better
+        ("55.0 55.2 55.1", FAILS),
+        ("60.0 62.0 56.0", OPEN),  # the interval is too wide
+        ("59.0", OPEN),  # one seed, near
+        ("54.0", FAILS),  # one seed, six margins behind
+        ("66.0", HOLDS),
+    ],
+)
+def test_parity_holds_if_lora_is_equivalent_or_better_and_one_seed_decides_only_what_is_far_apart(lora, expected):
+    full = " ".join(["60.0", "60.1", "60.2"][: len(lora.split())])
+    assert verdict("e2e-matches", line(LORA, lora), line(FULL, full)) == expected
+
+
+def test_what_has_to_be_better_does_not_hold_when_it_is_only_as_good():
+    adapter = line("table3/gpt2-medium/adapter-l", "60.0 60.1 60.2")
+    assert verdict("e2e-adapters", line(LORA, "60.1 60.2 60.1"), adapter) == FAILS
+    assert verdict("e2e-adapters", line(LORA, "63.1 63.2 63.1"), adapter) == HOLDS
+
+
+def test_five_margins_are_not_far_and_more_are():
+    assert compared([-5.0], 1.0) == "one seed only"
+    assert compared([-5.1], 1.0) == "worse"
+    assert compared([-5.1], 1.0, higher_is_better=False) == "better"
+
+
+def test_differences_are_paired_by_seed_and_averaged_over_the_tasks_that_both_have():
+    ours = {"mrpc": {0: 80.0, 1: 82.0, 2: 99.0}, "rte": {0: 60.0, 1: 61.0}, "cola": {0: 1.0}}
+    theirs = {"mrpc": {0: 79.0, 1: 80.0}, "rte": {0: 63.0, 1: 61.0}}
+    assert differences(ours, theirs) == ([-1.0, 1.0], ["mrpc", "rte"])
+    assert differences(ours, {"cola": {5: 1.0}}) == ([], [])
+
+
+def test_another_scale_model_variant_or_an_empty_row_is_no_evidence():
+    full = line(FULL, "60.0 60.1")
+    for other in ({"scale": "quick"}, {"model": "gpt2-large"}, {"variant": "official-code"}, {"n": "0"}):
+        assert verdict("e2e-matches", line(LORA, "60.0 60.1") | other, full) == MISSING
+    assert verdict("e2e-matches", line(LORA, "60.0 60.1"), full) == HOLDS
+
+
+def test_cpu_and_paper_are_judged_apart():
+    cpu = [line(LORA, "50.0 50.1"), line(FULL, "60.0 60.1")]
+    large = {"model": "gpt2-medium", "scale": "paper"}
+    paper = [
+        line("table3/gpt2-medium/lora-r4", "69.0 69.1", **large),
+        line("table3/gpt2-medium/full", "69.1 69.0", **large),
+    ]
+    found = judged(pd.DataFrame(cpu + paper))
+    assert (found["e2e-matches", "cpu"].verdict, found["e2e-matches", "paper"].verdict) == (FAILS, HOLDS)
+
+
+@pytest.mark.parametrize(
+    ("lora", "higher", "inside", "reaches"),
+    [
+        ({"0.001": "1.9", "0.004": "1.80", "0.008": "1.9"}, HOLDS, HOLDS, FAILS),
+        ({"0.001": "1.9", "0.004": "1.31"}, HOLDS, FAILS, OPEN),
+        ({"0.001": "1.1", "0.004": "1.2"}, FAILS, FAILS, HOLDS),
+    ],
+)
+def test_the_search_of_learning_rates_tells_the_higher_rate_the_grids_ends_and_the_loss(lora, higher, inside, reaches):
+    full = {"0.0005": "1.4", "0.001": "1.3", "0.002": "1.35"}
+    found = judged(pd.DataFrame(search({"lora": lora, "full": full})))
+    names = ("higher-rate", "inside-grid", "e2e-dev-loss")
+    assert tuple(found[name, "cpu"].verdict for name in names) == (higher, inside, reaches)
+
+
+def test_less_memory_means_less_by_more_than_a_twentieth():
+    full = line(FULL, "2.0", "peak_memory_gib")
+    assert verdict("less-memory", line(LORA, "1.5", "peak_memory_gib"), full) == HOLDS
+    assert verdict("less-memory", line(LORA, "1.95", "peak_memory_gib"), full) == FAILS
+
+
+def test_one_percent_of_the_parameters_is_not_less_than_one_percent():
+    full = line(FULL, "60", trainable="100000")
+    assert verdict("few-parameters", line(LORA, "60", trainable="999"), full) == HOLDS
+    assert verdict("few-parameters", line(LORA, "60", trainable="1000"), full) == FAILS
+
+
+def test_evidence_is_the_difference_as_printed_with_its_interval_if_it_has_one():
+    several = judged(pd.DataFrame([line(LORA, "60.5 60.7"), line(FULL, "60.0 60.1")]))["e2e-matches", "cpu"]
+    assert several.evidence == "LoRA r=4 minus full: +0.55 BLEU (90% interval +0.23 to +0.87)" and several.n == 2
+    one = judged(pd.DataFrame([line(LORA, "60.5"), line(FULL, "60.0")]))["e2e-matches", "cpu"]
+    assert one.evidence == "LoRA r=4 minus full: +0.50 BLEU"
+
+
+def test_every_row_that_a_claim_compares_is_declared_on_its_model(monkeypatch):
+    """A claim about a row that nobody declares would stay unmeasured for ever."""
+    asked = set()
+
+    def rows(summary, table, row, metric=""):
+        asked.add((table, row))
+        return pd.DataFrame(columns=list(COLUMNS))
+
+    monkeypatch.setattr(claims, "rows", rows)
+    judged(pd.DataFrame(columns=list(COLUMNS)))
+    assert ("table3", "lora-r4") in asked
+    for table, row in asked:
+        there = [e for e in EXPERIMENTS.values() if e.table == table and e.name.endswith(f"/{row}")]
+        for scale, models in claims.BASES.items():
+            assert any(resolve(e, scale).model in models for e in there if e.only in (None, scale)), (table, row, scale)
+
+
+def test_without_a_summary_the_command_that_makes_it_is_named(tmp_path, monkeypatch):
+    monkeypatch.setattr(paths, "RESULTS", tmp_path)
+    with pytest.raises(FileNotFoundError, match="`make summary` makes it"):
+        read_summary()
+
+
+def test_names_are_unique_and_their_tables_declared():
+    assert len({claim.name for claim in CLAIMS}) == len(CLAIMS)
+    assert {claim.table for claim in CLAIMS} <= {e.table for e in EXPERIMENTS.values()}

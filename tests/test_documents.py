@@ -1,0 +1,289 @@
+"""Report, poster and README: compiled from made-up summaries, and what makes them stop or go stale."""
+
+from __future__ import annotations
+
+import csv
+import json
+import re
+import shutil
+
+import pandas as pd
+import pytest
+
+import differences
+import document_tables
+import documents
+import make_documents
+import paths
+from claims import CLAIMS, FAILS, HOLDS, MISSING, OPEN, judged
+from document_tables import HOLE, by_experiment
+from experiments import find, resolve
+from summary import COLUMNS
+from synthetic_summary import everything, line
+
+ROOT = paths.ROOT
+SOURCES = ("report/report.typ", "report/parts.typ", "poster/poster.typ")
+LORA, FULL = "table3/gpt2/lora-r4", "table3/gpt2/full"
+
+
+def frame(lines):
+    return pd.DataFrame(lines, columns=list(COLUMNS))
+
+
+@pytest.fixture
+def tree(tmp_path, monkeypatch):
+    """The sources of the documents in a folder of their own, with a summary in which nothing is measured."""
+    for folder in ("report", "poster"):
+        kept = shutil.ignore_patterns("*.pdf", "*.svg", "facts.json")
+        shutil.copytree(ROOT / folder, tmp_path / folder, ignore=kept)
+    shutil.copy(ROOT / "README.md", tmp_path)
+    (tmp_path / "results").mkdir()
+    frame([]).to_csv(tmp_path / "results" / "summary.csv", index=False)
+    monkeypatch.setattr(paths, "ROOT", tmp_path)
+    monkeypatch.setattr(paths, "RESULTS", tmp_path / "results")
+    return tmp_path
+
+
+def write_facts(tree, facts):
+    (tree / documents.FACTS).write_text(json.dumps(facts), encoding="utf-8")
+
+
+def pages(document):
+    found = documents.compile_document(document, format="svg")
+    return len(found) if isinstance(found, list) else 1
+
+
+@pytest.fixture(scope="module")
+def nothing():
+    return documents.facts(frame([]))
+
+
+@pytest.fixture(scope="module")
+def all_of_it():
+    return documents.facts(frame(everything()))
+
+
+@pytest.mark.parametrize("world", ["nothing", "all_of_it"])
+def test_report_and_poster_stand_with_holes_and_full(tree, world, request):
+    write_facts(tree, request.getfixturevalue(world))
+    assert 4 <= pages("report") <= 8
+    assert pages("poster") == 1
+
+
+@pytest.mark.parametrize("verdict", [HOLDS, FAILS, MISSING])
+def test_the_documents_have_a_sentence_for_a_claim_that_holds_and_for_one_that_does_not(tree, nothing, verdict):
+    changed = json.loads(json.dumps(nothing))
+    for claim in changed["claims"].values():
+        claim["cpu"] |= {
+            "verdict": verdict,
+            "evidence": "so much" * (verdict != MISSING),
+            "n": 2 * (verdict != MISSING),
+        }
+    write_facts(tree, changed)
+    for document in documents.DOCUMENTS:
+        assert pages(document)
+
+
+def test_a_verdict_that_no_sentence_is_true_under_stops_the_compilation(tree, nothing):
+    changed = json.loads(json.dumps(nothing))
+    changed["claims"]["higher-rate"]["cpu"]["verdict"] = OPEN
+    write_facts(tree, changed)
+    with pytest.raises(RuntimeError, match="stale: the claim higher-rate at scale cpu undecided now"):
+        documents.compile_document("report")
+
+
+def test_a_sentence_about_a_claim_that_is_not_made_stops_the_compilation(tree, nothing):
+    write_facts(tree, nothing)
+    path = tree / "report" / "report.typ"
+    path.write_text(path.read_text(encoding="utf-8").replace('says("higher-rate"', 'says("wishful"'), encoding="utf-8")
+    with pytest.raises(RuntimeError, match="wishful"):
+        documents.compile_document("report")
+
+
+def typed_numbers(source):
+    """Numbers in the text of a Typst file that could be results: with decimals, or of three digits and more."""
+    text = re.sub(r"//.*|\"[^\"\n]*\"|`[^`]*`", "", source)
+    text = re.sub(r"\d[\d.]*(?:pt|cm|mm|em|fr|%)|< [\d.]+ \*|/ 1000000", "", text)
+    return re.findall(r"(?<![\w.,-])(?:\d{1,3}(?:,\d{3})+|\d+\.\d+|\d{3,})\b", text)
+
+
+@pytest.mark.parametrize("source", SOURCES)
+def test_no_result_is_typed_into_a_document(source):
+    text = (ROOT / source).read_text(encoding="utf-8")
+    assert typed_numbers(text) == []
+    assert typed_numbers(text + "\nLoRA has 68.9 BLEU with 5,322,240 parameters, 67.") == ["68.9", "5,322,240"]
+
+
+# what the facts say
+
+
+def test_a_row_that_is_not_run_is_a_hole_and_a_table_says_how_many_are_run():
+    run = by_experiment(frame([line(LORA, "60.1 60.3", spread="0.14", verdict="no reference", trainable="16384")]))
+    table = document_tables.of(run, "table3", "cpu")
+    assert (table["run"], table["of"]) == (1, 10)
+    assert table["rows"][0] == ["full fine-tuning", HOLE]
+    assert table["rows"][2][:4] == ["LoRA r=4", "16,384", "2", "60.2 ±0.14"]
+    assert table["command"] == "python code/reproduce.py sweep table3 --scale cpu"
+
+
+def test_a_full_table_has_no_hole(all_of_it):
+    for name, at in all_of_it["tables"].items():
+        assert at["cpu"]["run"] == at["cpu"]["of"] > 0, name
+        assert all(HOLE not in row for row in at["cpu"]["rows"]), name
+        assert {len(row) for row in at["cpu"]["rows"]} == {len(at["cpu"]["columns"])}, name
+
+
+def test_a_subset_is_marked_and_a_whole_task_is_not():
+    names = [f"table2/roberta-base/{task}/full" for task in ("mrpc", "mnli")]
+    run = [line(names[0], "80", "accuracy", "minilm", task="mrpc", data="whole")]
+    run += [line(names[1], "70", "accuracy", "minilm", task="mnli", data="subset")]
+    (row,) = [row for row in document_tables.of(by_experiment(frame(run)), "table2", "cpu")["rows"] if HOLE not in row]
+    assert row[1:4] == ["70*", "–", "80"]
+
+
+def test_claims_are_in_the_facts_with_verdict_evidence_and_command():
+    summary = frame([line(LORA, "54.0"), line(FULL, "60.0")])
+    claim = documents.facts(summary)["claims"]["e2e-matches"]
+    assert claim["cpu"]["verdict"] == FAILS == judged(summary)["e2e-matches", "cpu"].verdict
+    assert (claim["cpu"]["n"], claim["paper"]["verdict"]) == (1, MISSING)
+    assert claim["paper"]["command"] == "python code/reproduce.py sweep table3 --scale paper"
+
+
+def test_an_adapter_of_roberta_takes_its_parameters_and_its_heads_in_bytes(nothing):
+    roberta = nothing["storage"][1]
+    assert roberta["adapter"] == f"{4 * (294_912 + 592_130) / 1e6:.1f} MB"  # loralib's released file: 3.4 MiB
+    assert roberta["whole"] == "499 MB"  # the poster of an earlier study: 500 MB
+
+
+def test_the_papers_numbers_are_as_it_prints_them(nothing):
+    lora = [row for row in nothing["paper"]["table3"]["rows"] if row[0] == "LoRA"]
+    assert lora == [["LoRA", "0.35M", "70.4 ±0.1", "8.85 ±0.02", "46.8 ±0.2", "71.8 ±0.1", "2.53 ±0.02"]]
+
+
+def test_costs_are_those_of_a_dry_run():
+    from make_costs import row
+
+    with open(paths.DATA / "paper_costs.csv", encoding="utf-8", newline="") as file:
+        there = {line["experiment"]: line for line in csv.DictReader(file)}
+    for name in (LORA, "table2/roberta-base/mrpc/full"):
+        assert there[name] == row(find(name))
+
+
+# differences from the paper
+
+
+def test_a_difference_without_a_reason_and_a_reason_without_a_difference_are_refused(monkeypatch):
+    lines = differences._table("differences.csv")
+    one_less = [line for line in lines if (line["where"], line["setting"]) != ("e2e at cpu", "epochs")]
+    one_more = [*lines, lines[0] | {"where": "e2e at cpu", "setting": "beams"}]
+    real = differences._table
+    for changed, message in (
+        (one_less, r"none for \[\('e2e at cpu', 'epochs'\)\]"),
+        (one_more, r"too many for .*beams"),
+    ):
+        monkeypatch.setattr(
+            differences, "_table", lambda name, c=changed: c if name == "differences.csv" else real(name)
+        )
+        with pytest.raises(ValueError, match=message):
+            differences.rows()
+
+
+def test_what_differs_is_read_from_the_declarations():
+    found = {(row["where"], row["setting"]): (row["paper"], row["ours"]) for row in differences.rows()}
+    assert found["e2e at every scale", "learning_rate"] == ("0.0002 (full)", "5e-5 (full)")
+    assert found["e2e at cpu", "epochs"] == ("5", "1")
+    assert found["glue at cpu", "epochs"] == ("25 to 80 (LoRA); 10 (full)", "1 to 8")
+    assert found["glue at cpu", "data"] == ("all rows", "subsets of MNLI, QNLI and QQP")
+    assert all(row["reason"] and row["effect"] for row in differences.rows())
+
+
+@pytest.mark.parametrize("variant", ["paper", "official-code"])
+def test_loras_settings_on_e2e_are_those_of_table_11_and_of_the_official_code(variant):
+    name = "table3/gpt2-medium/lora-r4"
+    settings = resolve(find(name if variant == "paper" else f"{name}/{variant}"), "paper")
+    for of in differences._table("gpt2_hyperparameters.csv"):
+        if of[variant]:
+            ours = getattr(settings, of["setting"])
+            assert type(ours)(of[variant]) == ours, of["setting"]
+
+
+# make documents
+
+
+def test_making_the_documents_twice_gives_the_same_bytes_and_nothing_is_stale(tree):
+    make_documents.main()
+    made = [tree / "report/report.pdf", tree / "poster/poster.pdf", tree / "report/method.svg", tree / documents.FACTS]
+    before = [path.read_bytes() for path in made]
+    make_documents.main()
+    assert [path.read_bytes() for path in made] == before
+    assert documents.stale() == []
+    write = {
+        "report/report.typ": "report/report.pdf is not made from its sources",
+        "poster/poster.typ": "poster/poster.pdf is not made from its sources",
+        documents.FACTS: "facts.json is not what the summary",
+    }
+    for name, message in write.items():
+        path = tree / name
+        text = path.read_text(encoding="utf-8")
+        path.write_text(text.replace("LoRA", "LORA", 1), encoding="utf-8")
+        assert any(message in said for said in documents.stale())
+        path.write_text(text, encoding="utf-8")
+    (tree / "README.md").write_text(re.sub(r"(\| GPT-2|\| gpt2).*\n", "", (tree / "README.md").read_text()), "utf-8")
+    assert documents.stale() == ["README.md: what scale `paper` costs is not data/paper_costs.csv"]
+    (tree / "report" / "report.pdf").unlink()
+    assert "report/report.pdf is not made from its sources: `make documents` makes it" in documents.stale()
+
+
+def test_a_new_result_makes_the_documents_stale(tree):
+    make_documents.main()
+    frame([line(LORA, "54.0"), line(FULL, "60.0")]).to_csv(tree / "results" / "summary.csv", index=False)
+    assert documents.stale() == [f"{documents.FACTS} is not what the summary and declarations give"]
+
+
+def test_without_a_summary_the_verb_and_the_check_say_what_makes_it(tree):
+    (tree / "results" / "summary.csv").unlink()
+    assert "`make summary` makes it" in documents.stale()[0]
+    with pytest.raises(SystemExit, match="`make summary` makes it"):
+        make_documents.main()
+
+
+# the README
+
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+MADE_LATER = ("results/figures/", "results/tables/", "notebooks/")  # by `make summary` and the notebooks' build
+
+
+def layout(page):
+    """{path: comment} of the tree in the README: names below a folder are indented by two."""
+    block = re.search(r"## Layout\n\n```\n(.*?)```", page, re.DOTALL).group(1)
+    found, folder = {}, ""
+    for entry in block.splitlines():
+        indent, name, comment = re.match(r"( *)(\S+)\s*(.*)", entry).groups()
+        folder = folder if indent else (name if name.endswith("/") else "")
+        found[folder + name if indent else name] = comment
+    return found
+
+
+def test_the_layout_names_every_module_and_folder_and_nothing_that_is_not_there():
+    named = layout(README)
+    modules = {f"code/{path.name}" for path in (ROOT / "code").glob("*.py")}
+    assert modules == {name for name in named if name.startswith("code/") and name.endswith(".py")}
+    assert all((ROOT / name).exists() for name in named if not name.startswith(MADE_LATER))
+    assert all(named.values()), "every entry says what it is"
+
+
+def test_what_the_readme_links_to_is_there_and_its_targets_are_in_the_makefile():
+    for target in re.findall(r"\]\(([^)#:]+)\)", README):
+        assert (ROOT / target).exists() or target.startswith(MADE_LATER), target
+    targets = set(re.findall(r"^([a-z]+):", (ROOT / "Makefile").read_text(encoding="utf-8"), re.MULTILINE))
+    assert set(re.findall(r"\bmake ([a-z]+)\b(?= |`|\n)", README)) <= targets
+
+
+def test_the_readmes_costs_are_the_files():
+    assert documents.readme(README) == README
+    with pytest.raises(ValueError, match="expected the lines <!-- costs -->"):
+        documents.readme("no markers")
+
+
+def test_every_claim_is_named_once():
+    assert len({claim.says for claim in CLAIMS}) == len(CLAIMS)
