@@ -4,9 +4,9 @@ ALoRA: Allocating Low-Rank Adaptation, arXiv:2403.16187, section 3 and algorithm
 with the same rank. Every `schedule_every` steps the importance of each pair is measured (`importances`), the least
 important ones are pruned, and what they free goes to the projections that lost none (`reallocate`). As in the paper
 an eighth of the budget moves at a time, at most eight times (section 4.3: n_A of R_target, N_A); the rest of
-training settles. Different from it: a round follows a number of steps, not a quarter of an epoch; the pairs before
-the first round are trained as long as those between two; importance is measured on 64 rows, not 32, the same each
-time. There is no code of the authors to follow.
+training settles. Different from it: a round follows a number of steps, not a quarter of an epoch, and the first one
+as many as all others. There is no code of the authors to follow. A round takes two evaluations of 32 validation rows
+(the same each time) for every pair.
 
 The budget is checked after every step. The trainer's log, and so the record's `history`, has the ranks of all
 projections after every round: what a heat map of layer x projection x step is drawn from. With it an interrupted

@@ -35,7 +35,7 @@ from rank_allocation import AdaptiveRank
 from settings import Settings
 from stacked_lora import adapted_projections, fold, ranks
 
-ROWS = 64  # validation rows on which one pair's importance is measured
+ROWS = 32  # of the validation split, on which a pair's importance is measured: B_val of ALoRA, section 4.3
 
 
 def checked_stages(settings: Settings) -> tuple[int, ...]:
@@ -99,13 +99,16 @@ class StagedRank:
     def rate_factors(self, model: nn.Module) -> dict[str, float]:
         """What the learning rate of an earlier stage's parameter is multiplied by, by name."""
         stage = {n: int(n.rpartition(".")[2]) for n, _ in model.named_parameters() if ".lora_" in n}
-        return {name: self.settings.old_stages for name, i in stage.items() if i < max(stage.values())}
+        newest = max(stage.values())
+        return {name: self.settings.old_stages for name, i in stage.items() if i < newest}
 
     def after_step(self, model: nn.Module, state: TrainerState, control: TrainerControl) -> bool:
         """Begin the next stage, or end training, if it is time; whether the model's pairs have changed."""
         layer, target = next(iter(adapted_projections(model).values()))
         stages, begun = self.settings.rank_stages, len(layer.pairs(target))
-        if self.settings.stage_trigger == "fixed":
+        if state.global_step == state.max_steps:
+            due = False  # what begins now would not be trained
+        elif self.settings.stage_trigger == "fixed":
             due = begun < len(stages) and state.global_step * len(stages) >= begun * state.max_steps
         elif state.global_step % self.settings.schedule_every:
             due = False

@@ -272,7 +272,7 @@ def test_importance_is_measured_on_rows_from_all_over_the_validation_split():
     schedule = schedule_of(SETTINGS, lambda model, rows: asked.append(rows) or 0.0, list(range(1000)))
     schedule.validation(None)
     assert len(asked[0]) == ROWS
-    assert asked[0] == list(range(0, 15 * ROWS, 15))
+    assert asked[0] == list(range(0, 31 * ROWS, 31))
     schedule = schedule_of(SETTINGS, lambda model, rows: asked.append(rows) or 0.0, list(range(10)))
     schedule.validation(None)
     assert asked[1] == list(range(10))

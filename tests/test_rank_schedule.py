@@ -161,9 +161,18 @@ def test_a_stage_that_brings_nothing_ends_training_below_the_cap(tmp_path):
 
 def test_training_that_never_comes_to_a_plateau_takes_all_its_steps(tmp_path):
     _, result = run(tmp_path, PLATEAU, scripted(PLATEAU, range(100, 0, -1)))
-    assert decisions(result) == ["stay"] * 10
+    assert decisions(result) == ["stay"] * 9
     assert changes(result) == {0: 2}
     assert result.steps == 20
+
+
+def test_no_stage_begins_at_the_last_step(tmp_path):
+    settings = replace(PLATEAU, schedule_every=5, patience=1)
+    _, result = run(tmp_path, settings, scripted(settings, [5.0, 4.0, 3.0, 3.0]))  # a plateau at step 20
+    assert changes(result) == {0: 2}
+    settings = replace(SETTINGS, rank_stages=tuple(range(1, 25)))  # more stages than steps
+    _, result = run(tmp_path / "fixed", settings)
+    assert list(changes(result)) == list(range(20))
 
 
 # what a new stage changes
