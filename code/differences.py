@@ -8,11 +8,10 @@ no difference is passed over; `data/differences.csv` adds the reasons, and those
 
 from __future__ import annotations
 
-import csv
 from collections.abc import Iterator
 from typing import Any
 
-import paths
+from data_tables import read_table
 from experiments import find, resolve
 from experiments_glue import TASKS
 
@@ -20,11 +19,6 @@ METHODS = {"LoRA": "lora", "full": "full"}  # as it is shown -> Settings.method
 E2E = ("table3/gpt2-medium/lora-r4", "table3/gpt2-medium/full")
 GLUE = tuple(f"table2/roberta-base/{task}/{row}" for task in TASKS for row in ("lora-r8", "full"))
 OF_LORA = ("rank", "alpha", "lora_dropout")  # lines of Table 11 that full fine-tuning has no part in
-
-
-def _table(name: str) -> list[dict[str, str]]:
-    with open(paths.DATA / name, encoding="utf-8", newline="") as file:
-        return list(csv.DictReader(file))
 
 
 def text(value: Any) -> str:
@@ -42,7 +36,7 @@ Pairs = Iterator[tuple[str, str, Any, Any]]  # setting, method, the paper's valu
 def _table_11() -> Pairs:
     for name in E2E:
         settings = resolve(find(name), "paper")
-        for line in _table("gpt2_hyperparameters.csv"):
+        for line in read_table("gpt2_hyperparameters.csv"):
             ours = getattr(settings, line["setting"])
             printed = type(ours)(line["paper"]) if line["paper"] and ours is not None else ours
             if printed != ours and (settings.method == "lora" or line["setting"] not in OF_LORA):
@@ -82,7 +76,7 @@ def _shown(values: list[tuple[str, Any, Any]], side: int) -> str:
 
 def rows() -> list[dict[str, str]]:
     """All differences with their reasons; ValueError where one has no reason, or a reason no difference any more."""
-    lines, found = _table("differences.csv"), declared()
+    lines, found = read_table("differences.csv"), declared()
     reasons = {(line["where"], line["setting"]) for line in lines if not line["ours"]}
     if reasons != found.keys():
         lacking, stale = sorted(found.keys() - reasons), sorted(reasons - found.keys())

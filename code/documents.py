@@ -10,11 +10,9 @@ is found without compiling. Typst's own fonts are used and no other, for the sam
 
 from __future__ import annotations
 
-import csv
 import hashlib
 import json
 from dataclasses import asdict
-from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +23,8 @@ import differences
 import document_tables
 import paths
 from claims import BASES, CLAIMS, FAR, LOSS_MARGIN, MISSING, SCALES, judged, read_summary
+from data_tables import read_table
+from document_tables import command
 from experiments import find, resolve
 from figure_data import KINDS, digest
 from paper_values import FIRST_VERSION
@@ -49,19 +49,13 @@ SETTINGS = {"e2e": ("table3/gpt2-medium/lora-r4", "paper"), "e2e_full": ("table3
             "glue": ("table2/roberta-base/mrpc/lora-r8", "paper")}  # fmt: skip
 
 
-@cache
-def _rows(name: str) -> list[dict[str, str]]:
-    with open(paths.DATA / name, encoding="utf-8", newline="") as file:
-        return list(csv.DictReader(file))
-
-
 def facts(summary: pd.DataFrame) -> dict[str, Any]:
     """Everything the documents say that is not a sentence."""
     found, run = judged(summary), document_tables.by_experiment(summary)
     return {
         "claims": {
             claim.name: {"source": claim.source, "says": claim.says}
-            | {scale: asdict(found[claim.name, scale]) | {"command": _command(claim.table, scale)} for scale in SCALES}
+            | {scale: asdict(found[claim.name, scale]) | {"command": command(claim.table, scale)} for scale in SCALES}
             for claim in CLAIMS
         },
         "judged": sum(finding.verdict != MISSING for finding in found.values()),
@@ -69,10 +63,12 @@ def facts(summary: pd.DataFrame) -> dict[str, Any]:
         "coverage": document_tables.coverage(run, TITLES, SCALES),
         "runs": {scale: _runs(summary, scale) for scale in SCALES},
         "paper": {"table3": _paper("table3", "GPT-2 M"), "table2": _paper("table2", "RoBERTa-base")},
-        "independent": _rows("independent_e2e.csv"),
+        "independent": read_table("independent_e2e.csv"),
         "differences": differences.rows(),
         "storage": _storage(),
-        "parameters": {row["model"]: int(row["total"]) for row in _rows("paper_costs.csv") if row["method"] == "full"},
+        "parameters": {
+            row["model"]: int(row["total"]) for row in read_table("paper_costs.csv") if row["method"] == "full"
+        },
         "costs": _costs(),
         "figures": {f"{table}-{kind}-{scale}": _figure(table, kind, scale)
                     for kind, of in KINDS.items() for table in of.tables for scale in SCALES},
@@ -84,10 +80,6 @@ def facts(summary: pd.DataFrame) -> dict[str, Any]:
         "statistics": {"margin": f"{MARGIN:g}", "far": f"{FAR:g}", "loss_margin": f"{LOSS_MARGIN:g}",
                        "score_level": f"{SCORE_LEVEL:.0%}", "difference_level": f"{DIFFERENCE_LEVEL:.0%}"},
     }  # fmt: skip
-
-
-def _command(table: str, scale: str) -> str:
-    return document_tables.command(table, scale)
 
 
 def _runs(summary: pd.DataFrame, scale: str) -> int:
@@ -102,7 +94,8 @@ def _settings(name: str, scale: str) -> dict[str, str]:
 
 def _paper(table: str, model: str) -> dict[str, Any]:
     """The paper's rows of a model as it prints them: {"columns": metrics, "rows": [[method, trainable, cells]]}."""
-    lines = [r for r in _rows("paper.csv") if (r["table"], r["model"], r["version"]) == (table, model, FIRST_VERSION)]
+    of = (table, model, FIRST_VERSION)
+    lines = [line for line in read_table("paper.csv") if (line["table"], line["model"], line["version"]) == of]
     metrics = list(dict.fromkeys(line["metric"] for line in lines))
     found: dict[tuple[str, str], dict[str, str]] = {}
     for line in lines:
@@ -114,7 +107,7 @@ def _paper(table: str, model: str) -> dict[str, Any]:
 
 def _storage() -> list[dict[str, str]]:
     """What one task takes on disk in float32, whole and as an adapter with its head, by count of parameters."""
-    costs = {row["experiment"]: row for row in _rows("paper_costs.csv")}
+    costs = {row["experiment"]: row for row in read_table("paper_costs.csv")}
     found = []
     for name, (full, lora) in STORED.items():
         whole, adapter = int(costs[full]["total"]) * BYTES, int(costs[lora]["trainable"]) * BYTES
@@ -134,7 +127,7 @@ def _megabytes(size: int) -> str:
 def cost_rows() -> list[list[str]]:
     """[table, model, runs with the paper's seeds, A100 hours of all, gigabytes of the largest], by arithmetic."""
     found: dict[tuple[str, str], list[dict[str, str]]] = {}
-    for row in _rows("paper_costs.csv"):
+    for row in read_table("paper_costs.csv"):
         found.setdefault((row["experiment"].split("/")[0], row["model"]), []).append(row)
     return [
         [
@@ -171,7 +164,7 @@ def _figure(table: str, kind: str, scale: str) -> dict[str, str]:
     stem = paths.RESULTS / "figures" / f"{table}-{kind}-{scale}"
     data = stem.with_suffix(".csv")
     if not data.exists():
-        return {"file": "", "command": _command(table, scale)}
+        return {"file": "", "command": command(table, scale)}
     shows = digest(data.read_text(encoding="utf-8")).decode()
     return {"file": f"/{stem.relative_to(paths.ROOT).as_posix()}.pdf", "data": shows}
 

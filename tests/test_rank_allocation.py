@@ -18,9 +18,10 @@ from methods import apply_method, count_trained
 from rank_allocation import ROUNDS, AdaptiveRank, importances, reallocate
 from rank_schedule import ROWS, conclude, schedule_of
 from settings import Settings
+from sittings import TrainingInterrupted
 from stacked_lora import adapted_projections, ranks
 from test_training import run_training, some_rows, stop_at_call, tiny_model
-from training import TrainingInterrupted, completion_loss
+from training import completion_loss
 
 # 37 rows in batches of 4, two epochs: 20 steps. Four projections, so that each starts with rank 4.
 SETTINGS = Settings(

@@ -20,11 +20,13 @@ from evaluation import Evaluation, validation_loss
 from lora import LoRAConfig, add_lora, load_lora, lora_layers, save_lora
 from methods import METHODS, apply_method, count_trained, finish
 from models import architecture, load_tokenizer
+from optimizer import trained_state
 from rank_schedule import StagedRank, conclude, decide, ended, schedule_of
 from settings import Settings
+from sittings import TrainingInterrupted
 from stacked_lora import ranks, stacked_layers
 from test_training import run_training, some_rows, stop_at_call, tiny_model
-from training import TrainingInterrupted, completion_loss, train, trained_state
+from training import completion_loss, train
 
 # 37 rows in batches of 4, two epochs: 20 steps.
 SETTINGS = Settings(

@@ -20,7 +20,7 @@ import train
 from evaluation import Evaluation
 from lora import load_lora
 from models import MINILM_PACKAGE, load_model
-from training import TrainingInterrupted
+from sittings import TrainingInterrupted
 
 SMALL = ("--r", "2", "--train_rows", "32", "--epochs", "2", "--batch_size", "16", "--max_seq_length", "24")
 PARAPHRASES = ("--task", "paraphrase-builtin", *SMALL)

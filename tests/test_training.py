@@ -17,15 +17,10 @@ from batches import IGNORED, RowsByLength, pad_right
 from experiments_e2e import LORA
 from lora import load_lora, save_lora
 from methods import apply_method
+from optimizer import OfficialAdamW, trained_state
 from settings import Settings
-from training import (
-    OfficialAdamW,
-    TrainingDiverged,
-    TrainingInterrupted,
-    completion_loss,
-    train,
-    trained_state,
-)
+from sittings import TrainingInterrupted
+from training import TrainingDiverged, completion_loss, train
 
 SETTINGS = Settings(
     task="e2e",

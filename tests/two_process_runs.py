@@ -24,15 +24,10 @@ def runs(folder: Path) -> dict[str, dict]:
     from transformers import BertConfig, BertForSequenceClassification, GPT2Config, GPT2LMHeadModel
 
     from batches import IGNORED, pad_right
+    from optimizer import trained_state
     from settings import Settings
-    from training import (
-        ShareDone,
-        TrainingDiverged,
-        TrainingInterrupted,
-        completion_loss,
-        train,
-        trained_state,
-    )
+    from sittings import TrainingInterrupted
+    from training import ShareDone, TrainingDiverged, completion_loss, train
 
     settings = Settings(
         "e2e", "gpt2-mini", "full", learning_rate=1e-2, epochs=2, batch_size=8, max_grad_norm=1.0, keep="best-epoch"

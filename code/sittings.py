@@ -1,0 +1,91 @@
+"""A run may take several sittings: checkpoints by the clock, a stop on a signal, the time of all of them."""
+
+from __future__ import annotations
+
+import json
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+from transformers import ProgressCallback, TrainerCallback
+
+from rank_schedule import ended
+
+CHECKPOINT_SECONDS = 300
+
+
+class TrainingInterrupted(KeyboardInterrupt):
+    """Stopped by a signal after a finished step; the checkpoint continues it."""
+
+
+class Bar(ProgressCallback):
+    """The progress bar with the loss beside it, instead of a printed line for every log."""
+
+    def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, float] | None = None, **_: Any) -> None:
+        if self.training_bar is not None:
+            shown = {k: f"{v:.4g}" for k, v in (logs or {}).items() if k in ("loss", "eval_loss")}
+            self.training_bar.set_postfix(shown)
+
+
+def _midway(state: Any) -> bool:
+    """Whether the epoch goes on. Where it does not, its state is saved once it is validated.
+
+    A checkpoint between the two would skip the validation.
+    """
+    return state.epoch != round(state.epoch) and not ended(state.log_history)
+
+
+class Sitting(TrainerCallback):
+    """Checkpoints by the clock, stops after a finished step on a signal, and adds up the time.
+
+    `tokens()` is how many this sitting has seen; `anywhere(*flags)` says of each whether it is up in any process.
+    """
+
+    def __init__(self, folder: Path, tokens: Callable[[], int], anywhere: Callable[..., list[bool]]):
+        self.clock, self.tokens, self.anywhere = folder / "clock.json", tokens, anywhere
+        earlier = json.loads(self.clock.read_text()) if self.clock.exists() else {"seconds": 0.0, "tokens": 0}
+        self.earlier, self.started, self.saved, self.stop = earlier, time.monotonic(), time.monotonic(), False
+
+    @contextmanager
+    def listening(self) -> Iterator[None]:
+        """SIGINT and SIGTERM end the sitting after the step at hand; a thread that cannot hear them goes on."""
+        main_thread = threading.current_thread() is threading.main_thread()
+        signals = (signal.SIGINT, signal.SIGTERM) if main_thread else ()
+        handlers = {s: signal.signal(s, self.on_signal) for s in signals}
+        try:
+            yield
+        finally:
+            for number, handler in handlers.items():
+                signal.signal(number, handler)
+
+    def spent(self) -> dict[str, float]:
+        seconds = self.earlier["seconds"] + time.monotonic() - self.started
+        return {"seconds": seconds, "tokens": self.earlier["tokens"] + self.tokens()}
+
+    def on_signal(self, signum: int, frame: FrameType | None) -> None:
+        self.stop = True
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        self.stop, due = self.anywhere(self.stop, time.monotonic() - self.saved > CHECKPOINT_SECONDS)
+        control.should_save = control.should_save or ((self.stop or due) and _midway(state))
+        control.should_training_stop = control.should_training_stop or self.stop
+
+    def on_epoch_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        control.should_log = True  # so that no logged loss spans two epochs
+        if self.stop and _midway(state):  # Trainer takes a stop within an epoch for its end
+            control.should_evaluate = control.should_save = False
+
+    def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        self.saved = time.monotonic()
+        if state.is_world_process_zero:
+            self.clock.write_text(json.dumps(self.spent()))
+
+
+def newest_checkpoint(folder: Path) -> str | None:
+    complete = [p for p in folder.glob("checkpoint-*") if (p / "trainer_state.json").exists()]
+    return str(max(complete, key=lambda p: int(p.name.split("-")[1]))) if complete else None
