@@ -10,10 +10,13 @@ import atexit
 import shutil
 import subprocess
 import threading
+from collections.abc import Sequence
 from importlib.util import find_spec
+from itertools import chain
 from pathlib import Path
 
 Tokens = list[str]
+AT_A_TIME = 64  # requests; the pipe has room for their answers, so that neither side waits for the other for ever
 
 
 class Meteor:
@@ -49,11 +52,13 @@ class Meteor:
             watchdog = threading.Timer(limit, self.process.kill)
             watchdog.start()
             try:
-                statistics = [
-                    self._ask("SCORE", *map(" ".join, targets), " ".join(output))
+                requests = [
+                    _line("SCORE", *map(" ".join, targets), " ".join(output))
                     for output, targets in zip(outputs, references, strict=True)
                 ]
-                self._ask("EVAL", *statistics)  # answers with one score a text, and the corpus score after them
+                parts = [requests[i : i + AT_A_TIME] for i in range(0, len(requests), AT_A_TIME)]
+                statistics = chain.from_iterable(map(self._ask, parts))
+                self._ask([_line("EVAL", *statistics)])  # answers with a score a text, then the corpus score
                 for _ in outputs[1:]:
                     self.process.stdout.readline()
                 value = float(self.process.stdout.readline())
@@ -79,12 +84,17 @@ class Meteor:
             self.process.communicate()  # reaps it and closes its pipes
             self.process = None
 
-    def _ask(self, *fields: str) -> str:
-        self.process.stdin.write(" ||| ".join(fields) + "\n")
+    def _ask(self, requests: Sequence[str]) -> list[str]:
+        self.process.stdin.writelines(requests)
         self.process.stdin.flush()
-        answer = self.process.stdout.readline().strip()
-        float(answer.partition(" ")[0])  # ValueError if it is not numbers but a complaint, or nothing
-        return answer
+        answers = [self.process.stdout.readline().strip() for _ in requests]
+        for answer in answers:
+            float(answer.partition(" ")[0])  # ValueError if it is not numbers but a complaint, or nothing
+        return answers
+
+
+def _line(*fields: str) -> str:
+    return " ||| ".join(fields) + "\n"
 
 
 def meteor_jar() -> Path | None:
