@@ -9,7 +9,7 @@ time is used instead.
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from settings import Settings
 from tasks import TASKS
@@ -55,7 +55,9 @@ def estimate(settings: Settings, scale: str, earlier: list[dict] | None = None) 
     from models import architecture
 
     model = architecture(settings.model, getattr(TASKS[settings.task], "outputs", None))
-    apply_method(model, settings)
+    growing = settings.method == "sequential-lora"  # costs at most what its last stage does
+    last = {"method": "lora", "rank": settings.rank_stages[-1], "rank_stages": ()} if growing else {}
+    apply_method(model, replace(settings, **last))
     trained, head, total = count_trained(model)
     trainable = trained + head
     task = TASKS[settings.task]

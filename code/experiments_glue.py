@@ -43,8 +43,8 @@ CPU = {
     "model": "minilm", "batch_size": 16, "max_length": 128, "precision": "auto", "gradient_checkpointing": False,
     "warmup_steps": 0, "warmup_ratio": 0.06, "weight_decay": 0.1, "head_dropout": None, "start_from": None,
 }  # fmt: skip
-QUICK = CPU | {"epochs": 2, "train_rows": 480, "max_length": 64}
-CPU_LEARNING_RATES = {"full": 1e-4, "lora": 1e-3}
+QUICK = CPU | {"epochs": 2, "batch_size": 8, "train_rows": 480, "max_length": 64}
+CPU_LEARNING_RATES = {"full": 5e-5, "lora": 2e-3}
 SEARCH_EPOCHS = 2  # of a candidate learning rate at `cpu`
 LEARNING_RATE_GRID = {"full": (2.5e-5, 5e-5, 1e-4, 2e-4), "lora": (5e-4, 1e-3, 2e-3, 4e-3)}
 SINGLE_SENTENCE = ("sst2", "cola")  # stand as the built-in sentiment task at `quick`, the others as the paraphrases

@@ -3,7 +3,8 @@
 Made by small grammars, always the same, and shaped so that words alone do not give the label away. A review may negate
 ("was anything but stale"), report an opinion it does not share, or weigh one thing against its verdict, which wins. A
 paraphrase has other words, another order, the passive or the converse ("lent to", "borrowed from"); a pair that is
-none was made the same way after one thing about its meaning was changed: two roles swapped, or one word replaced.
+none was made the same way after its meaning was changed: all of it, which is easy to see, or one thing, which is not
+(two roles swapped, one word replaced).
 
     generate("sentiment-builtin", "train")      # (("The bread was hardly fresh.",), 0), ...
     generate("paraphrase-builtin", "train")     # (("The kid is far taller than ...", "Compared with ..."), 1), ...
@@ -18,7 +19,7 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 TASKS = ("sentiment-builtin", "paraphrase-builtin")
-SPLITS = {"train": 2_000, "validation": 400}
+SPLITS = {"train": 2_000, "validation": 200}
 Row = tuple[tuple[str, ...], int]  # one sentence or two; 1 is positive, or a paraphrase
 
 # --- sentiment --------------------------------------------------------------------------------------------------------
@@ -211,7 +212,7 @@ FAMILIES = (
     ),
     Family(((Predicate({}, ORDER),),), TWO | {"p": ACTS, "q": ACTS}, (("a", "b"), ("p", "q"))),
 )
-SWAPPED = 1 / 3  # of the pairs that are no paraphrase; the others have one word replaced
+SWAPPED, UNLIKE = 1 / 4, 1 / 2  # of the pairs that are no paraphrase; the others have one word replaced
 
 
 def _pair(rng: random.Random) -> Row:
@@ -227,9 +228,12 @@ def _pair(rng: random.Random) -> Row:
 
     meaning = _until(possible, draw)
     other = meaning
-    if not label and rng.random() < SWAPPED:
+    kind = rng.random()
+    if not label and kind < SWAPPED:
         one, two = rng.choice(family.swaps)
         other = meaning | {one: meaning[two], two: meaning[one]}
+    elif not label and kind < SWAPPED + UNLIKE:
+        other = _until(lambda m: possible(m) and m != meaning, draw)
     elif not label:
         slot = rng.choice([slot for slot in choices if len(choices[slot]) > 1])
         other = _until(lambda m: possible(m) and m != meaning, lambda: meaning | {slot: draw()[slot]})
@@ -264,7 +268,7 @@ def _sentence(text: str) -> str:
 
 @functools.cache
 def generate(name: str, split: str) -> tuple[Row, ...]:
-    """Rows of `train` (2,000) or `validation` (400): always the same, and no sentence twice in all of them."""
+    """Rows of `train` (2,000) or `validation` (200): always the same, and no sentence twice in all of them."""
     make = {"sentiment-builtin": _review, "paraphrase-builtin": _pair}[name]
     rng, seen, rows = random.Random(name), set(), []
     while len(rows) < sum(SPLITS.values()):

@@ -22,7 +22,7 @@ class OfficialAdamW(torch.optim.AdamW):
     """
 
     def __init__(self, params: Any, epsilon: float, **settings: Any):
-        super().__init__(params, eps=epsilon, **settings)
+        super().__init__(params, eps=epsilon, fused=True, **settings)
         self.epsilon = epsilon
 
     def step(self, closure: Callable[[], float] | None = None) -> float | None:

@@ -143,7 +143,8 @@ def _carry_over(model: nn.Module, settings: Settings, folder: Path) -> None:
     """Start with the pairs of another task's adapter (2b of the paper's runs: MRPC, RTE, STS-B from MNLI).
 
     The head is fresh, since it has other outputs: RoBERTa's whole head, DeBERTa's classifier but not its
-    pooler, which the official code carries over. Raises FileNotFoundError where the adapter is not at hand.
+    pooler, which the official code carries over. Raises FileNotFoundError where the adapter is not at hand,
+    ValueError where the model has no such pairs.
     """
     if not folder.exists():
         raise FileNotFoundError(
@@ -155,7 +156,12 @@ def _carry_over(model: nn.Module, settings: Settings, folder: Path) -> None:
     load_lora(start, folder)
     fresh = "classifier." if HEADS[base(settings.model).family] != ("classifier",) else tuple(head_parameters(model))
     parameters = dict(model.named_parameters())
+    carried = {n: p for n, p in start.named_parameters() if p.requires_grad and not n.startswith(fresh)}
+    if lacking := sorted(carried.keys() - parameters.keys()):
+        raise ValueError(
+            f"{settings.start_from} left pairs of plain LoRA; expected the same pairs here, found none called "
+            f"{lacking[0]} with method {settings.method!r}. Use method 'lora', or no start_from"
+        )
     with torch.no_grad():
-        for name, parameter in start.named_parameters():
-            if parameter.requires_grad and not name.startswith(fresh):
-                parameters[name].copy_(parameter)
+        for name, parameter in carried.items():
+            parameters[name].copy_(parameter)

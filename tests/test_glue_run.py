@@ -296,6 +296,13 @@ def test_a_start_whose_adapter_is_gone_says_what_to_do(mnli_adapter, tmp_path):
         runs._carry_over(model, settings, tmp_path / "gone")
 
 
+def test_a_method_without_plain_pairs_cannot_start_from_those_of_another_task(mnli_adapter):
+    settings, _, _, folder = mnli_adapter("roberta-base")
+    settings = replace(settings, method="bitfit")
+    with pytest.raises(ValueError, match=r"lora-r2 left pairs of plain LoRA.*method 'bitfit'. Use method 'lora', or"):
+        runs._carry_over(prepared(settings), settings, folder)
+
+
 def test_the_experiment_that_a_run_starts_from_is_run_first_with_the_same_seed(tmp_path, monkeypatch):
     monkeypatch.setattr(paths, "RESULTS", tmp_path / "results")
     monkeypatch.setattr(runs, "CHECKPOINTS", tmp_path / "checkpoints")

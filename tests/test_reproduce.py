@@ -15,6 +15,8 @@ import reproduce
 import result_tables
 import runs
 import summary
+from costs import estimate
+from experiments import resolve
 from training import TrainingDiverged
 
 SMALL = {"train_rows": 24, "epochs": 1, "warmup_steps": 1, "beams": 2, "max_new_tokens": 12}
@@ -118,6 +120,15 @@ def test_a_diverging_run_is_recorded_apart_and_its_error_reaches_the_user(small_
         runs.run(experiments.find("table3/gpt2/full"), "quick", 0, say=lambda _: None)
     assert records.unfinished("quick", "diverged") == 1
     assert records.read_records("quick") == []
+
+
+def test_a_rank_that_grows_is_announced_with_the_cost_of_its_last_stage():
+    of = {
+        name: estimate(resolve(experiments.find(name), "cpu"), "cpu")
+        for name in ("rank-over-time/gpt2/sequential-fixed-frozen", "table3/gpt2/lora-r8", "table3/gpt2/lora-r2")
+    }
+    grown, cap, first = of.values()
+    assert grown.trainable == cap.trainable > first.trainable
 
 
 def test_dry_run_prints_settings_counts_and_cost_and_starts_nothing(small_runs, monkeypatch, capsys):
