@@ -19,7 +19,7 @@ from models import FAMILIES, base, head_parameters
 from timing import Step, interleave
 
 BATCH, RANK, PADDED = 16, 8, 128
-EPOCH_ROWS = 40 * BATCH  # of MRPC's 3,668: enough batches that their lengths are an epoch's
+EPOCH_ROWS = 16 * BATCH  # of MRPC's 3,668: enough batches that their lengths are an epoch's
 Rows = list[dict[str, Any]]
 
 

@@ -35,7 +35,10 @@ from tasks import TASKS
 
 DOCUMENTS = ("report", "poster")
 FACTS = "report/facts.json"
-BEGIN, END = "<!-- costs -->", "<!-- /costs -->"  # in the README
+BENCHMARKS = {  # of benchmark.py, in the order of the README
+    "step": "LoRA step of GPT-2 small", "decode": "beam search, 64 inputs", "metrics": "E2E metrics, test set",
+    "glue": "GLUE",
+}  # fmt: skip
 SHOWN = ("table3", "table2", "table5", "table6-mnli", "table6-sst2", "pitfalls", "rank-over-time", "variants")
 SEEDS = {"table3": 3, "table2": 5}  # as the paper has them
 BYTES = 4  # of a float32
@@ -139,19 +142,44 @@ def cost_rows() -> list[list[str]]:
     ]  # fmt: skip
 
 
-def costs_block() -> str:
-    """The README's table of what scale `paper` costs."""
-    lines = [["table", "model", "runs", "A100 hours", "GB"], ["---", "---", "---:", "---:", "---:"], *cost_rows()]
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+def speed_rows() -> list[list[str]]:
+    """[what against what, ratio, processors and repetitions], as `benchmark.py` measured it."""
+    found = []
+    for name, title in BENCHMARKS.items():
+        path = paths.RESULTS / "benchmark" / f"{name}.json"
+        if not path.exists():
+            found.append([title, "–", f"not yet: `python code/benchmark.py {name}`"])
+            continue
+        run = json.loads(path.read_text(encoding="utf-8"))
+        how = f"{run['threads']} threads, {run['repetitions']} repetitions"
+        found += [[f"{title}: {what}", f"{value:.2f}", how] for what, value in run["measured"].items() if "/" in what]
+    return found
+
+
+def _block(heads: dict[str, str], rows: list[list[str]]) -> str:
+    return "\n".join(f"| {' | '.join(line)} |" for line in (heads.keys(), heads.values(), *rows))
+
+
+TEXT, NUMBER = "---", "---:"  # how a column is set
+
+
+BLOCKS = {  # of the README, between <!-- name --> and <!-- /name -->
+    "costs": lambda: _block(
+        {"table": TEXT, "model": TEXT, "runs": NUMBER, "A100 hours": NUMBER, "GB": NUMBER}, cost_rows()
+    ),
+    "speed": lambda: _block({"what / against what": TEXT, "ratio": NUMBER, "measured with": TEXT}, speed_rows()),
+}
 
 
 def readme(text: str) -> str:
-    """The README with the table between its two markers made anew; ValueError where a marker is missing."""
-    before, begin, rest = text.partition(BEGIN)
-    _, end, after = rest.partition(END)
-    if not begin or not end:
-        raise ValueError(f"expected the lines {BEGIN} and {END} in README.md, around what scale `paper` costs")
-    return f"{before}{begin}\n\n{costs_block()}\n\n{end}{after}"
+    """The README with the tables between their markers made anew; ValueError where a marker is missing."""
+    for name, block in BLOCKS.items():
+        before, begin, rest = text.partition(f"<!-- {name} -->")
+        _, end, after = rest.partition(f"<!-- /{name} -->")
+        if not begin or not end:
+            raise ValueError(f"expected the lines <!-- {name} --> and <!-- /{name} --> in README.md, around its table")
+        text = f"{before}{begin}\n\n{block()}\n\n{end}{after}"
+    return text
 
 
 def _costs() -> dict[str, Any]:
@@ -213,4 +241,4 @@ def stale() -> list[str]:
         pdf = paths.ROOT / document / f"{document}.pdf"
         if not text or not pdf.exists() or source_digest(document).encode() not in pdf.read_bytes():
             found.append(f"{document}/{document}.pdf is not made from its sources: `make documents` makes it")
-    return found + ([] if readme(page) == page else ["README.md: what scale `paper` costs is not data/paper_costs.csv"])
+    return found + ([] if readme(page) == page else ["README.md: its tables of costs and speed are not those of today"])

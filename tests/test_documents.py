@@ -229,7 +229,7 @@ def test_making_the_documents_twice_gives_the_same_bytes_and_nothing_is_stale(tr
         assert any(message in said for said in documents.stale())
         path.write_text(text, encoding="utf-8")
     (tree / "README.md").write_text(re.sub(r"(\| GPT-2|\| gpt2).*\n", "", (tree / "README.md").read_text()), "utf-8")
-    assert documents.stale() == ["README.md: what scale `paper` costs is not data/paper_costs.csv"]
+    assert documents.stale() == ["README.md: its tables of costs and speed are not those of today"]
     (tree / "report" / "report.pdf").unlink()
     assert "report/report.pdf is not made from its sources: `make documents` makes it" in documents.stale()
 
@@ -279,10 +279,16 @@ def test_what_the_readme_links_to_is_there_and_its_targets_are_in_the_makefile()
     assert set(re.findall(r"\bmake ([a-z]+)\b(?= |`|\n)", README)) <= targets
 
 
-def test_the_readmes_costs_are_the_files():
+def test_the_readmes_costs_and_speed_are_the_files(tmp_path, monkeypatch):
     assert documents.readme(README) == README
     with pytest.raises(ValueError, match="expected the lines <!-- costs -->"):
         documents.readme("no markers")
+    monkeypatch.setattr(paths, "RESULTS", tmp_path)
+    assert all("not yet" in row[2] for row in documents.speed_rows()) and len(documents.speed_rows()) == 4
+    (tmp_path / "benchmark").mkdir()
+    text = json.dumps({"measured": {"ours / theirs": 0.504, "seconds, ours": 2.0}, "threads": 2, "repetitions": 3})
+    (tmp_path / "benchmark" / "step.json").write_text(text, encoding="utf-8")
+    assert documents.speed_rows()[0] == ["LoRA step of GPT-2 small: ours / theirs", "0.50", "2 threads, 3 repetitions"]
 
 
 def test_every_claim_is_named_once():
