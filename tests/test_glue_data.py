@@ -167,7 +167,7 @@ def test_where_no_place_has_the_file_one_error_names_them_all(places):
 def test_the_builtin_tasks_need_no_place(places, monkeypatch, name, split):
     monkeypatch.setenv("LORA_DATA_DIR", str(places["chosen"] / "nowhere"))
     found = load_glue(name, split)
-    assert len(found.examples) == (2_000 if split == "train" else 400) and not found.subset
+    assert len(found.examples) == (2_000 if split == "train" else 200) and not found.subset
     assert {len(example.texts) for example in found.examples} == {len(glue_task(name).columns)}
 
 
