@@ -3,7 +3,7 @@
     table3/gpt2-medium/adapter-h, table2/roberta-large/mrpc/adapter-h-0.8M   the baselines, each with its own grid of
     learning-rate/e2e/adapter-h/0.002                                        learning rates at `cpu`
     rank-over-time/gpt2/sequential-fixed-frozen, .../adaptive                one budget of rank, spent otherwise
-    variants/gpt2/rank-stabilised, .../lora-plus                             two changes of one line
+    variants/gpt2/rank-stabilised, .../lora-plus, .../all-matrices           changes of one line
 
 Widths and prefix lengths are those of the printed counts (tests/test_baselines.py). Rows that the paper takes from
 prior work have that work's learning rate: Li & Liang (2021) for GPT-2 (README of XiangLi1999/PrefixTuning at
@@ -181,9 +181,15 @@ def _rank_over_time() -> list[Experiment]:
 
 
 def _variants() -> list[Experiment]:
-    """Rank-stabilised LoRA (arXiv:2312.03732) and LoRA+ (arXiv:2402.12354), against LoRA of the same rank."""
+    """Rank-stabilised LoRA (arXiv:2312.03732), LoRA+ (arXiv:2402.12354), and LoRA on every matrix: does what it lacks
+    against full fine-tuning lie in where it is? Each against LoRA of the same rank on query and value.
+    """
     plain, against, smaller, *_ = PARTS["gpt2"]
-    rows = {"rank-stabilised": {"rank_stabilised": True}, "lora-plus": {"b_learning_rate_ratio": 16.0}}
+    rows = {
+        "rank-stabilised": {"rank_stabilised": True},
+        "lora-plus": {"b_learning_rate_ratio": 16.0},
+        "all-matrices": {"targets": glue.WEIGHT_TYPES["all"]},
+    }
     return [
         Experiment(
             f"variants/gpt2/{row}", f"LoRA r=8 of gpt2, {row}", replace(plain, **facts),

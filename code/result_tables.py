@@ -26,7 +26,7 @@ TITLES = {
     "curves": "Epoch by epoch, by rank",
     "learning-rate": "The choice of learning rates",
     "rank-over-time": "Rank over time: Sequential LoRA and adaptive rank",
-    "variants": "Two variants of LoRA",
+    "variants": "Variants of LoRA",
     "pitfalls": "What the mistakes of earlier reproductions cost",
     "released": "The authors' own adapters",
 }
