@@ -30,10 +30,12 @@ documents: .venv/.installed  ## the report and the poster as PDF, from the summa
 
 check: .venv/.installed  ## is all that is generated what the records and the sources give?
 	$(BIN)/python code/make_check.py
+	$(BIN)/python code/make_notebooks.py --check
 
 test: lint  ## the linter, then all tests that need no GPU, no network and no patience, then `make check`
 	$(BIN)/python -m pytest
 	$(BIN)/python code/make_check.py
+	$(BIN)/python code/make_notebooks.py --check
 
 lint: .venv/.installed-tests  ## ruff: rules and formatting
 	$(BIN)/ruff check

@@ -129,7 +129,7 @@ record = read_record(changing.runs[0].experiment.name, SCALE, SEEDS[0])
 pd.DataFrame({f"step {entry['step']}": entry["ranks"] for entry in record["history"] if "ranks" in entry})
 
 # %%
-changing.figure("epochs")
+changing.figure("stages")
 
 # %% [markdown]
 # Next: [06_pitfalls](06_pitfalls.ipynb), on what separates reproductions from the paper.

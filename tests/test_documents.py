@@ -250,7 +250,6 @@ def test_without_a_summary_the_verb_and_the_check_say_what_makes_it(tree):
 # the README
 
 README = (ROOT / "README.md").read_text(encoding="utf-8")
-MADE_LATER = ("results/figures/", "results/tables/", "notebooks/")  # by `make summary` and the notebooks' build
 
 
 def layout(page):
@@ -268,13 +267,13 @@ def test_the_layout_names_every_module_and_folder_and_nothing_that_is_not_there(
     named = layout(README)
     modules = {f"code/{path.name}" for path in (ROOT / "code").glob("*.py")}
     assert modules == {name for name in named if name.startswith("code/") and name.endswith(".py")}
-    assert all((ROOT / name).exists() for name in named if not name.startswith(MADE_LATER))
+    assert all((ROOT / name).exists() for name in named)
     assert all(named.values()), "every entry says what it is"
 
 
 def test_what_the_readme_links_to_is_there_and_its_targets_are_in_the_makefile():
     for target in re.findall(r"\]\(([^)#:]+)\)", README):
-        assert (ROOT / target).exists() or target.startswith(MADE_LATER), target
+        assert (ROOT / target).exists(), target
     targets = set(re.findall(r"^([a-z]+):", (ROOT / "Makefile").read_text(encoding="utf-8"), re.MULTILINE))
     assert set(re.findall(r"\bmake ([a-z]+)\b(?= |`|\n)", README)) <= targets
 
