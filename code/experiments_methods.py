@@ -30,7 +30,10 @@ E2E_GRID = {
     "adapter-h": (5e-4, 2e-3, 8e-3),
     "prelayer": (4e-3, 1.6e-2, 6.4e-2),
 }
-GLUE_RATES = {"bitfit": 4e-3, "adapter-h": 2e-3, "adapter-p": 2e-3}
+GLUE_RATES = {
+    "bitfit": {"mrpc": 4e-3, "rte": 4e-3}, "adapter-h": {"mrpc": 2e-3, "rte": 2e-3},
+    "adapter-p": {"mrpc": 2e-3, "rte": 2e-3},
+}  # fmt: skip
 GLUE_GRID = {
     "bitfit": (1e-3, 2e-3, 4e-3, 8e-3),
     "adapter-h": (5e-4, 1e-3, 2e-3, 4e-3),
@@ -96,7 +99,7 @@ def _table2() -> list[Experiment]:
                 epochs=int(row["epochs"]), max_length=int(row["max_length"]),
             )  # fmt: skip
             dropped = {"dropped_layers": 4} if size.get("dropped_layers") else {}
-            changes = glue.smaller(task, GLUE_RATES[method], **MINILM[method] | dropped)
+            changes = glue.smaller(task, glue.cpu_rate(GLUE_RATES[method], task), **MINILM[method] | dropped)
             about = f"{method} of roberta-base on {task}"
             found.append(
                 Experiment(f"table2/roberta-base/{task}/{name}", about, settings, changes, cell=("RoBERTa-base", *cell))
@@ -117,7 +120,7 @@ def _table2_large() -> list[Experiment]:
             max_length=int(row["max_length"]), warmup_ratio=float(row["warmup_ratio"]),
         )  # fmt: skip
         cell = ("RoBERTa-large", f"Adpt^{method[-1].upper()}†", row["row"].rpartition("-")[2])
-        changes = glue.smaller(task, GLUE_RATES[method], **MINILM[method])
+        changes = glue.smaller(task, glue.cpu_rate(GLUE_RATES[method], task), **MINILM[method])
         name = f"table2/{row['model']}/{task}/{row['row']}"
         found.append(Experiment(name, f"{method} of {row['model']} on {task}", settings, changes, cell=cell))
     return found
@@ -126,8 +129,8 @@ def _table2_large() -> list[Experiment]:
 def _glue_learning_rates() -> list[Experiment]:
     return [
         experiment
-        for task in ("mrpc", "rte")
         for method, grid in GLUE_GRID.items()
+        for task in GLUE_RATES[method]
         for experiment in glue.learning_rates(
             task, method, replace(glue.GLUE, task=task, method=method, **MINILM[method]), grid, **MINILM[method]
         )
@@ -148,7 +151,7 @@ PARTS: dict[str, tuple[Settings, str, dict[str, dict[str, Any]], dict[str, tuple
     "gpt2-medium": (replace(GPT2_LORA, model="gpt2-medium"), "table3/gpt2-medium/lora-r8", GPT2_SMALLER, GPT2_EVERY),
     "roberta-base/mrpc": (
         replace(glue.CURVE, task="mrpc", rank=8), "curves/roberta-base/mrpc/lora-r8",
-        glue.smaller("mrpc", glue.CPU_LEARNING_RATES["lora"]),
+        glue.smaller("mrpc", glue.CPU_LEARNING_RATES["lora"]["mrpc"]),
         {"paper": (100, 150), "cpu": (50, 75), "quick": (10, 5)},
     ),
 }  # fmt: skip

@@ -38,10 +38,11 @@ MRPC_SMALLER = {
     "cpu": glue.CPU | {"epochs": glue.CPU_EPOCHS["mrpc"]},
     "quick": glue.QUICK | {"task": "paraphrase-builtin"},
 }
+MRPC_CPU_RATES = {method: rates["mrpc"] for method, rates in glue.CPU_LEARNING_RATES.items()}
 MRPC_RATES: Rates = {
     "paper": {"lora": 4e-4, "full": MRPC.learning_rate},
-    "cpu": glue.CPU_LEARNING_RATES,
-    "quick": glue.CPU_LEARNING_RATES,
+    "cpu": MRPC_CPU_RATES,
+    "quick": MRPC_CPU_RATES,
 }
 
 BOTH: Mistakes = {

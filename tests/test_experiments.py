@@ -51,62 +51,46 @@ def test_quick_looks_no_further_than_the_repository():
             assert BASES[settings.model].place != "hub"
 
 
-def test_learning_rates_of_the_smaller_scales_lie_inside_the_grids_they_were_chosen_from():
-    for rates, grid in (
-        (experiments_e2e.CPU_LEARNING_RATES, experiments_e2e.LEARNING_RATE_GRID),
-        (experiments_glue.CPU_LEARNING_RATES, experiments_glue.LEARNING_RATE_GRID),
-        (experiments_methods.E2E_RATES, experiments_methods.E2E_GRID),
-        (experiments_methods.GLUE_RATES, experiments_methods.GLUE_GRID),
-    ):
-        assert rates.keys() == grid.keys()
-        for method, rate in rates.items():
-            assert min(grid[method]) < rate < max(grid[method])
-            assert rate in grid[method]
-
-
-FAMILIES = {  # of grids -> the rates that are used at `cpu`, the grids, which end of the score is better
-    "e2e/": (
-        experiments_e2e.CPU_LEARNING_RATES | experiments_methods.E2E_RATES,
-        experiments_e2e.LEARNING_RATE_GRID | experiments_methods.E2E_GRID,
-        min,
+GLUE_RATES = experiments_glue.CPU_LEARNING_RATES | experiments_methods.GLUE_RATES
+GLUE_GRIDS = experiments_glue.LEARNING_RATE_GRID | experiments_methods.GLUE_GRID
+E2E_RATES = experiments_e2e.CPU_LEARNING_RATES | experiments_methods.E2E_RATES
+E2E_GRIDS = experiments_e2e.LEARNING_RATE_GRID | experiments_methods.E2E_GRID
+SEARCHED = [  # search, method, the rate that is used at `cpu`, the grid it is from, which end of the score is better
+    *(("e2e", method, rate, E2E_GRIDS[method], min) for method, rate in E2E_RATES.items()),
+    *(
+        (f"glue-{task}", method, rate, GLUE_GRIDS[method], max)
+        for method, rates in GLUE_RATES.items()
+        for task, rate in rates.items()
     ),
-    "glue-": (
-        experiments_glue.CPU_LEARNING_RATES | experiments_methods.GLUE_RATES,
-        experiments_glue.LEARNING_RATE_GRID | experiments_methods.GLUE_GRID,
-        max,
-    ),
-}
+]
 
 
-def best_rate(summary, family, method, grid, better):
-    """The rate with the best mean over the tasks on which the whole grid is recorded at `cpu`; None where none is."""
-    searched = summary["experiment"].str.startswith(f"learning-rate/{family}") & (summary["rule"] == "selection")
-    at_hand = (summary["scale"] == "cpu") & (summary["method"] == method) & (summary["value"] != "")
-    found = summary[searched & at_hand]
-    found = found.astype({"value": float, "learning_rate": float})
-    scores = found.pivot(index="learning_rate", columns="task", values="value").reindex(grid).dropna(axis="columns")
-    means = scores.mean(axis="columns").to_dict()
-    return better(means, key=means.get) if len(scores.columns) else None
+def best_rate(summary, search, method, grid, better):
+    """The best rate of a grid that is recorded at `cpu` to its last value; else None."""
+    searched = summary["experiment"].str.startswith(f"learning-rate/{search}/{method}/")
+    found = summary[
+        searched & (summary["rule"] == "selection") & (summary["scale"] == "cpu") & (summary["value"] != "")
+    ]
+    scores = dict(zip(found["learning_rate"].astype(float), found["value"].astype(float), strict=True))
+    return better(scores, key=scores.get) if scores.keys() == set(grid) else None
 
 
-@pytest.mark.parametrize("family", FAMILIES)
-def test_a_rate_whose_whole_grid_is_recorded_is_the_best_of_it(family):
-    rates, grids, better = FAMILIES[family]
-    for method, rate in rates.items():
-        best = best_rate(read_summary(), family, method, grids[method], better)
-        assert best in (rate, None), f"{method} is used at {rate:g}, while {best:g} is the best of its grid"
+@pytest.mark.parametrize(("search", "method", "rate", "grid", "better"), SEARCHED)
+def test_a_rate_lies_inside_its_grid_and_is_the_best_of_one_that_is_recorded(search, method, rate, grid, better):
+    assert min(grid) < rate < max(grid) and rate in grid
+    best = best_rate(read_summary(), search, method, grid, better)
+    assert best in (rate, None), f"{rate:g} is used, while {best:g} is the best of its grid"
 
 
-def test_the_best_rate_is_found_on_the_tasks_that_have_the_whole_grid():
-    lines = [("full", 1, "mrpc", 80), ("full", 2, "mrpc", 70), ("full", 1, "rte", 50), ("full", 2, "rte", 65)]
-    lines += [("full", 2, "cola", 99), ("lora", 2, "mrpc", 99)]
-    summary = pd.DataFrame(lines, columns=["method", "learning_rate", "task", "value"], dtype=str)
-    summary = summary.assign(
-        experiment="learning-rate/glue-" + summary["task"] + "/" + summary["method"], rule="selection", scale="cpu"
-    )
-    assert best_rate(summary, "glue-", "full", (1, 2), max) == 2  # 67.5 against 65
-    assert best_rate(summary, "glue-", "full", (1, 2), min) == 1
-    assert best_rate(summary, "glue-", "lora", (1, 2), max) is None
+def test_the_best_rate_is_that_of_a_whole_grid():
+    assert E2E_RATES.keys() == E2E_GRIDS.keys() and GLUE_RATES.keys() == GLUE_GRIDS.keys()
+    lines = [("mrpc/full", 1, 80), ("mrpc/full", 2, 70), ("rte/full", 2, 65)]
+    summary = pd.DataFrame(lines, columns=["experiment", "learning_rate", "value"], dtype=str)
+    names = "learning-rate/glue-" + summary["experiment"] + "/" + summary["learning_rate"]
+    summary = summary.assign(experiment=names, rule="selection", scale="cpu")
+    assert best_rate(summary, "glue-mrpc", "full", (1, 2), max) == 1
+    assert best_rate(summary, "glue-mrpc", "full", (1, 2), min) == 2
+    assert best_rate(summary, "glue-rte", "full", (1, 2), max) is None
 
 
 def test_every_grid_of_learning_rates_is_declared_as_experiments_that_choose_only():

@@ -57,7 +57,7 @@ def test_the_defaults_are_those_of_the_task_the_method_and_the_model():
     assert settings_of("--task", "mrpc", "--method", "full").learning_rate == 2e-5
     assert settings_of("--task", "mrpc", "--model", "roberta-large").learning_rate == 3e-4
     minilm = settings_of("--task", "mrpc", "--model", "minilm")
-    assert minilm.learning_rate == experiments_glue.CPU_LEARNING_RATES["lora"]
+    assert minilm.learning_rate == experiments_glue.CPU_LEARNING_RATES["lora"]["mrpc"]
     e2e = settings_of("--task", "e2e")
     assert (e2e.model, e2e.rank, e2e.alpha, e2e.warmup_steps) == ("gpt2", 4, 32, 500)
     mini = settings_of("--task", "e2e", "--model", "gpt2-mini")
