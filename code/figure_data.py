@@ -139,7 +139,7 @@ def stages(table: str, scale: str) -> Rows:
             history = record["history"]
             changes = [(entry["step"], fmean(entry["ranks"].values())) for entry in history if "ranks" in entry]
             changes = changes or [(0, float(settings.rank))]
-            for step, rank in [*changes, (record["steps"], changes[-1][1])]:
+            for step, rank in [*changes, (max(entry["step"] for entry in history), changes[-1][1])]:
                 yield what | {"curve": "rank", "step": step, "value": f"{rank:g}"}
             for entry in history:
                 for curve, key in (

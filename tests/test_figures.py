@@ -45,11 +45,11 @@ def results(tmp_path, monkeypatch):
 @pytest.fixture
 def over_time():
     """Plain LoRA, a rank that grows once, and a budget that two seeds moved differently."""
-    write_e2e("table3/gpt2/lora-r8", 0, 0.6, steps=20)
+    write_e2e("table3/gpt2/lora-r8", 0, 0.6)
     grown = [{"step": 0, "epoch": 0.0, "ranks": {"0.query": 2, "0.value": 2}}, {"step": 10, "epoch": 0.5, "loss": 3.0}]
     grown += [{"step": 10, "epoch": 0.5, "validation_loss": 2.5, "decision": "next"}]
-    grown += [{"step": 10, "epoch": 0.5, "ranks": {"0.query": 4, "0.value": 4}}]
-    write_e2e("rank-over-time/gpt2/sequential-plateau-frozen", 0, 0.6, steps=20, history=grown)
+    grown += [{"step": 10, "epoch": 0.5, "ranks": {"0.query": 4, "0.value": 4}}, {"step": 20, "eval_loss": 2.25}]
+    write_e2e("rank-over-time/gpt2/sequential-plateau-frozen", 0, 0.6, history=grown)
     for seed, moved in ((0, 9), (1, 10)):
         history = [{"step": 0, "ranks": {"0.query": 8, "0.value": 8, "10.query": 8}}]
         history += [{"step": 5, "ranks": {"0.query": moved, "0.value": 8, "10.query": 7}}]
@@ -116,19 +116,13 @@ def test_the_rate_that_the_tables_use_is_marked_and_no_other():
 
 
 def test_a_rank_that_grows_is_a_staircase_beside_both_losses_and_plain_lora(over_time):
-    rank, training, validation = (
-        {line.get_drawstyle(): line for line in ax.lines if len(line.get_xdata())}
-        for ax in drawn("stages", "rank-over-time").axes
-    )
-    lines = [
-        line.get_xydata().tolist() for line in drawn("stages", "rank-over-time").axes[0].lines if len(line.get_xdata())
-    ]
-    assert lines == [[[0, 8], [20, 8]], [[0, 2], [10, 4], [20, 4]]]
-    assert set(rank) == {"steps-post"} and set(training) == set(validation) == {"default"}
-    found = data("stages", "rank-over-time")
-    assert set(found.label) == {"LoRA r=8", "sequential plateau frozen"}  # the adaptive one has no stages
-    losses = found[found.label != "LoRA r=8"].set_index("curve").value
-    assert (losses["training"], losses["validation"]) == (3.0, 2.5)
+    shown = [[line for line in ax.lines if len(line.get_xdata())] for ax in drawn("stages", "rank-over-time").axes]
+    points = [[line.get_xydata().tolist() for line in lines] for lines in shown]
+    assert points[0] == [[[0, 8], [20, 8]], [[0, 2], [10, 4], [20, 4]]]
+    assert points[1:] == [[[[10, 3], [20, 2]], [[10, 3]]], [[[20, 1.5]], [[10, 2.5], [20, 2.25]]]]
+    assert [{line.get_drawstyle() for line in lines} for lines in shown] == [{"steps-post"}, {"default"}, {"default"}]
+    labels = set(data("stages", "rank-over-time").label)
+    assert labels == {"LoRA r=8", "sequential plateau frozen"}  # the adaptive one has no stages
 
 
 def test_an_adaptive_budget_is_a_heat_map_of_projections_by_steps_with_the_mean_of_the_seeds(over_time):
