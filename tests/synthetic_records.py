@@ -19,6 +19,8 @@ def write(name: str, seed: int, scale: str = "cpu", **measured: Any) -> dict[str
         "settings": json.loads(json.dumps(asdict(settings))), "device": "cpu", "training_seconds": 600.0,
         "training_tokens": 1000, "peak_memory_gib": 1.5, "parameters": {"trainable": 1000, "head": 0, "total": 9000},
     } | measured  # fmt: skip
+    if settings.method in ("sequential-lora", "adaptive-lora") and not any("ranks" in e for e in record["history"]):
+        record["history"] = [{"step": 0, "epoch": 0.0, "ranks": {"0.query": 2, "0.value": 2}}, *record["history"]]
     records.write_record(record)
     return record
 
