@@ -151,7 +151,8 @@ def speed_rows() -> list[list[str]]:
             found.append([title, "–", f"not yet: `python code/benchmark.py {name}`"])
             continue
         run = json.loads(path.read_text(encoding="utf-8"))
-        how = f"{run['threads']} threads, {run['repetitions']} repetitions"
+        times = run["repetitions"]
+        how = f"{run['threads']} threads, {times} repetition{'s' if times > 1 else ''}"
         found += [[f"{title}: {what}", f"{value:.2f}", how] for what, value in run["measured"].items() if "/" in what]
     return found
 

@@ -69,6 +69,7 @@ def _smaller(task: str, method: str, **changes: Any) -> dict[str, dict[str, Any]
 
 
 def cpu_rate(rates: dict[str, float], task: str) -> float:
+    """A method's rate on the task: its own, or MRPC's where none was searched."""
     return rates.get(task, rates["mrpc"])
 
 
