@@ -58,8 +58,8 @@ def estimate(settings: Settings, scale: str, earlier: list[dict] | None = None) 
     growing = settings.method == "sequential-lora"  # costs at most what its last stage does
     last = {"method": "lora", "rank": settings.rank_stages[-1], "rank_stages": ()} if growing else {}
     apply_method(model, replace(settings, **last))
-    trained, head, total = count_trained(model)
-    trainable = trained + head
+    without_head, head, total = count_trained(model)
+    trainable = without_head + head
     task = TASKS[settings.task]
     rows = min(settings.train_rows or task.train_rows, task.train_rows)
     trained = settings.method != "released"

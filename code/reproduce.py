@@ -171,6 +171,8 @@ def main() -> None:
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C: what was done is kept
     try:
         arguments.call(arguments)
+    except BrokenPipeError:  # `| head` has read enough; what is left in the buffer goes nowhere
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except KeyboardInterrupt as stop:
         print(f"\nstopped: {stop or 'interrupted'}", file=sys.stderr)
         sys.exit(INTERRUPTED)

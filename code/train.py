@@ -3,10 +3,12 @@
     python code/train.py --task mnli --r 8 --alpha 16 --lora_target_weights query value --output_dir runs/mnli
     python code/train.py --task mrpc --model minilm --lr 1e-3 --epochs 5 --output_dir runs/mrpc --dry-run
     python code/train.py --task e2e-builtin --method full --output_dir runs/e2e
+    python code/train.py --task rte --method adapter-h --bottleneck 64 --lr 1e-4 --output_dir runs/rte
 
 What no flag says is as in Table 2 or 3 (RoBERTa-base: Table 9 of the paper, without the MNLI start). The
 folder gets `record.json` (as `results/runs`, with scale `free`), `metrics.csv` (a row an epoch),
-`predictions.jsonl` and LoRA's `adapter/`. The same command continues a run that was stopped.
+`predictions.jsonl` and, in `adapter/`, what was trained beside a frozen base. The same command continues a
+run that was stopped. Ranks that change over time are experiments of `reproduce.py`.
 """
 
 from __future__ import annotations
@@ -27,37 +29,61 @@ from settings import SCALES, Settings
 from tasks import TASKS, GlueTask
 
 SCALE = "free"
-METHODS = ("full", "lora")
+ADAPTERS, PREFIXES = ("adapter-h", "adapter-l", "adapter-p"), ("preembed", "prelayer")
+METHODS = ("full", "lora", "bitfit", "top-layers", *ADAPTERS, *PREFIXES)
 TARGETS = ("query", "key", "value", "output", "mlp_in", "mlp_out")
-OF_LORA = {"rank": "--r", "alpha": "--alpha", "lora_dropout": "--dropout", "targets": "--lora_target_weights"}
+METHODS_WITH = {  # setting -> its flag, the methods that have it
+    "rank": ("--r", ("lora",)),
+    "alpha": ("--alpha", ("lora",)),
+    "lora_dropout": ("--dropout", ("lora",)),
+    "targets": ("--lora_target_weights", ("lora",)),
+    "top_layers": ("--top_layers", ("top-layers",)),
+    "bottleneck": ("--bottleneck", ADAPTERS),
+    "dropped_layers": ("--dropped_layers", ADAPTERS),
+    "prefix_tokens": ("--prefix_tokens", PREFIXES),
+}
+SIZES = ("top_layers", "bottleneck", "prefix_tokens")
 
 
 def defaults(task: str, method: str, model: str | None = None) -> tuple[str, Settings]:
     """The row of Table 2 or 3, at the largest scale, that a run without further flags is; and what it is called.
 
-    Where no row has the model, it takes the settings of the task's first one.
+    Where no row has the model, it takes the settings of the task's first one; where none has the method, LoRA's row.
     """
-    row = {"lora": "lora-r8" if isinstance(TASKS[task], GlueTask) else "lora-r4"}.get(method, method)
-    found = [
-        (f"{experiment.name} at scale {scale}", replace(resolve(experiment, scale), start_from=None))
+    row = "lora-r8" if isinstance(TASKS[task], GlueTask) else "lora-r4"
+    candidates = [
+        (f"{experiment.name} at scale {scale}", replace(resolve(experiment, scale), start_from=None), experiment.row)
         for scale in reversed(SCALES)
         for experiment in EXPERIMENTS.values()
-        if experiment.table in ("table2", "table3") and experiment.variant == "paper" and experiment.row == row
+        if experiment.table in ("table2", "table3") and experiment.variant == "paper"
     ]
-    found = [(name, settings) for name, settings in found if settings.task == task]
+    found = [
+        (name, settings)
+        for name, settings, its_row in candidates
+        if (settings.task, settings.method) == (task, method) and (method != "lora" or its_row == row)
+    ]
+    if not found:
+        return defaults(task, "lora", model)
+    found.sort(key=lambda pair: pair[1].dropped_layers)  # adapters in every layer come first
     name, settings = next((pair for pair in found if pair[1].model == model), found[0])
     return name, replace(settings, model=model or settings.model)
 
 
 def free_settings(arguments: argparse.Namespace) -> tuple[str, Settings]:
     """The settings of the flags, and of `defaults` without; ValueError for flags that do not go together."""
-    name, settings = defaults(arguments.task, arguments.method, arguments.model)
+    method = arguments.method
+    name, settings = defaults(arguments.task, method, arguments.model)
     known = {field.name for field in fields(Settings)}
     given = {key: value for key, value in vars(arguments).items() if key in known and value is not None}
-    if arguments.method != "lora" and (odd := [flag for key, flag in OF_LORA.items() if key in given]):
-        raise ValueError(f"{', '.join(odd)}: only LoRA has that, not --method {arguments.method}; leave it out")
+    if odd := [flag for key, (flag, methods) in METHODS_WITH.items() if key in given and method not in methods]:
+        raise ValueError(f"{', '.join(odd)}: --method {method} has no such setting; leave it out")
     if "max_length" in given and not isinstance(TASKS[arguments.task], GlueTask):
         raise ValueError(f"--max_seq_length is of the GLUE tasks; {arguments.task} takes what the model takes")
+    if settings.method != method:
+        sizes = {key: flag for key, (flag, methods) in METHODS_WITH.items() if key in SIZES and method in methods}
+        if lacking := [flag for key, flag in ({"learning_rate": "--lr"} | sizes).items() if key not in given]:
+            raise ValueError(f"Tables 2 and 3 have no {method} on {arguments.task}: give {' and '.join(lacking)}")
+        settings = replace(settings, method=method, rank=None, alpha=None, lora_dropout=0.0, targets=())
     if "targets" in given:
         given["targets"] = tuple(given["targets"])
     if "warmup_ratio" in given:
@@ -157,6 +183,10 @@ def _parser() -> argparse.ArgumentParser:
     add("--alpha", type=float, help="LoRA's alpha; the pair is scaled by alpha / r")
     add("--dropout", dest="lora_dropout", type=float, help="on the input of LoRA's pairs")
     add("--lora_target_weights", dest="targets", nargs="+", choices=TARGETS, help="the matrices that get a pair")
+    add("--top_layers", type=_positive, help="so many of the last layers are trained")
+    add("--bottleneck", type=_positive, help="width of an adapter")
+    add("--dropped_layers", type=int, help="AdapterDrop: so many of the first layers have no adapter")
+    add("--prefix_tokens", type=_positive, help="trained positions before the input")
     add("--epochs", type=_positive)
     add("--batch_size", type=_positive)
     add("--lr", dest="learning_rate", type=float, help="at its highest, after the warm-up")

@@ -153,3 +153,12 @@ def test_help_and_list_need_no_torch():
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert "table3/gpt2-medium/lora-r4" in done.stdout
+
+
+def test_a_reader_that_has_enough_ends_the_list_without_a_traceback():
+    words = [sys.executable, str(paths.ROOT / "code" / "reproduce.py"), "list"]
+    listing = subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    listing.stdout.close()  # as `| head` does
+    assert listing.stderr.read() == b""
+    listing.stderr.close()
+    assert listing.wait() == 0

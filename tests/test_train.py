@@ -65,6 +65,26 @@ def test_the_defaults_are_those_of_the_task_the_method_and_the_model():
     assert settings_of("--task", "sentiment-builtin").model == "minilm"
 
 
+def test_every_other_method_has_the_settings_of_its_row():
+    bitfit = settings_of("--task", "cola", "--method", "bitfit")
+    assert (bitfit.model, bitfit.learning_rate, bitfit.rank) == ("roberta-base", 1e-3, None)
+    wide = settings_of("--task", "rte", "--method", "adapter-h", "--model", "roberta-large")
+    assert (wide.bottleneck, wide.batch_size) == (64, 32)
+    whole = settings_of("--task", "mrpc", "--method", "adapter-p")  # not the row of AdapterDrop
+    assert (whole.bottleneck, whole.dropped_layers) == (48, 0)
+    assert settings_of("--task", "mrpc", "--method", "adapter-p", "--dropped_layers", "3").dropped_layers == 3
+    assert settings_of("--task", "e2e", "--method", "top-layers", "--top_layers", "5").top_layers == 5
+
+
+def test_a_method_without_a_row_has_lora_s_and_wants_its_rate_and_size():
+    with pytest.raises(ValueError, match="have no preembed on e2e: give --lr and --prefix_tokens"):
+        settings_of("--task", "e2e", "--method", "preembed")
+    s = settings_of("--task", "e2e", "--method", "preembed", "--lr", "1e-2", "--prefix_tokens", "5")
+    lora = settings_of("--task", "e2e")
+    without = {"method": "preembed", "rank": None, "alpha": None, "lora_dropout": 0.0, "targets": ()}
+    assert s == replace(lora, **without, learning_rate=1e-2, prefix_tokens=5)
+
+
 def test_a_model_without_a_row_takes_the_settings_of_the_tasks_first_one():
     s = settings_of("--task", "mrpc", "--model", "deberta-v2-xlarge")
     assert s == replace(settings_of("--task", "mrpc"), model="deberta-v2-xlarge")
@@ -86,8 +106,10 @@ def test_a_warm_up_ratio_replaces_the_warm_up_steps_of_e2e():
 
 
 def test_flags_that_do_not_go_together_are_refused():
-    with pytest.raises(ValueError, match="--r, --alpha: only LoRA has that, not --method full"):
+    with pytest.raises(ValueError, match="--r, --alpha: --method full has no such setting"):
         settings_of("--task", "mrpc", "--method", "full", "--r", "8", "--alpha", "16")
+    with pytest.raises(ValueError, match="--bottleneck: --method lora has no such setting"):
+        settings_of("--task", "mrpc", "--bottleneck", "8")
     with pytest.raises(ValueError, match="--max_seq_length is of the GLUE tasks"):
         settings_of("--task", "e2e", "--max_seq_length", "128")
 
