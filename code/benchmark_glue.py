@@ -19,7 +19,7 @@ from models import FAMILIES, base, head_parameters
 from timing import Step, interleave
 
 BATCH, RANK, PADDED = 16, 8, 128
-EPOCH_ROWS = 16 * BATCH  # of MRPC's 3,668: enough batches that their lengths are an epoch's
+EPOCH_ROWS, TIMED_BATCHES = 3_668, 16  # batches by length are formed of a whole epoch, and so many of them timed
 Rows = list[dict[str, Any]]
 
 
@@ -50,6 +50,7 @@ def adapted(name: str, by: str) -> torch.nn.Module:
 
 
 def batches(rows: Rows, by_length: bool) -> list[dict[str, torch.Tensor]]:
+    """A sample of an epoch's batches, from short to long: the middle one of each sixteenth."""
     order = RowsByLength([len(row["input_ids"]) for row in rows], BATCH, seed=0) if by_length else range(len(rows))
     numbers = list(order)
     filled = []
@@ -62,7 +63,8 @@ def batches(rows: Rows, by_length: bool) -> list[dict[str, torch.Tensor]]:
                 for key, value in batch.items()
             }
         filled.append(batch)
-    return filled
+    filled.sort(key=lambda batch: batch["input_ids"].shape[1])
+    return [filled[(2 * i + 1) * len(filled) // (2 * TIMED_BATCHES)] for i in range(TIMED_BATCHES)]
 
 
 def stepping(model: torch.nn.Module, data: list[dict[str, torch.Tensor]]) -> Step:
