@@ -152,7 +152,7 @@ def speed_rows() -> list[list[str]]:
             continue
         run = json.loads(path.read_text(encoding="utf-8"))
         times = run["repetitions"]
-        how = f"{run['threads']} threads, {times} repetition{'s' if times > 1 else ''}"
+        how = f"{run['threads']} threads, " + (f"up to {times} repetitions" if times > 1 else "1 repetition")
         found += [[f"{title}: {what}", f"{value:.2f}", how] for what, value in run["measured"].items() if "/" in what]
     return found
 
