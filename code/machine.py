@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import os
+import re
 import resource
 import sys
+from pathlib import Path
 
 import torch
 
 from settings import Settings
+
+PEAK, RESET = Path("/proc/self/status"), Path("/proc/self/clear_refs")  # of Linux: man 5 proc
 
 
 def has_fast_bfloat16() -> bool:
@@ -21,9 +26,19 @@ def uses_bfloat16(settings: Settings) -> bool:
     return settings.precision == "bfloat16" or (settings.precision == "auto" and has_fast_bfloat16())
 
 
+def forget_peak_memory() -> None:
+    """From here on `peak_memory_gib` is that of what follows, not of runs before it in the same process."""
+    if torch.cuda.is_available():
+        torch.cuda.reset_peak_memory_stats()
+    elif os.access(RESET, os.W_OK):
+        RESET.write_text("5", encoding="ascii")
+
+
 def peak_memory_gib() -> float:
-    """Of the GPU where there is one, else the process's resident peak."""
+    """Of the GPU where there is one, else what was resident; without either Linux or a GPU, of the whole process."""
     if torch.cuda.is_available():
         return torch.cuda.max_memory_allocated() / 2**30
+    if peak := re.search(r"VmHWM:\s*(\d+) kB", PEAK.read_text(encoding="ascii") if PEAK.exists() else ""):
+        return int(peak[1]) / 2**20
     unit = 1 if sys.platform == "darwin" else 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**30

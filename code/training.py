@@ -28,7 +28,7 @@ from transformers.trainer import DEFAULT_PROGRESS_CALLBACK
 from transformers.trainer_callback import PrinterCallback
 
 from batches import IGNORED, Batch, RowsByLength, pad_right, share_of
-from machine import peak_memory_gib, uses_bfloat16
+from machine import forget_peak_memory, peak_memory_gib, uses_bfloat16
 from optimizer import OfficialAdamW, parameter_groups, regroup, trained_state
 from rank_schedule import RankChanges, RankSchedule, ended
 from settings import Settings
@@ -213,6 +213,7 @@ def train(
     would; the first returns the result, the others end with ShareDone. A `schedule` changes the rank
     on the way, which several processes cannot: ValueError.
     """
+    forget_peak_memory()
     steps_per_epoch = math.ceil(len(rows) / settings.batch_size)
     keep_best = settings.keep == "best-epoch"
     arguments = TrainingArguments(
