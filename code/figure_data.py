@@ -71,12 +71,13 @@ def parameters(table: str, scale: str) -> Rows:
 
 
 def training(table: str, scale: str) -> Rows:
-    """Training and validation loss of every seed, as logged."""
+    """Training and validation loss of every seed, as logged: means over so many steps, of whole such windows."""
     for experiment, settings, found in _runs(table, scale):
         for record in found:
+            every = next((entry["step"] for entry in record.get("history", []) if "loss" in entry), 1)
             for entry in record.get("history", []):
                 for curve, key in (("training", "loss"), ("validation", "eval_loss")):
-                    if key in entry:
+                    if key in entry and (curve == "validation" or entry["step"] % every == 0):
                         yield {
                             "panel": _panel(settings, found), "label": label(experiment), "method": settings.method,
                             "seed": record["seed"], "curve": curve, "step": entry["step"], "loss": f"{entry[key]:.4f}",

@@ -41,7 +41,8 @@ COLUMNS = (
     "table", "experiment", "variant", "scale", "task", "train_rows", "data", "model", "method", "rank", "targets",
     "learning_rate", "trainable", "head", "device", "metric", "protocol", "rule", "statistic", "n", "seeds",
     "each_seed", "value", "spread", "low", "high", "reference", "difference", "difference_low", "difference_high",
-    "margin", "verdict", "alarms", "paper_row", "paper", "paper_over_full", "paper_version", "left_out", "command",
+    "difference_n", "margin", "verdict", "alarms", "paper_row", "paper", "paper_over_full", "paper_version", "left_out",
+    "command",
 )  # fmt: skip
 
 
@@ -168,7 +169,10 @@ def _compared(quantity: Quantity, ours: dict[int, float], theirs: dict[int, floa
         return {"verdict": "no seed in common" if theirs else "no reference"}
     low, high = difference_interval(differences) or (None, None)
     found = verdict(differences, quantity.margin, quantity.higher_is_better)
-    return {"difference": fmean(differences), "difference_low": low, "difference_high": high, "verdict": found}
+    return {
+        "difference": fmean(differences), "difference_low": low, "difference_high": high,
+        "difference_n": len(differences), "verdict": found,
+    }  # fmt: skip
 
 
 def _counterpart(experiment: Experiment, settings: Settings, scale: str) -> Experiment:
@@ -193,16 +197,16 @@ def _papers(quantity: Quantity, experiment: Experiment) -> dict[str, Any]:
 
 
 def as_csv(frame: pd.DataFrame) -> str:
-    """The cells as `results/summary.csv` has them: numbers as they are printed, the seeds' values in their order."""
+    """The cells as `results/summary.csv` has them: numbers as they are printed, but each seed's, to compute with."""
     lines = []
     for row in frame.to_dict("records"):
         metric = row["metric"]
         line = {key: "" if key != "each_seed" and pd.isna(value) else value for key, value in row.items()}
-        line["each_seed"] = " ".join(printed(metric, value) for value in row["each_seed"].values())
+        line["each_seed"] = " ".join(f"{value:.9g}" for value in row["each_seed"].values())
         line |= {key: printed(metric, row[key]) for key in ("value", "spread", "low", "high")}
         line |= {key: printed(metric, row[key], "+") for key in ("difference", "difference_low", "difference_high")}
         line |= {key: f"{row[key]:g}" for key in ("learning_rate", "margin") if line[key] != ""}
-        counts = ("train_rows", "rank", "trainable", "head", "alarms")
+        counts = ("train_rows", "rank", "trainable", "head", "alarms", "difference_n")
         line |= {key: f"{row[key]:.0f}" for key in counts if line[key] != ""}
         lines.append(line)
     return pd.DataFrame(lines, columns=frame.columns).to_csv(index=False, lineterminator="\n")

@@ -97,7 +97,7 @@ def _verdict(quantity: dict[str, Any]) -> str:
     interval = (
         "" if pd.isna(low) else f" [{printed(metric, low, '+')}, {printed(metric, quantity['difference_high'], '+')}]"
     )
-    seeds = f"n={quantity['n']}" + ("" if interval else ", no interval")
+    seeds = f"n={quantity['difference_n']:.0f}" + ("" if interval else ", no interval")
     return f"{printed(metric, difference, '+')} {metric}{interval}, {quantity['verdict']} ({seeds})"
 
 

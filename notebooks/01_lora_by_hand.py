@@ -104,7 +104,7 @@ print(f"trainable {trainable:,} of {total:,}: {trainable / total:.2%}")
 
 # %% [markdown]
 # A count alone proves little. One pair over the whole of `c_attn` has $A$ of $r \times d$ and $B$ of $3d \times r$:
-# exactly as many numbers, although it adapts the key as well. Several reproductions did that without noticing.
+# exactly as many numbers, although it adapts the key as well. Two reproductions that we read did that without noticing.
 
 # %%
 print(f"one pair over all of c_attn: {layers * (RANK * d + 3 * d * RANK):,}")

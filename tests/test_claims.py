@@ -58,7 +58,21 @@ def test_differences_are_paired_by_seed_and_averaged_over_the_tasks_that_both_ha
     ours = {"mrpc": {0: 80.0, 1: 82.0, 2: 99.0}, "rte": {0: 60.0, 1: 61.0}, "cola": {0: 1.0}}
     theirs = {"mrpc": {0: 79.0, 1: 80.0}, "rte": {0: 63.0, 1: 61.0}}
     assert differences(ours, theirs) == ([-1.0, 1.0], ["mrpc", "rte"])
+    assert differences(ours, theirs | {"cola": {0: 2.0}}) == ([-1.0, 1.0], ["mrpc", "rte"])  # it has one seed, not two
+    assert differences({"mrpc": {0: 80.0}, "rte": {1: 60.0}}, {"mrpc": {0: 79.0}, "rte": {1: 61.0}})[1] == ["mrpc"]
     assert differences(ours, {"cola": {5: 1.0}}) == ([], [])
+
+
+def test_an_average_over_glue_is_open_until_half_of_the_tasks_are_there_and_names_them():
+    def table2(*tasks):
+        rows = [("lora-r8", "80.0 80.1"), ("full", "79.9 80.1")]
+        lines = [line(f"table2/roberta-base/{t}/{row}", of, "accuracy", task=t, model="minilm")
+                 for t in tasks for row, of in rows]  # fmt: skip
+        return judged(pd.DataFrame(lines, columns=list(COLUMNS)))["glue-matches", "cpu"]
+
+    assert table2("mrpc", "rte", "sst2").verdict == OPEN
+    whole = table2("mrpc", "rte", "sst2", "cola")
+    assert whole.verdict == HOLDS and "(mean of MRPC, RTE, SST-2, CoLA)" in whole.evidence
 
 
 def test_another_scale_model_variant_or_an_empty_row_is_no_evidence():
@@ -95,9 +109,16 @@ def test_the_search_of_learning_rates_tells_the_higher_rate_the_grids_ends_and_t
 
 
 def test_less_memory_means_less_by_more_than_a_twentieth():
-    full = line(FULL, "2.0", "peak_memory_gib")
-    assert verdict("less-memory", line(LORA, "1.5", "peak_memory_gib"), full) == HOLDS
-    assert verdict("less-memory", line(LORA, "1.95", "peak_memory_gib"), full) == FAILS
+    full = line(FULL, "2.0 2.0", "peak_memory_gib")
+    assert verdict("less-memory", line(LORA, "1.5 1.5", "peak_memory_gib"), full) == HOLDS
+    assert verdict("less-memory", line(LORA, "1.95 1.95", "peak_memory_gib"), full) == FAILS
+
+
+def test_time_and_memory_of_one_run_decide_only_what_is_far_apart():
+    full = line(FULL, "20", "training_minutes")
+    lora = {minutes: line(LORA, minutes, "training_minutes") for minutes in ("14", "16", "26")}
+    of = {minutes: verdict("less-time", row, full) for minutes, row in lora.items()}
+    assert of == {"14": HOLDS, "16": OPEN, "26": FAILS}
 
 
 def test_one_percent_of_the_parameters_is_not_less_than_one_percent():
