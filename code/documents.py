@@ -81,7 +81,8 @@ def facts(summary: pd.DataFrame) -> dict[str, Any]:
         "bases": {scale: list(BASES[scale]) for scale in SCALES},
         "gpt2_mini": json.loads((paths.DATA / "models/gpt2-mini/pretraining.json").read_text(encoding="utf-8")),
         "statistics": {"margin": f"{MARGIN:g}", "far": f"{FAR:g}", "loss_margin": f"{LOSS_MARGIN:g}",
-                       "saving": f"{SAVING:.0%}", "score_level": f"{SCORE_LEVEL:.0%}", "difference_level": f"{DIFFERENCE_LEVEL:.0%}"},
+                       "saving": f"{SAVING:.0%}", "score_level": f"{SCORE_LEVEL:.0%}",
+                       "difference_level": f"{DIFFERENCE_LEVEL:.0%}"},
     }  # fmt: skip
 
 
