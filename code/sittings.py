@@ -1,4 +1,4 @@
-"""A run may take several sittings: checkpoints by the clock, a stop on a signal, the time of all of them."""
+"""A run may take several sittings: checkpoints by the clock, a stop on a signal, time and memory of all of them."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from typing import Any
 
 from transformers import ProgressCallback, TrainerCallback
 
+from machine import peak_memory_gib
 from rank_schedule import ended
 
 CHECKPOINT_SECONDS = 300
@@ -41,15 +42,16 @@ def _midway(state: Any) -> bool:
 
 
 class Sitting(TrainerCallback):
-    """Checkpoints by the clock, stops after a finished step on a signal, and adds up the time.
+    """Checkpoints by the clock, stops after a finished step on a signal, and adds up what all sittings took.
 
     `tokens()` is how many this sitting has seen; `anywhere(*flags)` says of each whether it is up in any process.
     """
 
     def __init__(self, folder: Path, tokens: Callable[[], int], anywhere: Callable[..., list[bool]]):
         self.clock, self.tokens, self.anywhere = folder / "clock.json", tokens, anywhere
-        earlier = json.loads(self.clock.read_text()) if self.clock.exists() else {"seconds": 0.0, "tokens": 0}
-        self.earlier, self.started, self.saved, self.stop = earlier, time.monotonic(), time.monotonic(), False
+        nothing = {"seconds": 0.0, "tokens": 0, "peak_memory_gib": 0.0}
+        self.earlier = nothing | (json.loads(self.clock.read_text()) if self.clock.exists() else {})
+        self.started, self.saved, self.stop = time.monotonic(), time.monotonic(), False
 
     @contextmanager
     def listening(self) -> Iterator[None]:
@@ -65,7 +67,8 @@ class Sitting(TrainerCallback):
 
     def spent(self) -> dict[str, float]:
         seconds = self.earlier["seconds"] + time.monotonic() - self.started
-        return {"seconds": seconds, "tokens": self.earlier["tokens"] + self.tokens()}
+        peak = max(self.earlier["peak_memory_gib"], peak_memory_gib())
+        return {"seconds": seconds, "tokens": self.earlier["tokens"] + self.tokens(), "peak_memory_gib": peak}
 
     def on_signal(self, signum: int, frame: FrameType | None) -> None:
         self.stop = True

@@ -28,7 +28,7 @@ from transformers.trainer import DEFAULT_PROGRESS_CALLBACK
 from transformers.trainer_callback import PrinterCallback
 
 from batches import IGNORED, Batch, RowsByLength, pad_right, share_of
-from machine import forget_peak_memory, peak_memory_gib, uses_bfloat16
+from machine import forget_peak_memory, uses_bfloat16
 from optimizer import OfficialAdamW, parameter_groups, regroup, trained_state
 from rank_schedule import RankChanges, RankSchedule, ended
 from settings import Settings
@@ -40,7 +40,7 @@ LOGGED = {"loss", "eval_loss", "validation_loss", "ranks"}  # by epoch's validat
 
 
 class TrainingDiverged(FloatingPointError):
-    """The loss is no longer a number; the message names the step and the state that was kept."""
+    """The loss or a weight is no longer a number; the message names the step and the state that was kept."""
 
 
 class ShareDone(SystemExit):
@@ -50,9 +50,9 @@ class ShareDone(SystemExit):
 @dataclass
 class TrainingResult:
     steps: int
-    seconds: float  # of training, over all the sittings of an interrupted run
+    seconds: float  # of training and of each epoch's validation, over all the sittings of an interrupted run
     tokens: int
-    peak_memory_gib: float
+    peak_memory_gib: float  # of the sitting that took most
     kept_step: int  # the step whose weights the model has now
     history: list[dict[str, Any]]
 
@@ -153,13 +153,22 @@ class ProtocolTrainer(Trainer):
             loss = self.loss(model, share) if model is self.model else weight * through_wrapper(model, self.loss, share)
         whole = self.accelerator.reduce(loss.detach(), "mean")
         if not torch.isfinite(whole):
-            kept = self.state.best_model_checkpoint or self.args.output_dir
-            raise TrainingDiverged(
-                f"the loss is {whole.item()} at step {self.state.global_step + 1} of {self.state.max_steps}; "
-                f"the last good state is the newest checkpoint in {kept}. Try a lower learning rate than "
-                f"{self.settings.learning_rate:g}, or clipping (max_grad_norm)"
-            )
+            raise self.diverged(f"the loss is {whole.item()} at step {self.state.global_step + 1}")
         return loss
+
+    def diverged(self, what: str) -> TrainingDiverged:
+        kept = newest_checkpoint(Path(self.args.output_dir))
+        return TrainingDiverged(
+            f"{what} of {self.state.max_steps}; the last good state is {kept or 'the one before training'}. "
+            f"Try a lower learning rate than {self.settings.learning_rate:g}, or clipping (max_grad_norm)"
+        )
+
+    def _maybe_log_save_evaluate(self, *arguments: Any, **others: Any) -> None:
+        if self.control.should_evaluate or self.control.should_save:  # the last step's gradient is in no loss yet
+            for name, weights in trained_state(self.model).items():
+                if not weights.isfinite().all():
+                    raise self.diverged(f"{name} is not finite after step {self.state.global_step}")
+        super()._maybe_log_save_evaluate(*arguments, **others)
 
     def evaluate(self, *_: Any, **__: Any) -> dict[str, float]:
         measured = self.validate(self.model, math.ceil(self.state.epoch))  # a schedule may end within an epoch
@@ -205,9 +214,9 @@ def train(
 
     `loss(model, batch)` is what is minimised, `validate(model, epoch)` is measured after every epoch;
     `best` names which of its numbers chooses the epoch that is kept, where the settings say so, and
-    whether more is better. Continues from the newest
-    checkpoint in `folder`. Raises TrainingDiverged on a loss that is not finite, and
-    TrainingInterrupted after SIGINT or SIGTERM, once the state is saved.
+    whether more is better. Continues from the newest checkpoint in `folder`. Raises TrainingDiverged on a
+    loss that is not finite, and before weights that are not finite are validated or saved; TrainingInterrupted
+    after SIGINT or SIGTERM, once the state is saved.
 
     Under `accelerate launch` the processes share each batch's rows and take the steps that one process
     would; the first returns the result, the others end with ShareDone. A `schedule` changes the rank
@@ -278,7 +287,7 @@ def train(
         steps=trainer.state.global_step,
         seconds=spent["seconds"],
         tokens=int(spent["tokens"]),
-        peak_memory_gib=peak_memory_gib(),
+        peak_memory_gib=spent["peak_memory_gib"],
         kept_step=(trainer.state.best_global_step if keep_best else None) or trainer.state.global_step,
         history=[entry for entry in trainer.state.log_history if LOGGED & entry.keys()],
     )

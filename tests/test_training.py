@@ -297,6 +297,17 @@ def test_a_stopped_run_continues_to_the_same_weights(tmp_path, method):
         assert torch.equal(p, dict(again.named_parameters())[name]), name
 
 
+def test_the_peak_of_memory_is_that_of_the_sitting_that_took_most(tmp_path, monkeypatch):
+    monkeypatch.setattr("sittings.peak_memory_gib", lambda: 3.0)
+    with pytest.raises(TrainingInterrupted):
+        run_training(tmp_path, loss=stop_at_call(13))
+    monkeypatch.setattr("sittings.peak_memory_gib", lambda: 2.0)
+    _, result = run_training(tmp_path)
+    assert result.peak_memory_gib == 3.0
+    _, alone = run_training(tmp_path / "alone")
+    assert alone.peak_memory_gib == 2.0
+
+
 def test_checkpoints_hold_only_what_is_trained(tmp_path):
     from safetensors.torch import load_file
 
@@ -320,6 +331,37 @@ def test_a_loss_that_is_not_finite_stops_at_its_step_and_keeps_the_last_good_sta
 
     kept = load_file(next(tmp_path.glob("checkpoint-10/trained.safetensors")))
     assert all(torch.isfinite(t).all() for t in kept.values())
+
+
+def breaking_backward(at_call):
+    """The loss, which stays finite, but the gradient of its call of that number is not a number."""
+    calls = 0
+
+    def loss(model, batch):
+        nonlocal calls
+        calls += 1
+        value = completion_loss(model, batch)
+        if calls == at_call:
+            value.register_hook(lambda gradient: gradient * float("nan"))
+        return value
+
+    return loss
+
+
+@pytest.mark.parametrize(("step", "kept"), [(10, "the one before training"), (20, "checkpoint-10")])
+def test_weights_that_a_step_broke_are_neither_saved_nor_the_end_of_a_run(tmp_path, step, kept):
+    with pytest.raises(TrainingDiverged, match=rf"is not finite after step {step} of 20; .* is (.*/)?{kept}\. Try"):
+        run_training(tmp_path, loss=breaking_backward(step))
+    assert not (tmp_path / f"checkpoint-{step}").exists()
+
+
+def test_the_state_that_is_named_is_the_newest_also_where_an_earlier_epoch_was_better(tmp_path):
+    model, scores = tiny_model(), iter([0.2, 0.9])
+    apply_method(model, SETTINGS)
+    settings = replace(SETTINGS, epochs=3, keep="best-epoch")
+    with pytest.raises(TrainingDiverged, match=r"is \S*checkpoint-20\. Try"):
+        train(model, some_rows(), settings, 0, tmp_path, breaking_backward(25), lambda *_: {"loss": next(scores)})
+    assert (tmp_path / "checkpoint-10").exists()  # the better one
 
 
 def test_a_checkpoint_of_another_run_is_refused(tmp_path):
