@@ -24,6 +24,7 @@ import glue_run
 import records
 from experiments import find, resolve
 from lora import base_fingerprint, load_lora, lora_layers, save_lora
+from machine import uses_bfloat16
 from methods import apply_method, count_trained, save_trained
 from models import HEADS, base, head_parameters, load_model, load_tokenizer
 from paths import CHECKPOINTS
@@ -114,6 +115,7 @@ def measure(
         "base_fingerprint": base_fingerprint(model, head_parameters(model)),
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",
         "threads": torch.get_num_threads(),
+        "bfloat16": uses_bfloat16(settings),  # "auto" is decided by the machine
         "processes": int(os.environ.get("WORLD_SIZE", "1")),
     }
     if settings.method == "released":

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import io
 import json
 import os
 import subprocess
@@ -10,13 +11,13 @@ import sys
 
 import pandas as pd
 import pytest
+import sentencepiece
 import torch
 from safetensors.torch import load_file
 from tokenizers import pre_tokenizers
 from transformers import (
     DebertaV2Config,
     DebertaV2ForMaskedLM,
-    DebertaV2Tokenizer,
     GPT2Config,
     GPT2LMHeadModel,
     GPT2Tokenizer,
@@ -71,7 +72,6 @@ def fill(folder):
     special = {"<s>": 0, "<pad>": 1, "</s>": 2, "<unk>": 3, "<mask>": 4}
     after = {symbol: i for i, symbol in enumerate(BYTES, 5)}
     models = folder / "models"
-    pieces = [(piece, 0.0) for piece in ("[PAD]", "[CLS]", "[SEP]", "[UNK]", "[MASK]")] + [("▁tea", -1.0), ("▁", -2.0)]
     for source, model, tokenizer in (
         (
             "openai-community/gpt2",
@@ -83,14 +83,23 @@ def fill(folder):
             RobertaForMaskedLM(RobertaConfig(vocab_size=300, type_vocab_size=1, max_position_embeddings=514, **TINY)),
             RobertaTokenizer(vocab=special | after, merges=[], model_max_length=512),
         ),
-        (
-            "microsoft/deberta-v2-xlarge",
-            DebertaV2ForMaskedLM(DebertaV2Config(vocab_size=16, pos_att_type=["c2p"], **TINY)),
-            DebertaV2Tokenizer(vocab=pieces),
-        ),
     ):
         model.save_pretrained(models / source)
         tokenizer.save_pretrained(models / source)
+    deberta = models / "microsoft/deberta-v2-xlarge"
+    DebertaV2ForMaskedLM(DebertaV2Config(vocab_size=16, pos_att_type=["c2p"], **TINY)).save_pretrained(deberta)
+    (deberta / "spm.model").write_bytes(pieces())  # all that the real repository has of a tokenizer
+
+
+def pieces():
+    """A SentencePiece model with DeBERTa's special pieces, to which "tea" is one piece."""
+    special = {f"{role}_id": number for number, role in enumerate(("pad", "bos", "eos", "unk"))}
+    special |= {"pad_piece": "[PAD]", "bos_piece": "[CLS]", "eos_piece": "[SEP]", "unk_piece": "[UNK]"}
+    sentencepiece.SentencePieceTrainer.train(
+        sentence_iterator=iter(["tea"] * 9 + ["a tea"]), model_writer=(written := io.BytesIO()), vocab_size=9,
+        hard_vocab_limit=False, minloglevel=2, **special,
+    )  # fmt: skip
+    return written.getvalue()
 
 
 @pytest.fixture(scope="module")
@@ -174,8 +183,9 @@ def test_roberta_comes_from_the_hub_under_its_old_name(visit):
     assert words["input_ids"][0] == 0 and words["input_ids"].count(2) == 3 and "token_type_ids" not in words
 
 
-def test_deberta_comes_from_the_hub_with_token_types(visit):
-    folder, found, *_ = visit
+def test_deberta_comes_from_the_hub_with_token_types_and_a_sentencepiece_model_as_tokenizer(visit):
+    folder, found, asked, _ = visit
+    assert f"GET /microsoft/deberta-v2-xlarge/resolve/{COMMIT}/spm.model" in asked
     weights, words = found["microsoft/deberta-v2-xlarge"]
     assert weights == sum_of(folder, "microsoft/deberta-v2-xlarge", "deberta.embeddings.word_embeddings.weight")
-    assert words == {"input_ids": [1, 5, 2, 5, 2], "token_type_ids": [0, 0, 0, 1, 1], "attention_mask": [1] * 5}
+    assert words == {"input_ids": [1, 4, 2, 4, 2], "token_type_ids": [0, 0, 0, 1, 1], "attention_mask": [1] * 5}

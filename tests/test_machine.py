@@ -7,7 +7,6 @@ import torch
 
 import machine
 
-
 resettable = pytest.mark.skipif(
     not os.access(machine.RESET, os.W_OK) or torch.cuda.is_available(), reason="the peak cannot be reset here"
 )
