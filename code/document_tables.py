@@ -155,7 +155,7 @@ def coverage(summary: Summary, titles: dict[str, str], scales: tuple[str, ...]) 
     for table, title in titles.items():
         cells = []
         for scale in scales:
-            there = [e for e in EXPERIMENTS.values() if e.table == table and e.only in (None, scale)]
+            there = [e for e in EXPERIMENTS.values() if e.table == table and scale in e.scales]
             chosen = select(table, scale) if any(e.variant == "paper" for e in there) else []
             run = sum(bool(summary[experiment.name, scale]) for experiment in chosen)
             cells.append(f"{run} of {len(chosen)}" if chosen else "–")

@@ -33,9 +33,9 @@ from typing import Any
 
 import e2e_generator
 from data_places import find_file
+from slot_matching import parse_mr
 
 PROTOCOLS = ("challenge", "lora")
-SLOTS = ("name", "eatType", "food", "priceRange", "customer rating", "area", "familyFriendly", "near")
 RELEASE_URL = "https://raw.githubusercontent.com/tuetschek/e2e-dataset/master"
 RELEASE_PAGE = "https://github.com/tuetschek/e2e-dataset/releases/tag/v1.0.0"
 DOWNLOAD_TIMEOUT = 60  # seconds
@@ -46,7 +46,6 @@ FILES = {  # split -> file, SHA-256 of the release
     "test": ("testset_w_refs.csv", "edc8db685e39bb9824d5bd70c18b1c9b0412d14b527aa960e2d1c8251ee15ccd"),
 }
 LORA_SLOTS = {"eatType": "Type", "priceRange": "price", "familyFriendly": "family friendly"}
-MR_SLOT = re.compile(r"([^,\[\]]+)\[([^\[\]]+)\]")
 # Penn Treebank contractions, decimals and runs of full stops stay whole; all other punctuation stands alone.
 TOKEN = re.compile(r"n't\b|'(?:s|re|ll|ve|m|d)\b|\w+?(?=n't\b)|\d+\.\d+|\w+|\.+|[^\w\s]", re.IGNORECASE)
 
@@ -67,21 +66,6 @@ class Inputs:
     mr: str
     context: str
     references: list[str]
-
-
-def parse_mr(mr: str) -> dict[str, str]:
-    """Slots of a raw meaning representation, in its order.
-
-    Raises ValueError if it is not of the form `name[Blue Spice], area[city centre]` with E2E's slots, each once.
-    """
-    pairs = [MR_SLOT.fullmatch(part) for part in re.split(r"(?<=\]),\s*", mr.strip())]
-    slots = {match[1]: match[2] for match in pairs if match}
-    if len(slots) != len(pairs) or not slots.keys() <= set(SLOTS):
-        raise ValueError(
-            f"malformed meaning representation {mr!r}: expected 'slot[value], slot[value], ...', each slot at most "
-            f"once and one of {', '.join(SLOTS)}"
-        )
-    return slots
 
 
 def pretokenise(text: str) -> str:

@@ -91,13 +91,13 @@ def evaluate_generation(
     texts = [output.text for output in outputs]
     references = [item.references[:1] if settings.single_reference else item.references for item in inputs]
     slots = nlg_metrics.slot_errors([item.mr for item in inputs], texts)
-    course = nlg_metrics.course_score(texts, references)
+    course, lengths = nlg_metrics.course_score(texts, references), nlg_metrics.output_lengths(texts, references)
     scores = nlg_metrics.score(texts, references) | {
         "slot_error_rate": slots["rate"],
         "course_BLEU": course["BLEU"],
         "course_ROUGE_L": course["ROUGE_L"],
-        "mean_words": fmean(len(text.split()) for text in texts),
-        "mean_reference_words": fmean(len(text.split()) for group in references for text in group),
+        "mean_words": lengths["prediction_length"],
+        "mean_reference_words": lengths["reference_length"],
         "share_at_cap": fmean(not output.ended for output in outputs),
     }
     predictions = [

@@ -36,8 +36,8 @@ def resolve(experiment: Experiment, scale: str) -> Settings:
     """The settings of the experiment at a scale; ValueError where it does not exist there."""
     if scale not in SCALES:
         raise ValueError(f"scale is one of {', '.join(SCALES)}, not {scale!r}")
-    if experiment.only not in (None, scale):
-        raise ValueError(f"{experiment.name} exists at scale {experiment.only!r} only, not at {scale!r}")
+    if scale not in experiment.scales:
+        raise ValueError(f"{experiment.name} exists at scale {' and '.join(experiment.scales)} only, not at {scale}")
     return replace(experiment.paper, **experiment.changes.get(scale, {}))
 
 
@@ -47,7 +47,7 @@ def select(table: str, scale: str, rows: list[str] | None = None, variant: str =
     Two names with the same settings at a smaller scale (gpt2 and gpt2-medium both become
     gpt2-mini) are one piece of work; the first name stands for it.
     """
-    there = [e for e in EXPERIMENTS.values() if e.table == table and e.only in (None, scale) and e.variant == variant]
+    there = [e for e in EXPERIMENTS.values() if e.table == table and scale in e.scales and e.variant == variant]
     if not there:
         known = ", ".join(sorted({e.table for e in EXPERIMENTS.values()}))
         raise ValueError(f"no experiment of {table!r} ({variant}) at scale {scale!r}; the tables are {known}")

@@ -15,8 +15,9 @@ E2E = Settings(
     task="e2e", model="gpt2-medium", method="full", learning_rate=2e-4, epochs=5, batch_size=8, warmup_steps=500
 )  # fmt: skip
 E2E_OFFICIAL_CODE = {"length_penalty": 0.8, "keep": "last"}
-# Table 3 takes full fine-tuning from Li & Liang (2021): its learning rate is in README of XiangLi1999/PrefixTuning at
-# 048d236. Table 11's is LoRA's; full fine-tuning at LoRA's rate is a mistake of its own (experiments_pitfalls.py).
+# Table 3 takes full fine-tuning from Li & Liang (2021): its learning rate is the default of gpt2/train_e2e.py of
+# XiangLi1999/PrefixTuning at 048d236, and all that is taken from there. Table 11's is LoRA's; full fine-tuning at
+# LoRA's rate is a mistake of its own (experiments_pitfalls.py).
 FULL_LEARNING_RATE = 5e-5
 LORA = {"method": "lora", "alpha": 32.0, "lora_dropout": 0.1, "targets": ("query", "value")}
 
@@ -26,6 +27,7 @@ E2E_CPU = {"model": "gpt2-mini", "epochs": 1, "warmup_steps": 100, "keep": "last
 E2E_QUICK = {"task": "e2e-builtin", "model": "gpt2-mini", "epochs": 1, "warmup_steps": 20, "keep": "last"}
 CPU_LEARNING_RATES = {"full": 2e-3, "lora": 8e-3}
 LEARNING_RATE_GRID = {"full": (5e-4, 1e-3, 2e-3, 4e-3), "lora": (2e-3, 4e-3, 8e-3, 1.6e-2)}
+PAPER_GRID = {"full": (2.5e-5, 5e-5, 1e-4, 2e-4), "lora": (1e-4, 2e-4, 4e-4, 8e-4)}  # around the rates of Table 3
 LEARNING_RATE_ROWS = 8_000
 
 # Table 3's cells of the published paper, by the model's name in the table.
@@ -44,7 +46,7 @@ def smaller(learning_rate: float, **changes: Any) -> dict[str, dict[str, Any]]:
 
 
 def learning_rates(method: str, base: Settings, grid: tuple[float, ...], **changes: Any) -> list[Experiment]:
-    """A method's candidates, chosen between by the loss on the development set after one short training."""
+    """A method's candidates at the smaller scales: compared by the dev loss after one short training."""
     found = []
     for rate in grid:
         search = {"evaluate": "selection", "learning_rate": rate}
@@ -53,7 +55,21 @@ def learning_rates(method: str, base: Settings, grid: tuple[float, ...], **chang
         name, rows = f"learning-rate/e2e/{method}/{rate:g}", f"{LEARNING_RATE_ROWS:,} training rows"
         about = f"dev loss of {method} at {rate:g} on {rows}"
         settings = replace(base, **search, train_rows=LEARNING_RATE_ROWS)
-        found.append(Experiment(name, about, settings, {"cpu": cpu, "quick": quick}))
+        found.append(Experiment(name, about, settings, {"cpu": cpu, "quick": quick}, scales=("quick", "cpu")))
+    return found
+
+
+def _learning_rates() -> list[Experiment]:
+    """Of LoRA and full fine-tuning: of the small model, and around the published rates that of the paper."""
+    bases = {"full": E2E, "lora": replace(E2E, rank=4, **LORA)}
+    found = []
+    for method, base in bases.items():
+        found += learning_rates(method, replace(base, model="gpt2"), LEARNING_RATE_GRID[method])
+        for rate in PAPER_GRID[method]:
+            settings = replace(base, learning_rate=rate, epochs=1, evaluate="selection", keep="last")
+            about = f"dev loss of {method} at {rate:g} after an epoch"
+            name = f"learning-rate/e2e/{method}/{rate:g}"
+            found.append(Experiment(name, about, settings, scales=("paper",)))
     return found
 
 
@@ -78,7 +94,7 @@ def _released() -> list[Experiment]:
             f"released/{model}/e2e",
             f"the authors' own adapter of {model} decoded and scored, without training",
             replace(E2E, model=model, rank=4, **LORA | {"method": "released"}),
-            only="paper",
+            scales=("paper",),
             cell=TABLE3_CELLS[model, "lora-r4"],
         )
         for model in ("gpt2-medium", "gpt2-large")
@@ -88,6 +104,5 @@ def _released() -> list[Experiment]:
 E2E_EXPERIMENTS = (
     *_table3(),
     *_released(),
-    *learning_rates("full", replace(E2E, model="gpt2"), LEARNING_RATE_GRID["full"]),
-    *learning_rates("lora", replace(E2E, model="gpt2", rank=4, **LORA), LEARNING_RATE_GRID["lora"]),
+    *_learning_rates(),
 )

@@ -5,8 +5,8 @@ microsoft/LoRA at c4593f0, row by row in `data/glue_hyperparameters.csv`; what b
 defaults (AdamW's betas and epsilon, clipping at 1, what decays) is that of transformers 4.4.2, as the
 official code used it. The weight decay of RoBERTa, 0.1, is only in the code.
 
-The paper took its full fine-tuning rows from prior work. Here they are run: RoBERTa in the middle of
-the grid of Liu et al. (2019, section 5.1), DeBERTa as He et al. (2020) on the same tasks.
+The paper took its full fine-tuning rows from prior work. Here they are run: RoBERTa within the grid of Liu et al.
+(2019, section 5.1), its middle for base and its lowest rate for large, DeBERTa as He et al. (2020) on the same tasks.
 """
 
 from __future__ import annotations
@@ -54,6 +54,7 @@ SEARCH: dict[str, dict[str, Any]] = {  # task -> what a candidate learning rate 
     "sst2": {"epochs": 1, "train_rows": 8_000},
 }  # fmt: skip
 LEARNING_RATE_GRID = {"full": (2.5e-5, 5e-5, 1e-4, 2e-4), "lora": (5e-4, 1e-3, 2e-3, 4e-3)}
+FROM_MNLI = ("mrpc", "rte", "stsb")  # LoRA starts there, but in the restricted rows
 SINGLE_SENTENCE = ("sst2", "cola")  # stand as the built-in sentiment task at `quick`, the others as the paraphrases
 
 
@@ -108,17 +109,17 @@ def _lora_rows() -> list[Experiment]:
 
 
 def _full_rows() -> list[Experiment]:
-    return [
-        Experiment(
-            f"table2/{model}/{task}/full",
-            f"full fine-tuning of {model} on {task}",
-            replace(GLUE, model=model, task=task, **FULL[model]),
-            _smaller(task, "full"),
-            cell=(label, "FT", trainable),
-        )
-        for model, (label, trainable, _) in MODELS.items()
-        for task in TASKS
-    ]
+    """From the pre-trained model, and from MNLI where LoRA starts there, as section 5.2 says of full fine-tuning."""
+    found = []
+    for model, (label, trainable, _) in MODELS.items():
+        for task in TASKS:
+            name, about = f"table2/{model}/{task}/full", f"full fine-tuning of {model} on {task}"
+            settings = replace(GLUE, model=model, task=task, **FULL[model])
+            found.append(Experiment(name, about, settings, _smaller(task, "full"), cell=(label, "FT", trainable)))
+            if task in FROM_MNLI:
+                settings = replace(settings, start_from=f"table2/{model}/mnli/full")
+                found.append(Experiment(f"{name}-from-mnli", f"{about}, from MNLI", settings, scales=("paper",)))
+    return found
 
 
 def _released() -> list[Experiment]:
@@ -128,7 +129,7 @@ def _released() -> list[Experiment]:
             f"released/{row.paper.model}/{row.paper.task}",
             f"the authors' own adapter of {row.paper.model} on {row.paper.task} scored, without training",
             replace(row.paper, method="released", start_from=None),
-            only="paper",
+            scales=("paper",),
             cell=row.cell,
         )
         for row in _lora_rows()
@@ -200,14 +201,15 @@ def _curves() -> list[Experiment]:
 
 
 def learning_rates(task: str, method: str, base: Settings, grid: tuple[float, ...], **changes: Any) -> list[Experiment]:
-    """A method's candidates, chosen between on a tenth of the training rows that it is not trained on."""
+    """A method's candidates at the smaller scales, compared on the tenth of the training rows that is held out."""
     found = []
     for rate in grid:
         at = smaller(task, rate, **changes, evaluate="selection")
         name = f"learning-rate/glue-{task}/{method}/{rate:g}"
         about = f"{method} at {rate:g} on {task}, scored on held-out training rows"
         settings = replace(base, learning_rate=rate, evaluate="selection")
-        found.append(Experiment(name, about, settings, at | {"cpu": at["cpu"] | SEARCH[task]}))
+        cpu = at["cpu"] | SEARCH[task]
+        found.append(Experiment(name, about, settings, at | {"cpu": cpu}, scales=("quick", "cpu")))
     return found
 
 

@@ -6,8 +6,9 @@
     variants/gpt2/rank-stabilised, .../lora-plus, .../all-matrices           changes of one line
 
 Widths and prefix lengths are those of the printed counts (tests/test_baselines.py). Rows that the paper takes from
-prior work have that work's learning rate: Li & Liang (2021) for GPT-2 (README of XiangLi1999/PrefixTuning at
-048d236). Adapters of RoBERTa-large are Table 9's (data/glue_hyperparameters.csv). BitFit and Adapter^D of
+prior work have that work's learning rate: Li & Liang (2021) for GPT-2 (gpt2/train_e2e.py of XiangLi1999/PrefixTuning
+at 048d236). Adapters of RoBERTa-large are Table 9's (data/glue_hyperparameters.csv), without weight decay, which the
+scripts of the official code do not set for them. BitFit and Adapter^D of
 RoBERTa-base are not described by the paper: they are trained as LoRA's row is, at a rate usual for them.
 """
 
@@ -118,6 +119,7 @@ def _table2_large() -> list[Experiment]:
             glue.GLUE, model=row["model"], task=task, method=method, bottleneck=int(row["rank"]),
             batch_size=int(row["batch_size"]), epochs=int(row["epochs"]), learning_rate=float(row["learning_rate"]),
             max_length=int(row["max_length"]), warmup_ratio=float(row["warmup_ratio"]),
+            weight_decay=float(row["weight_decay"] or 0),
         )  # fmt: skip
         cell = ("RoBERTa-large", f"Adpt^{method[-1].upper()}†", row["row"].rpartition("-")[2])
         changes = glue.smaller(task, glue.cpu_rate(GLUE_RATES[method], task), **MINILM[method])

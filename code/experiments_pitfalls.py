@@ -18,7 +18,7 @@ from typing import Any
 
 import experiments_e2e as e2e
 import experiments_glue as glue
-from settings import Experiment, Settings
+from settings import SCALES, Experiment, Settings
 
 Mistakes = dict[str, tuple[str, dict[str, Any]]]  # row -> what is wrong, the setting that makes it so
 Rates = dict[str, dict[str, float]]  # scale -> method -> learning rate
@@ -68,6 +68,8 @@ E2E_MISTAKES: Mistakes = BOTH | {
     "untrained-end": ("no loss on the end token", {"end_loss": False}),
     # anthonylitwin/odu-cs722-lora-repro: each row of the test file against its own reference alone
     "single-reference": ("scored against the first reference only", {"single_reference": True}),
+    # bigbrainbrian7/LoRA_replication
+    "greedy": ("greedy decoding, no beams", {"beams": 1}),
     # zhenrys/LoRA-GPT2-E2E-pytorch-jittor, its Jittor half: --eval_len 32
     "capped-decoding": ("at most 32 new tokens, not 64", {"max_new_tokens": 32}),
 }
@@ -76,7 +78,10 @@ MRPC_MISTAKES: Mistakes = BOTH | {
     "frozen-head": ("the new head is not trained", {"train_head": False}),
     # Zjy-0601/lora-reproduction
     "alpha-equals-rank": ("alpha = r = 8, not 16: scale 1, not 2", {"alpha": 8.0}),
+    # Althealam/CS5782-LoRA-Final-Project, Zjy-0601/lora-reproduction, lucas-309/cs4782-lora, tn292/cs5782_final_project
+    "few-epochs": ("3 epochs, not 30", {"epochs": 3}),
 }
+ONLY_AT_PAPER = ("few-epochs",)  # elsewhere the correct run has few as well
 
 
 def _part(
@@ -92,6 +97,7 @@ def _part(
             f"{part}: {about}",
             replace(runs[method], **at["paper"]),
             {scale: settings | at[scale] for scale, settings in smaller.items()},
+            scales=("paper",) if row in ONLY_AT_PAPER else SCALES,
             against=None if row == correct else f"pitfalls/{part}/{correct}",
         )
 

@@ -113,7 +113,7 @@ def grid(table: str, scale: str) -> Rows:
 
 def choice(table: str, scale: str) -> Rows:
     """What each learning rate gave on rows where it may be chosen, and which one the tables then use."""
-    tests = [e for e in EXPERIMENTS.values() if e.table in ("table2", "table3") and e.only in (None, scale)]
+    tests = [e for e in EXPERIMENTS.values() if e.table in ("table2", "table3") and scale in e.scales]
     used = {_recipe(resolve(e, scale)) for e in tests}
     for experiment, settings, found in _runs(table, scale):
         main = cells([experiment], scale).iloc[0]

@@ -164,7 +164,7 @@ def _download(key: str, file: str) -> bytes:
 def _read(path: Path, task: GlueTask) -> list[Example]:
     try:
         table = pd.read_parquet(path)
-    except ValueError as error:
+    except (ValueError, OSError) as error:
         raise ValueError(f"{path} cannot be read as parquet ({error}); use the file of {REPOSITORY}") from error
     missing = [column for column in (*task.columns, "label") if column not in table]
     if missing:
@@ -175,9 +175,14 @@ def _read(path: Path, task: GlueTask) -> list[Example]:
     for number, label in enumerate(table["label"]):
         if not task.has_label(label):
             raise ValueError(
-                f"{path}, row {number}: expected as label {task.label_range}, found {label}; "
+                f"{path}, row {number}: expected as label {task.label_range}, found {label!r}; "
                 "-1 stands for hidden labels, which only GLUE's test splits have"
             )
+    if table.empty or not all(isinstance(text, str) for column in task.columns for text in table[column]):
+        raise ValueError(
+            f"{path} has {len(table)} rows: expected one or more, each with text in {', '.join(task.columns)}; use the "
+            f"file of {REPOSITORY}"
+        )
     texts = zip(*(table[column] for column in task.columns), strict=True)
     labels = table["label"].astype(int if task.labels else float)
     return [Example(*row) for row in zip(texts, labels.tolist(), strict=True)]

@@ -30,7 +30,7 @@ def _estimate(experiment: Experiment, scale: str):
 def list_command(arguments: argparse.Namespace) -> None:
     for experiment in EXPERIMENTS.values():
         if arguments.table in (None, experiment.table):
-            scales = experiment.only or ", ".join(SCALES)
+            scales = ", ".join(experiment.scales)
             print(f"{experiment.name:48} {experiment.about}  [{scales}]")
 
 

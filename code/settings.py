@@ -1,7 +1,6 @@
 """What an experiment is: its settings, its name, and what a smaller scale replaces.
 
-The lists of experiments are `experiments_e2e.py` and `experiments_glue.py`; `experiments.py` finds
-them by name.
+The lists of experiments are `experiments_*.py`; `experiments.py` finds them by name.
 """
 
 from __future__ import annotations
@@ -56,7 +55,7 @@ class Settings:
     precision: str = "float32"  # or "bfloat16" autocast; or "auto": bfloat16 where the machine has it
     gradient_checkpointing: bool = False
     train_rows: int | None = None  # None: all; else the first of a fixed shuffle
-    keep: str = "best-epoch"  # or "last"
+    keep: str = "best-epoch"  # or "last"; a GLUE record has both the best epoch and all others
     evaluate: str = "test"  # or "selection": only rows on which settings may be chosen, never the reported ones
     start_from: str | None = None  # the experiment whose trained adapter this one starts with
     # E2E
@@ -86,10 +85,12 @@ class Experiment:
     about: str
     paper: Settings
     changes: dict[str, dict[str, Any]] = field(default_factory=dict)  # scale -> settings that differ
-    only: str | None = None  # the one scale it exists at, where smaller machines have no counterpart
+    scales: tuple[str, ...] = (
+        SCALES  # at which it exists: not all has a counterpart on small machines
+    )
     cell: tuple[str, str, str] | None = None  # the paper's row: (model, method, trainable as printed)
     variant: str = "paper"  # or OFFICIAL
-    against: str | None = None  # the experiment that a mistake is measured against
+    against: str | None = None  # what it is measured against, where that is not full fine-tuning: plain LoRA, say
 
     @property
     def table(self) -> str:

@@ -149,12 +149,13 @@ ITEM = r"\s*([A-Za-z][A-Za-z ]*)\[([^\[\]]+)\]\s*"
 
 
 def parse_mr(mr: str) -> dict[str, str]:
-    """The slots of a raw MR, `name[Blue Spice], area[city centre]`. Raises ValueError naming the MR and the format."""
-    slots = dict(re.findall(ITEM, mr)) if re.fullmatch(rf"{ITEM}(?:,{ITEM})*", mr) else {}
-    if not slots or not slots.keys() <= set(SLOTS):
+    """The slots of a raw MR, `name[Blue Spice], area[city centre]`, in order; ValueError where it is not like that."""
+    pairs = re.findall(ITEM, mr) if re.fullmatch(rf"{ITEM}(?:,{ITEM})*", mr) else []
+    slots = dict(pairs)
+    if not slots or len(slots) < len(pairs) or not slots.keys() <= set(SLOTS):
         raise ValueError(
-            f"malformed meaning representation {mr!r}: expected `slot[value], slot[value], ...` with slots among "
-            f"{', '.join(SLOTS)}; for example `name[Blue Spice], eatType[coffee shop], area[city centre]`"
+            f"malformed meaning representation {mr!r}: expected `slot[value], slot[value], ...`, each slot at most "
+            f"once and one of {', '.join(SLOTS)}; for example `name[Blue Spice], area[city centre]`"
         )
     return slots
 

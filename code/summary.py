@@ -6,9 +6,9 @@ and 2.
 
     cells(select("table3", "cpu"), "cpu")    # a DataFrame with the columns COLUMNS
 
-The reference is full fine-tuning of the same base, on the same rows and decoded alike, at the same scale, or the run
-that `Experiment.against` names. Differences are paired by seed, and their mean is shown. The paper's numbers stand
-beside ours and are never part of a difference. `python code/make_summary.py` writes it all to `results/summary.csv`.
+The reference is full fine-tuning of the same base and start, on the same rows and decoded alike, at the same scale, or
+the run that `Experiment.against` names. Differences are paired by seed, and their mean is shown. The paper's numbers
+stand beside ours and are never part of a difference. `python code/make_summary.py` writes all to `results/summary.csv`.
 """
 
 from __future__ import annotations
@@ -33,6 +33,7 @@ from statistics_seeds import bootstrap_interval, difference_interval, paired_dif
 from tasks import TASKS
 
 STATISTICS = {"mean": (fmean, np.mean), "median": (median, np.median)}  # of the seeds, of many resamples
+FULL_ROWS = ("full", "full-from-mnli")
 SAME_WORK = (  # settings that a run and its reference have in common
     "task", "model", "train_rows", "evaluate", "protocol", "keep", "beams", "length_penalty", "no_repeat_ngram",
     "max_new_tokens",
@@ -149,9 +150,9 @@ def _reference(experiment: Experiment, scale: str, runs_of: Callable[[Experiment
 
     def work(of: Experiment) -> tuple:
         settings = resolve(of, scale)
-        return tuple(getattr(settings, name) for name in SAME_WORK)
+        return (settings.start_from is None, *(getattr(settings, name) for name in SAME_WORK))
 
-    full = [e for e in experiments.EXPERIMENTS.values() if e.row == "full" and e.only in (None, scale)]
+    full = [e for e in experiments.EXPERIMENTS.values() if e.row in FULL_ROWS and scale in e.scales]
     alike = [e for e in full if work(e) == work(experiment)]
     if experiment in alike:
         return experiment
@@ -180,7 +181,7 @@ def _counterpart(experiment: Experiment, settings: Settings, scale: str) -> Expe
     alike = (
         e for e in experiments.EXPERIMENTS.values() if (e.table, e.variant) == (experiment.table, experiment.variant)
     )
-    with_cell = (e for e in alike if e.cell and e.only in (None, scale) and resolve(e, scale) == settings)
+    with_cell = (e for e in alike if e.cell and scale in e.scales and resolve(e, scale) == settings)
     return experiment if experiment.cell else next(with_cell, experiment)
 
 

@@ -40,7 +40,7 @@ def recorded() -> Iterator[tuple[str, str, pd.DataFrame]]:
     """(table, scale, its cells) of every table and variant with a record, in the order of declaration."""
     for scale in KEPT_SCALES:
         names = names_of_records(scale)
-        run = [e for e in EXPERIMENTS.values() if e.name in names and e.only in (None, scale)]
+        run = [e for e in EXPERIMENTS.values() if e.name in names and scale in e.scales]
         for table, variant in dict.fromkeys((experiment.table, experiment.variant) for experiment in run):
             yield table, scale, summary.cells(select(table, scale, variant=variant), scale)
 

@@ -28,7 +28,7 @@ GLUE_SHEET = (
 )  # fmt: skip
 SHEETS = {  # title -> columns; shown if a row fills the last
     "What each change costs": ("experiment", "n", "metric", "score", "difference", "changed"),
-    "By the protocol of a course reproduction (NLTK's BLEU on lower-cased words, ROUGE-L of stems)": (
+    "By the metrics of a course reproduction (NLTK's BLEU on lower-cased words, ROUGE-L of stems), of the same texts": (
         "experiment", "n", *COURSE,
     ),
     "Cost of a run": ("experiment", "n", "trainable", *COST_COLUMNS, "device"),

@@ -12,7 +12,8 @@ from transformers import PreTrainedTokenizerFast
 import data_places
 import e2e_data
 import paths
-from e2e_data import Example, data_fingerprint, encode, group_by_context, load_builtin, load_e2e, parse_mr, pretokenise
+import slot_matching
+from e2e_data import Example, data_fingerprint, encode, group_by_context, load_builtin, load_e2e, pretokenise
 
 ROW = '"name[Ochre], area[riverside]"'
 SMALL = f'mr,ref\n{ROW},Ochre is by the river. \n{ROW},"Isn\'t\r\nOchre?"\n'
@@ -137,7 +138,7 @@ def test_lora_context_renames_slots_and_spaces_prices():
 
 
 def test_parse_mr_keeps_order_and_values_with_commas():
-    assert parse_mr("near[Café, Bar and Co], name[X]") == {"near": "Café, Bar and Co", "name": "X"}
+    assert slot_matching.parse_mr("near[Café, Bar and Co], name[X]") == {"near": "Café, Bar and Co", "name": "X"}
 
 
 @pytest.mark.parametrize(
@@ -156,7 +157,7 @@ def test_parse_mr_keeps_order_and_values_with_commas():
 )
 @pytest.mark.parametrize("protocol", e2e_data.PROTOCOLS)
 def test_malformed_meaning_representation_is_refused(mr, protocol):
-    with pytest.raises(ValueError, match=r"malformed meaning representation .*expected 'slot\[value\]"):
+    with pytest.raises(ValueError, match=r"malformed meaning representation .*expected `slot\[value\]"):
         e2e_data.to_context(mr, protocol)
 
 

@@ -10,9 +10,10 @@ from pathlib import Path
 import pytest
 
 import e2e_generator
-from e2e_data import PROTOCOLS, SLOTS, Example, data_fingerprint, group_by_context, load_builtin, parse_mr
+from e2e_data import PROTOCOLS, Example, data_fingerprint, group_by_context, load_builtin
 from e2e_generator import generate
 from nlg_metrics import slot_errors
+from slot_matching import SLOTS, parse_mr
 
 SPLITS = ("train", "dev", "test")
 ROWS = {split: generate(split) for split in SPLITS}

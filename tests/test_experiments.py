@@ -1,5 +1,7 @@
 """The declarations: names, scales, variants, counts, and the paper's numbers."""
 
+from dataclasses import replace
+
 import pandas as pd
 import pytest
 
@@ -21,7 +23,7 @@ def test_the_fixed_names_are_there():
 
 def test_every_experiment_names_a_known_task_model_and_method_at_every_scale():
     for experiment in EXPERIMENTS.values():
-        for scale in SCALES if experiment.only is None else (experiment.only,):
+        for scale in experiment.scales:
             settings = resolve(experiment, scale)
             assert settings.task in TASKS
             assert settings.model in BASES
@@ -45,7 +47,7 @@ def test_the_official_code_differs_where_protocol_says_and_nowhere_else():
 
 def test_quick_looks_no_further_than_the_repository():
     for experiment in EXPERIMENTS.values():
-        if experiment.only is None:
+        if "quick" in experiment.scales:
             settings = resolve(experiment, "quick")
             assert settings.task.endswith("-builtin")
             assert BASES[settings.model].place != "hub"
@@ -100,6 +102,27 @@ def test_every_grid_of_learning_rates_is_declared_as_experiments_that_choose_onl
             assert (settings.method, settings.learning_rate, settings.evaluate) == (method, rate, "selection")
 
 
+def test_the_rates_of_table_3_lie_inside_the_grids_at_paper_scale():
+    for row, method in (("full", "full"), ("lora-r4", "lora")):
+        rate = resolve(find(f"table3/gpt2-medium/{row}"), "paper").learning_rate
+        grid = [e.paper for e in select("learning-rate", "paper") if e.paper.method == method]
+        assert {settings.model for settings in grid} == {"gpt2-medium"}
+        rates = [settings.learning_rate for settings in grid]
+        assert min(rates) < rate < max(rates) and rate in rates
+
+
+def test_glue_s_full_fine_tuning_has_a_row_that_starts_where_lora_does():
+    for model in experiments_glue.MODELS:
+        for task in experiments_glue.TASKS:
+            of = {row: resolve(e, "paper") for row in ("full", "full-from-mnli", "lora-r8")
+                  if (e := EXPERIMENTS.get(f"table2/{model}/{task}/{row}"))}  # fmt: skip
+            assert of["full"].start_from is None
+            from_mnli = of["lora-r8"].start_from is not None
+            assert ("full-from-mnli" in of) == from_mnli == (task in experiments_glue.FROM_MNLI)
+            if from_mnli:
+                assert of["full-from-mnli"] == replace(of["full"], start_from=f"table2/{model}/mnli/full")
+
+
 def test_a_sweep_does_the_same_work_once():
     rows = ["full", "lora-r2", "lora-r4", "lora-r8"]
     others = ["top2", "bitfit", "adapter-l", "adapter-l-11M", "adapter-h", "prelayer"]
@@ -137,7 +160,7 @@ def test_an_unknown_table_row_or_scale_is_refused():
         select("table3", "cpu", rows=["lora-r5"])
     with pytest.raises(ValueError, match="scale is one of"):
         resolve(find("table3/gpt2/full"), "large")
-    with pytest.raises(ValueError, match="exists at scale 'paper' only"):
+    with pytest.raises(ValueError, match="exists at scale paper only, not at cpu"):
         resolve(find("released/gpt2-medium/e2e"), "cpu")
 
 

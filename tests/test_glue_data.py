@@ -206,10 +206,34 @@ def test_a_label_out_of_the_tasks_range_is_refused_with_its_row(places, task, la
         load_glue(task, "validation")
 
 
+def test_a_label_that_is_text_is_shown_as_text(places):
+    put(places["cache"], [row | {"label": "1"} for row in ROWS])
+    with pytest.raises(ValueError, match="row 0: expected as label the class ids 0 to 1, found '1'"):
+        load_glue("mrpc", "validation")
+
+
 def test_a_file_that_is_no_parquet_is_named(places):
     path = put(places["cache"], ROWS)
     path.write_text("version https://git-lfs.github.com/spec/v1")
     with pytest.raises(ValueError, match=rf"{path} cannot be read as parquet"):
+        load_glue("mrpc", "validation")
+
+
+def test_a_parquet_file_with_a_broken_byte_is_named(places):
+    path = put(places["cache"], ROWS)
+    content = bytearray(path.read_bytes())
+    content[-20:-12] = b"\xff" * 8
+    path.write_bytes(content)
+    with pytest.raises(ValueError, match=rf"{path} cannot be read as parquet"):
+        load_glue("mrpc", "validation")
+
+
+@pytest.mark.parametrize("rows", [[], [ROWS[0] | {"sentence2": None}, ROWS[1]], [ROWS[0] | {"sentence2": 7}]])
+def test_a_file_without_rows_or_with_something_else_than_text_is_refused(places, rows):
+    path = put(places["cache"], rows)
+    if not rows:
+        pd.DataFrame(ROWS).head(0).to_parquet(path)
+    with pytest.raises(ValueError, match=rf"{path} has {len(rows)} rows: expected one or more, each with text in sent"):
         load_glue("mrpc", "validation")
 
 

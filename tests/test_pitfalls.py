@@ -37,6 +37,7 @@ BOTH = {
 }  # fmt: skip
 E2E_ONLY = {
     "prompt-loss", "packed-c-attn", "frozen-new-tokens", "untrained-end", "single-reference", "capped-decoding",
+    "greedy",
 }  # fmt: skip
 THIRDS = ("query", "key", "value")
 END = 0  # gpt2-mini's <|endoftext|>
@@ -105,8 +106,8 @@ def e2e_training(monkeypatch, tmp_path):
 def test_every_mistake_of_the_list_is_declared_for_its_tasks_at_every_scale():
     assert {name.removeprefix("pitfalls/e2e/") for name in PITFALLS if "/e2e/" in name} == BOTH | E2E_ONLY
     mrpc = {name.removeprefix("pitfalls/glue-mrpc/") for name in PITFALLS if "/glue-mrpc/" in name}
-    assert mrpc == BOTH | {"frozen-head"}
-    assert all(e.only is None for e in PITFALLS.values())
+    assert mrpc == BOTH | {"frozen-head", "few-epochs"}
+    assert all(e.scales == SCALES for e in PITFALLS.values() if e.row != "few-epochs")
 
 
 @pytest.mark.parametrize("scale", SCALES)
@@ -127,7 +128,7 @@ def test_no_other_experiment_makes_one_of_the_mistakes():
     }  # fmt: skip
     for name, experiment in EXPERIMENTS.items():
         if name not in PITFALLS or experiment.against is None:
-            for scale in SCALES if experiment.only is None else (experiment.only,):
+            for scale in experiment.scales:
                 settings = vars(resolve(experiment, scale))
                 assert {key: settings[key] for key in right} == right, name
 

@@ -159,6 +159,7 @@ def test_pre_tokenised_and_lower_cased_references_are_read_like_the_raw_ones(sha
         "name[Zizzi] eatType[pub]",
         "name[Zizzi], eatType[pub],",
         "name[Zizzi], cuisine[Italian]",
+        "name[Zizzi], name[Cotto]",
         "name : Zizzi | Type : pub",
     ],
 )

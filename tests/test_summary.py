@@ -17,7 +17,6 @@ from experiments import EXPERIMENTS, find, select
 from paper_values import paper_value
 from quantities import printed, quantities
 from result_tables import as_csv, as_markdown, as_text, table
-from settings import SCALES
 from summary_tables import parts, sheets, wide
 from synthetic_records import write, write_e2e, write_glue
 
@@ -421,7 +420,7 @@ def test_summary_and_check_need_neither_torch_nor_transformers(results):
 
 def test_every_declared_experiment_has_quantities_at_every_scale():
     for experiment in EXPERIMENTS.values():
-        for scale in SCALES if experiment.only is None else (experiment.only,):
+        for scale in experiment.scales:
             settings = replace(experiment.paper, **experiment.changes.get(scale, {}))
             asked = quantities(settings)
             assert asked[0].rule != "cost"
