@@ -87,7 +87,8 @@ def estimate(settings: Settings, scale: str, earlier: list[dict] | None = None) 
         alike = all(
             record["settings"][key] == getattr(settings, key) for key in ("model", "method", "task", "batch_size")
         )
-        if alike and record.get("steps") and ("evaluation_seconds" in record or not decodes):
+        timed = "evaluation_seconds" in record or not (decodes and generates)  # GLUE's scoring is in its training time
+        if alike and record.get("steps") and timed:
             seconds = steps * record["training_seconds"] / record["steps"]
             seconds += record.get("evaluation_seconds", 0.0) if decodes else 0.0
             return Estimate(

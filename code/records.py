@@ -4,8 +4,8 @@
     results/runs/<scale>/unfinished/<the same>--<n>.json              failed and interrupted ones
     results/predictions/<scale>/<the same>.jsonl                      what the model wrote
 
-Written whole or not at all; a finished record is never overwritten. This module needs neither
-torch nor transformers, so that tables and figures are made in a second.
+A finished record is written whole or not at all, and none is ever overwritten. This module needs
+neither torch nor transformers, so that tables and figures are made in a second.
 """
 
 from __future__ import annotations
@@ -14,11 +14,14 @@ import json
 import os
 import platform
 import subprocess
+from dataclasses import MISSING, asdict, fields
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 import paths
+from settings import Settings
+from tasks import TASKS
 
 PACKAGES = ("torch", "transformers", "tokenizers", "datasets", "numpy", "nltk", "rouge-score", "pycocoevalcap")
 
@@ -38,8 +41,11 @@ def predictions_path(name: str, scale: str, seed: int) -> Path:
 def write_atomically(path: Path, text: str) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
-    temporary.write_text(text, encoding="utf-8")
-    os.replace(temporary, path)
+    try:
+        temporary.write_text(text, encoding="utf-8")
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
 
 
 def write_record(record: dict[str, Any]) -> Path:
@@ -52,11 +58,14 @@ def write_record(record: dict[str, Any]) -> Path:
 
 
 def write_unfinished(record: dict[str, Any]) -> Path:
-    """Keep a failed or interrupted run apart; each gets a number of its own."""
+    """Keep a failed or interrupted run apart, by a number of its own; FileExistsError if another process took it."""
     folder = record_path(record["name"], record["scale"], record["seed"]).parent / "unfinished"
+    folder.mkdir(parents=True, exist_ok=True)
     name = run_id(record["name"], record["seed"])
-    path = folder / f"{name}--{len(list(folder.glob(f'{name}--*.json'))) + 1}.json"
-    write_atomically(path, json.dumps(record, indent=1, ensure_ascii=False) + "\n")
+    last = max((int(path.stem.rpartition("--")[2]) for path in folder.glob(f"{name}--*.json")), default=0)
+    path = folder / f"{name}--{last + 1}.json"
+    with path.open("x", encoding="utf-8") as file:
+        file.write(json.dumps(record, indent=1, ensure_ascii=False) + "\n")
     return path
 
 
@@ -69,6 +78,16 @@ def write_predictions(name: str, scale: str, seed: int, predictions: list[dict[s
 def read_record(name: str, scale: str, seed: int) -> dict[str, Any] | None:
     path = record_path(name, scale, seed)
     return json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
+
+
+def is_declared(record: dict[str, Any], settings: Settings) -> bool:
+    """Whether a record is of these settings and of their task's version now: no other counts as a run of them.
+
+    A setting that is newer than the record had its default then.
+    """
+    defaults = {field.name: field.default for field in fields(Settings) if field.default is not MISSING}
+    then, now = (json.loads(json.dumps(found)) for found in (defaults | record["settings"], asdict(settings)))
+    return record["task_version"] == TASKS[settings.task].version and then == now
 
 
 def read_records(scale: str) -> list[dict[str, Any]]:

@@ -31,8 +31,8 @@ from paths import CHECKPOINTS
 from released_adapters import load_released_adapter, released_file
 from settings import Experiment, Settings
 from tasks import TASKS, GlueTask
-from training import TrainingDiverged
-from workers import first_process
+from training import ShareDone, TrainingDiverged
+from workers import Run, first_process
 
 
 def adapter_folder(name: str, scale: str, seed: int) -> Path:
@@ -50,13 +50,18 @@ def run(
     """Do the run, or return its record where there is one.
 
     An experiment it starts from is run first. A stopped run leaves its checkpoints and continues
-    here. A failed or interrupted run is recorded apart and its exception raised again.
+    here. A failed or interrupted run is recorded apart and its exception raised again. ValueError where
+    the record in its place has other settings or is of another task version.
     """
-    recorded = records.read_record(experiment.name, scale, seed)
-    if recorded:
-        say(f"{experiment.name} seed {seed}: recorded already")
-        return recorded
+    this = Run(experiment, scale, seed)
+    if this.recorded:
+        say(f"{this}: recorded already")
+        return records.read_record(experiment.name, scale, seed)
+    if this.obstacle:
+        raise ValueError(f"{this}: {this.obstacle}")
     settings = resolve(experiment, scale)
+    if settings.method == "released" and not first_process():
+        raise ShareDone  # nothing is trained, so there is nothing to share
     if settings.start_from and not adapter_folder(settings.start_from, scale, seed).exists():
         run(find(settings.start_from), scale, seed, data_dir, say)
     record = begin(experiment.name, scale, seed, settings)
@@ -71,7 +76,7 @@ def run(
         if first_process():
             ended = unfinished(error)
             path = records.write_unfinished(record | ended)
-            say(f"{experiment.name} seed {seed}: {ended['status']}, noted in {path}")
+            say(f"{this}: {ended['status']}, noted in {path}")
         raise
     if predictions:
         path = records.write_predictions(experiment.name, scale, seed, predictions)

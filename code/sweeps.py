@@ -105,11 +105,13 @@ class Sweep:
             raise
 
     def leave_out(self) -> None:
-        """What another process has finished by now, and what cannot be started any more."""
+        """What another process has finished by now, and what cannot be started."""
         for run in list(self.waiting):
             if run.recorded:
                 self.waiting.remove(run)
                 self.say(f"{run}: recorded by another process")
+            elif run.obstacle:
+                self.give_up(run, run.obstacle)
             elif str(run.start) in self.failed:
                 self.give_up(run, f"not started: {run.start}, which it starts from, was not finished")
 

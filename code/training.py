@@ -44,7 +44,7 @@ class TrainingDiverged(FloatingPointError):
 
 
 class ShareDone(SystemExit):
-    """In every process of `accelerate launch` but the first: what follows training is the first one's work."""
+    """In every process of `accelerate launch` but the first: all but training is the first one's work."""
 
 
 @dataclass

@@ -20,7 +20,7 @@ import sys
 import time
 import traceback
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -53,7 +53,16 @@ class Run:
 
     @property
     def recorded(self) -> bool:
-        return records.record_path(self.experiment.name, self.scale, self.seed).exists()
+        record = records.read_record(self.experiment.name, self.scale, self.seed)
+        return record is not None and records.is_declared(record, resolve(self.experiment, self.scale))
+
+    @property
+    def obstacle(self) -> str | None:
+        """Why it cannot be recorded: the place is taken by a record that does not count as this run's."""
+        path = records.record_path(self.experiment.name, self.scale, self.seed)
+        if not path.exists() or self.recorded:
+            return None
+        return f"recorded with other settings or of another task version; delete {path} to measure anew"
 
     @property
     def log(self) -> Path:
@@ -79,8 +88,8 @@ def first_process() -> bool:
 
 
 @contextmanager
-def run_lock(run: Run) -> Iterator[None]:
-    """Hold the run; RunTaken where another process does.
+def lock(path: Path, what: str) -> Iterator[None]:
+    """Hold what the file stands for; RunTaken where another process does.
 
     The kernel lets go of the lock when the process ends, however it ends. The file stays: if it were removed, a
     process that has it open and one that creates it anew would both hold "the" lock.
@@ -88,7 +97,6 @@ def run_lock(run: Run) -> Iterator[None]:
     if not first_process():
         yield  # the first process holds it for all
         return
-    path = run.log.with_name(run.log.name.removesuffix(".log") + ".lock")
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("a+") as file:
         try:
@@ -96,11 +104,15 @@ def run_lock(run: Run) -> Iterator[None]:
         except BlockingIOError:
             file.seek(0)
             holder = file.read() or "another process"
-            raise RunTaken(f"{run} at scale {run.scale} is being done by {holder}: wait for it, or stop it") from None
+            raise RunTaken(f"{what} is being done by {holder}: wait for it, or stop it") from None
         file.truncate(0)
         file.write(f"process {os.getpid()} on {socket.gethostname()}")
         file.flush()
         yield
+
+
+def run_lock(run: Run) -> AbstractContextManager[None]:
+    return lock(run.log.with_suffix(".lock"), f"{run} at scale {run.scale}")
 
 
 def taken(run: Run) -> bool:

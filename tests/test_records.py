@@ -1,11 +1,16 @@
 """Records are whole, kept, and found again."""
 
 import json
+import subprocess
+from dataclasses import asdict, replace
+from importlib.metadata import version
 
 import pytest
 
 import paths
 import records
+from settings import Settings
+from tasks import TASKS
 
 
 @pytest.fixture(autouse=True)
@@ -40,6 +45,33 @@ def test_unfinished_runs_are_kept_apart_numbered_and_counted():
     assert records.read_records("quick") == []
 
 
+def test_the_note_of_an_unfinished_run_takes_a_new_number_and_no_other_ones_place(monkeypatch):
+    first, second, third = (records.write_unfinished(RECORD | {"status": "failed"}) for _ in range(3))
+    second.unlink()
+    assert records.write_unfinished(RECORD | {"status": "interrupted"}).name.endswith("--seed3--4.json")
+    monkeypatch.setattr("pathlib.Path.glob", lambda *_: [])  # as if other processes had just written theirs
+    with pytest.raises(FileExistsError):
+        records.write_unfinished(RECORD | {"status": "other"})
+    assert [json.loads(path.read_text())["status"] for path in (first, third)] == ["failed", "failed"]
+
+
+SETTINGS = Settings("mrpc", "minilm", "lora", learning_rate=1e-3, epochs=1, batch_size=8, targets=("query",))
+
+
+def test_a_record_counts_for_the_settings_and_the_task_version_that_it_has():
+    record = json.loads(json.dumps(RECORD | {"settings": asdict(SETTINGS), "task_version": TASKS["mrpc"].version}))
+    assert records.is_declared(record, SETTINGS)
+    assert not records.is_declared(record, replace(SETTINGS, rank=4))
+    assert not records.is_declared(record | {"task_version": record["task_version"] - 1}, SETTINGS)
+
+
+def test_a_setting_that_is_newer_than_the_record_had_its_default_then():
+    older = {key: value for key, value in asdict(SETTINGS).items() if key != "rank"}
+    record = RECORD | {"settings": older, "task_version": TASKS["mrpc"].version}
+    assert records.is_declared(record, SETTINGS)
+    assert not records.is_declared(record, replace(SETTINGS, rank=4))
+
+
 def test_a_write_that_fails_leaves_nothing_behind(results, monkeypatch):
     def broken(*_):
         raise OSError("disk full")
@@ -47,7 +79,7 @@ def test_a_write_that_fails_leaves_nothing_behind(results, monkeypatch):
     monkeypatch.setattr("os.replace", broken)
     with pytest.raises(OSError, match="disk full"):
         records.write_record(RECORD)
-    assert not list((results / "runs" / "quick").glob("*.json"))
+    assert list((results / "runs" / "quick").iterdir()) == []
 
 
 def test_predictions_are_one_json_a_line_in_unicode():
@@ -57,7 +89,30 @@ def test_predictions_are_one_json_a_line_in_unicode():
     assert "Café" in lines[0]
 
 
-def test_provenance_names_versions_and_commit():
-    found = records.provenance()
-    assert found["packages"]["torch"]
-    assert found["git_dirty"] in (True, False, None)
+def test_provenance_names_versions():
+    assert records.provenance()["packages"]["torch"] == version("torch")
+
+
+def test_provenance_names_the_commit_and_whether_the_code_differs_from_it(tmp_path, monkeypatch):
+    def git(*words):
+        author = ("-c", "user.name=a", "-c", "user.email=a@b")
+        return subprocess.run(["git", *author, *words], cwd=tmp_path, check=True, capture_output=True, text=True).stdout
+
+    def found():
+        return [records.provenance()[key] for key in ("git_commit", "git_dirty")]
+
+    monkeypatch.setattr(paths, "ROOT", tmp_path)
+    monkeypatch.setenv("GIT_CEILING_DIRECTORIES", str(tmp_path.parent))
+    assert found() == [None, None]
+    git("init")
+    for folder in ("code", "notes"):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / "file").write_text("as committed")
+    git("add", ".")
+    git("commit", "--message", "first")
+    commit = git("rev-parse", "HEAD").strip()
+    assert found() == [commit, False]
+    (tmp_path / "notes" / "file").write_text("changed")
+    assert found() == [commit, False]
+    (tmp_path / "code" / "file").write_text("changed")
+    assert found() == [commit, True]

@@ -3,7 +3,8 @@
 import json
 import subprocess
 import sys
-from dataclasses import replace
+from contextlib import nullcontext
+from dataclasses import asdict, replace
 
 import pytest
 
@@ -17,7 +18,7 @@ import runs
 import summary
 from costs import estimate
 from experiments import resolve
-from training import TrainingDiverged
+from training import ShareDone, TrainingDiverged
 
 SMALL = {"train_rows": 24, "epochs": 1, "warmup_steps": 1, "beams": 2, "max_new_tokens": 12}
 
@@ -129,6 +130,39 @@ def test_a_rank_that_grows_is_announced_with_the_cost_of_its_last_stage():
     }
     grown, cap, first = of.values()
     assert grown.trainable == cap.trainable > first.trainable
+
+
+@pytest.mark.parametrize(
+    ("name", "scored"),
+    [("table2/roberta-base/mrpc/lora-r8", {}), ("table3/gpt2/lora-r4", {"evaluation_seconds": 90.0})],
+)
+def test_a_run_of_the_same_kind_says_what_the_next_one_takes(name, scored):
+    settings = resolve(experiments.find(name), "cpu")
+    record = {"name": name, "settings": asdict(settings), "peak_memory_gib": 1.25, "training_seconds": 120.0} | scored
+    steps = estimate(settings, "cpu").steps
+    took = estimate(settings, "cpu", [record | {"steps": steps // 2}])
+    assert took.basis == f"as {name} took"
+    assert took.minutes == pytest.approx((240 + scored.get("evaluation_seconds", 0)) / 60, rel=0.01)
+    assert took.gigabytes == 1.25
+    other = record | {"steps": steps, "settings": asdict(replace(settings, batch_size=3))}
+    assert estimate(settings, "cpu", [other]).basis.startswith("arithmetic")
+
+
+def test_an_e2e_run_that_was_not_decoded_does_not_say_what_one_takes_that_is():
+    settings = resolve(experiments.find("table3/gpt2/lora-r4"), "cpu")
+    record = {"name": "a", "settings": asdict(settings), "peak_memory_gib": 1.0, "training_seconds": 1.0, "steps": 9}
+    assert estimate(settings, "cpu", [record]).basis.startswith("arithmetic")
+    assert estimate(replace(settings, evaluate="selection"), "cpu", [record]).basis == "as a took"
+
+
+@pytest.mark.parametrize("rank", ["0", "1"])
+def test_a_released_adapter_is_measured_by_the_first_process_alone(small_runs, monkeypatch, rank):
+    released = next(e for e in experiments.EXPERIMENTS.values() if e.table == "released")
+    monkeypatch.setenv("RANK", rank)
+    monkeypatch.setattr(runs, "measure", lambda *_: ({}, []))
+    with pytest.raises(ShareDone) if rank == "1" else nullcontext():
+        runs.run(released, "paper", 0, say=lambda _: None)
+    assert len(records.read_records("paper")) == (rank == "0")
 
 
 def test_dry_run_prints_settings_counts_and_cost_and_starts_nothing(small_runs, monkeypatch, capsys):

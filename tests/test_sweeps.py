@@ -154,6 +154,27 @@ def test_what_is_recorded_is_not_run_again(place):
     assert place.happened() == [("starts", "t/m/b seed 0"), ("ends", "t/m/b seed 0")]
 
 
+@pytest.mark.parametrize("changed", [{"task_version": 0}, {"settings": asdict(replace(SETTINGS, rank=99))}], ids=str)
+def test_a_record_that_does_not_count_keeps_its_place_and_its_run_is_open_but_not_tried(place, changed):
+    place.start_from("c", "a")
+    [run] = place.runs("a")
+    path = records.write_record(place.record(run) | changed)
+    before = path.read_bytes()
+    sweep = place.sweep("abc", Processes(1))
+    assert sweep.waiting == place.runs("abc")
+    sweep.run()
+    assert place.happened() == [("starts", "t/m/b seed 0"), ("ends", "t/m/b seed 0")]
+    assert sweep.failed["t/m/a seed 0"].endswith(f"delete {path} to measure anew")
+    assert "t/m/a seed 0, which it starts from" in sweep.failed["t/m/c seed 0"]
+    assert path.read_bytes() == before
+    assert records.unfinished("quick", "failed") == 0
+    with pytest.raises(ValueError, match=r"t/m/a seed 0: recorded with other settings or of another task version; del"):
+        workers.do(run)
+    path.unlink()
+    place.sweep("a", Processes(1)).run()
+    assert run.recorded and run.obstacle is None
+
+
 def test_a_run_waits_for_the_one_it_starts_from_of_its_own_seed(place):
     place.start_from("a", "c")
     sweep = place.sweep("ab", Processes(3), seeds=(0, 1))
