@@ -27,6 +27,7 @@ from experiments import EXPERIMENTS, resolve
 from records import write_atomically
 from settings import SCALES, Settings
 from tasks import TASKS, GlueTask
+from workers import RunTaken, lock
 
 SCALE = "free"
 ADAPTERS, PREFIXES = ("adapter-h", "adapter-l", "adapter-p"), ("preembed", "prelayer")
@@ -55,7 +56,7 @@ def defaults(task: str, method: str, model: str | None = None) -> tuple[str, Set
         (f"{experiment.name} at scale {scale}", replace(resolve(experiment, scale), start_from=None), experiment.row)
         for scale in reversed(SCALES)
         for experiment in EXPERIMENTS.values()
-        if experiment.table in ("table2", "table3") and experiment.variant == "paper"
+        if experiment.table in ("table2", "table3") and experiment.variant == "paper" and scale in experiment.scales
     ]
     found = [
         (name, settings)
@@ -173,6 +174,25 @@ def _positive(text: str) -> int:
     return number
 
 
+def _not_negative(text: str) -> int:
+    if (number := int(text)) < 0:
+        raise argparse.ArgumentTypeError(f"expected at least 0, found {number}")
+    return number
+
+
+def _share(text: str) -> float:
+    if not 0 <= (number := float(text)) < 1:
+        raise argparse.ArgumentTypeError(f"expected a share from 0 to below 1, found {text}")
+    return number
+
+
+def _folder(text: str) -> Path:
+    path = Path(text)
+    if not (there := next(place for place in (path, *path.parents) if place.exists())).is_dir():
+        raise argparse.ArgumentTypeError(f"expected a folder, found the file {there}")
+    return path
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add = parser.add_argument
@@ -185,17 +205,17 @@ def _parser() -> argparse.ArgumentParser:
     add("--lora_target_weights", dest="targets", nargs="+", choices=TARGETS, help="the matrices that get a pair")
     add("--top_layers", type=_positive, help="so many of the last layers are trained")
     add("--bottleneck", type=_positive, help="width of an adapter")
-    add("--dropped_layers", type=int, help="AdapterDrop: so many of the first layers have no adapter")
+    add("--dropped_layers", type=_not_negative, help="AdapterDrop: so many of the first layers have no adapter")
     add("--prefix_tokens", type=_positive, help="trained positions before the input")
     add("--epochs", type=_positive)
     add("--batch_size", type=_positive)
     add("--lr", dest="learning_rate", type=float, help="at its highest, after the warm-up")
     add("--max_seq_length", dest="max_length", type=_positive, help="tokens; GLUE only")
-    add("--warmup_ratio", type=float, help="share of all steps")
+    add("--warmup_ratio", type=_share, help="share of all steps")
     add("--weight_decay", type=float)
     add("--train_rows", type=_positive, help="so many training rows, of a fixed shuffle")
     add("--seed", type=int, default=0)
-    add("--output_dir", type=Path, required=True)
+    add("--output_dir", type=_folder, required=True)
     add("--data-dir", type=Path, help="folder with glue/ and e2e/; else LORA_DATA_DIR, data/cache, the internet")
     add("--dry-run", action="store_true", help="print settings, parameters, time and memory; start nothing")
     return parser
@@ -214,7 +234,9 @@ def _run(arguments: argparse.Namespace) -> None:
     print(f"  about              {cost.minutes:.1f} min, {cost.gigabytes:.1f} GiB ({cost.basis})", flush=True)
     if arguments.dry_run:
         return print("nothing was started")
-    record = train(settings, arguments.seed, arguments.output_dir, arguments.data_dir)
+    folder = arguments.output_dir
+    with lock(folder / ".lock", f"a run in {folder}"):
+        record = train(settings, arguments.seed, folder, arguments.data_dir)
     print("  ".join(f"{key} {value:.4f}" for key, value in record["scores"].items() if isinstance(value, float)))
     if record["scores"].get("alarm"):
         print(f"alarm: {record['scores']['alarm']}")
@@ -225,7 +247,7 @@ def main() -> None:
         _run(_parser().parse_args())
     except KeyboardInterrupt as stop:
         sys.exit(f"\nstopped: {stop or 'interrupted'}")
-    except (ValueError, FileNotFoundError, FloatingPointError) as error:
+    except (ValueError, FileNotFoundError, FloatingPointError, RunTaken) as error:
         sys.exit(f"error: {error}")
 
 

@@ -21,6 +21,7 @@ from evaluation import Evaluation
 from lora import load_lora
 from models import MINILM_PACKAGE, load_model
 from sittings import TrainingInterrupted
+from workers import lock
 
 SMALL = ("--r", "2", "--train_rows", "32", "--epochs", "2", "--batch_size", "16", "--max_seq_length", "24")
 PARAPHRASES = ("--task", "paraphrase-builtin", *SMALL)
@@ -121,6 +122,42 @@ def test_a_count_below_one_and_an_unknown_task_are_refused(capsys):
     with pytest.raises(SystemExit):
         settings_of("--task", "wnli")
     assert "invalid choice: 'wnli'" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("ratio", ["1", "6", "-0.1", "nan"])
+def test_a_warm_up_that_is_no_share_of_the_steps_is_refused(capsys, ratio):
+    with pytest.raises(SystemExit):
+        settings_of("--task", "mrpc", "--warmup_ratio", ratio)
+    assert f"--warmup_ratio: expected a share from 0 to below 1, found {ratio}" in capsys.readouterr().err
+    assert settings_of("--task", "mrpc", "--warmup_ratio", "0").warmup_ratio == 0
+
+
+def test_a_negative_number_of_layers_without_adapter_is_refused(capsys):
+    adapters = ("--task", "mrpc", "--method", "adapter-p", "--dropped_layers")
+    with pytest.raises(SystemExit):
+        settings_of(*adapters, "-1")
+    assert "--dropped_layers: expected at least 0, found -1" in capsys.readouterr().err
+    assert settings_of(*adapters, "0").dropped_layers == 0
+
+
+@pytest.mark.parametrize("below", ["", "deep/er"])
+def test_a_file_in_the_place_of_the_folder_is_refused_by_its_name(monkeypatch, capsys, tmp_path, below):
+    (file := tmp_path / "notes").write_text("mine")
+    with pytest.raises(SystemExit):
+        command(monkeypatch, capsys, "--task", "mrpc", "--output_dir", file / below)
+    assert f"--output_dir: expected a folder, found the file {file}" in capsys.readouterr().err
+    command(monkeypatch, capsys, "--task", "mrpc", "--output_dir", tmp_path / "new" / below, "--dry-run")
+
+
+def test_a_folder_in_which_another_process_trains_is_left_to_it(monkeypatch, capsys, tmp_path):
+    words = ("--task", "e2e-builtin", "--output_dir", tmp_path)
+    trained = []
+    monkeypatch.setattr(train, "train", lambda *_: trained.append(1) or {"scores": {}})
+    with lock(tmp_path / ".lock", "it"), pytest.raises(SystemExit, match=r"a run in .* is being done by process .* on"):
+        command(monkeypatch, capsys, *words)
+    assert not trained
+    command(monkeypatch, capsys, *words)
+    assert trained
 
 
 @pytest.mark.parametrize(
