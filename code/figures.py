@@ -138,7 +138,7 @@ def grid(data: pd.DataFrame) -> Figure:
 
 
 def choice(data: pd.DataFrame) -> Figure:
-    figure, axes = panels(data["panel"].nunique(), size=(3.4, 2.8))
+    figure, axes = panels(data["panel"].nunique(), size=(2.5, 2.4))
     data = data.assign(method=data["method"].replace({"full": "full fine-tuning", "lora": "LoRA"}))
     looks, handles = styles(data["method"]), {}
     for rows, ax in _by_panel(data, axes):

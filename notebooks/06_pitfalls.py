@@ -34,7 +34,7 @@ from colab import keep_in, suitable_scale
 
 SCALE = suitable_scale()  # "paper" on a GPU, "quick" elsewhere; "cpu": real data, small real models
 SEEDS = [0]
-ROWS = ["e2e/correct", "e2e/untrained-end", "glue-mrpc/correct", "glue-mrpc/learning-rate-of-full"]  # None: all 25
+ROWS = ["e2e/correct", "e2e/untrained-end", "glue-mrpc/correct", "glue-mrpc/learning-rate-of-full"]  # None: all
 DRIVE = None  # a folder on Colab's Drive, such as "/content/drive/MyDrive/lora", keeps results and unfinished runs
 keep_in(DRIVE)
 
