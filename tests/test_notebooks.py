@@ -76,7 +76,7 @@ def test_the_repository_of_all_badges_is_the_one_to_cite():
     assert cited in ([], [make_notebooks.REPOSITORY])
     readme = (paths.ROOT / "README.md").read_text(encoding="utf-8")
     badges = re.findall(r"colab\.research\.google\.com/github/(\S+?)/blob/(\S+?)/", readme)
-    assert set(badges) <= {(make_notebooks.REPOSITORY, make_notebooks.REVISION)}
+    assert badges == [(make_notebooks.REPOSITORY, make_notebooks.REVISION)] * len(NAMES)
 
 
 def test_prose_and_code_are_read_from_the_percent_format():
