@@ -1,7 +1,8 @@
 """Rows -> batches: formed by length, padded to their own longest row, shared between processes.
 
 The official code pads every row to 512 tokens (examples/NLG/src/data_utils.py of microsoft/LoRA at
-c4593f0); padding never touches the loss, so only the time differs.
+c4593f0); padding never touches the loss, so without it only the time differs. Which rows share a
+batch differs too: there any do, here those of similar length.
 """
 
 from __future__ import annotations
@@ -70,5 +71,10 @@ def share_of(batch: Batch, process: int, processes: int) -> tuple[Batch, float]:
     if processes == 1 or len(batch["labels"]) < processes:
         return batch, 1.0
     share = {key: value[process::processes] for key, value in batch.items()}
-    labelled, whole = ((part["labels"] != IGNORED).sum().item() for part in (share, batch))
-    return share, processes * labelled / whole
+    return share, processes * losses(share["labels"]) / losses(batch["labels"])
+
+
+def losses(labels: Tensor) -> int:
+    """How many labels carry a loss: of rows (rows,), or of tokens (rows, tokens), the first of which none predicts."""
+    predicted = labels[:, 1:] if labels.dim() == 2 else labels
+    return (predicted != IGNORED).sum().item()

@@ -69,7 +69,7 @@ def train_and_score(
     if not reported:
         return measured, []
     started = time.monotonic()
-    finish(model, settings)
+    finish(model)
     inputs = e2e_data.group_by_context(splits["test"])
     evaluation = evaluate_generation(model, tokenizer, inputs, settings)
     measured |= {"evaluation_seconds": round(time.monotonic() - started, 1), "scores": evaluation.scores}

@@ -13,8 +13,8 @@ r = 4 and the targets query and value, each of these thirds gets a pair of its o
     add_lora(model, LoRAConfig(rank=4))      then train what still requires a gradient, and save_lora(model, folder)
     load_lora(model, folder)                 on the plain base model; merge_lora and remove_lora give its speed back
 
-The paper draws A from a Gaussian; this module follows the authors' code, where A is uniform within 1 / sqrt(d_in):
-https://github.com/microsoft/LoRA/blob/c4593f060e6a368d7bb5af5273b8e42810cdef90/loralib/layers.py
+The paper draws A from a Gaussian, as the authors' DeBERTa does, N(0, 0.02); this module follows loralib, uniform within
+1 / sqrt(d_in): https://github.com/microsoft/LoRA/blob/c4593f060e6a368d7bb5af5273b8e42810cdef90/loralib/layers.py
 """
 
 from __future__ import annotations
@@ -171,7 +171,7 @@ def count_parameters(model: nn.Module) -> tuple[int, int]:
 
 
 def base_fingerprint(model: nn.Module, without: dict | frozenset = frozenset()) -> str:
-    """SHA-256 of names, shapes and values (as bfloat16, to know half precision again) of the base, less `without`."""
+    """SHA-256 of names, shapes and values (as bfloat16, to know a bfloat16 copy again) of the base, less `without`."""
     digest = hashlib.sha256()
     for name, parameter in sorted(base_parameters(model).items()):
         if name not in without:
@@ -189,6 +189,8 @@ def save_lora(model: nn.Module, folder: str | Path) -> None:
     layers, base, folder = lora_layers(model), base_parameters(model), Path(folder)
     if not layers:
         raise ValueError("expected LoRA layers to save, found none in the model: add_lora(model, config) comes first")
+    if packed := [n for n, layer in layers.items() if len(layer.weight) != layer.part_size * len(projections(n))]:
+        raise ValueError(f"expected a pair for each projection, found one over all of {packed[0]}: use save_trained")
     unmerge_lora(model)
     heads = sorted({name.rpartition(".")[0] for name, parameter in base.items() if parameter.requires_grad})
     tensors = {name: parameter for name, parameter in base.items() if name.rpartition(".")[0] in heads}
@@ -222,10 +224,9 @@ def load_lora(model: nn.Module, folder: str | Path) -> list[str]:
         wanted = f"expected {CONFIG_FILE} and {WEIGHTS_FILE}, whole, in {folder}, found {error!r}"
         raise ValueError(f"{wanted}; save or copy them again (a pickle is never opened, it can run code)") from error
     odd = {k for k in ("use_rslora", "rank_pattern", "alpha_pattern", "alora_invocation_tokens") if settings.get(k)}
-    if settings.get("peft_type") != "LORA" or (odd and not header):
-        raise ValueError(
-            f"expected plain LoRA in {folder}, found {settings.get('peft_type')} with {odd or 'no option'}"
-        )
+    odd |= {settings.get("init_lora_weights") or True} - {True, "gaussian"}  # such as "pissa", which changes the base
+    if (kind := settings.get("peft_type")) != "LORA" or (odd and not header):
+        raise ValueError(f"expected plain LoRA in {folder}, found {kind} with {odd or 'no option'}")
     targets = header["targets"] if header else sorted({t for name in found for t in projections(name)})
     heads = settings.get("modules_to_save") or []
     trained = {n: p for n, p in base_parameters(model).items() if any(f".{head}." in f".{n}" for head in heads)}
@@ -238,10 +239,9 @@ def load_lora(model: nn.Module, folder: str | Path) -> list[str]:
     have = {(n, *t.shape) for n, t in found.items()} | {("base weights", header.get("base_sha256", fingerprint))}
     if have != want:
         remove_lora(model)
-        lacking, excess, name = sorted(want - have)[:3], sorted(have - want)[:3], type(model).__name__
-        raise ValueError(
-            f"{folder} is not for this {name}: expected {lacking}, found {excess}; load the model it is for"
-        )
+        differing = f"expected {sorted(want - have)[:3]}, found {sorted(have - want)[:3]}"
+        remedy = "load the model it is for, in float32 or bfloat16"
+        raise ValueError(f"{folder} is not for this {type(model).__name__}: {differing}; {remedy}")
     for name, layer in layers.items():
         layer.lora_A.data.copy_(found[f"{name}.lora_A.weight"])
         layer.lora_B.data.copy_(found[f"{name}.lora_B.weight"][layer.block_mask()].view_as(layer.lora_B))

@@ -3,8 +3,8 @@
 Each method is one function of `METHODS`: it changes the model in place and decides what is
 trained. `finish` makes the trained model plain again for decoding (LoRA is folded into W).
 
-What LoRA learnt is kept by `save_lora`; what any other method did by `save_trained`, for the plain
-base model of another day: `load_trained`.
+What LoRA learnt is kept by `save_lora`; what any other method did, or one pair over all of `c_attn`, by
+`save_trained`, for the plain base model of another day: `load_trained`.
 """
 
 from __future__ import annotations
@@ -120,7 +120,7 @@ def count_trained(model: nn.Module) -> tuple[int, int, int]:
     return trained - head, head, total
 
 
-def finish(model: nn.Module, settings: Settings) -> None:
+def finish(model: nn.Module) -> None:
     """Fold what can be folded: the decoded model has the plain architecture and speed (section 4.1)."""
     if lora_layers(model):
         merge_lora(model)

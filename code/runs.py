@@ -135,7 +135,7 @@ def measure(
     measured["parameters"] = {"trainable": trained, "head": head, "total": total}
 
     def keep_adapter(trained_model: nn.Module) -> None:
-        if lora_layers(trained_model):
+        if lora_layers(trained_model) and not settings.packed_pair:
             save_lora(trained_model, adapter)
         elif settings.method != "full":
             save_trained(trained_model, settings, adapter)

@@ -3,8 +3,8 @@
 Appendix D.3 and the official code (microsoft/LoRA at c4593f0, examples/NLG/src): AdamW with its
 epsilon inside the bias correction, linear warm-up and decay, no clipping for GPT-2, a loss that
 is a token mean over the batch. What differs from the official loop, and why it may: batches are
-formed by length (nothing is padded to 512; padding never touched the loss), and logits are
-computed only where the loss is (elsewhere their gradient is zero).
+formed by length (nothing is padded to 512; padding never touched the loss, though other rows share a
+step), and logits are computed only where the loss is (elsewhere their gradient is zero).
 
 Checkpoints hold what is trained, never the frozen base. A run that is stopped continues where it
 was, with the same batches, and ends in the same weights.

@@ -405,11 +405,12 @@ def test_saving_a_merged_model_writes_the_same_adapter(tmp_path):
         assert (tmp_path / "merged" / name).read_bytes() == (tmp_path / "unmerged" / name).read_bytes()
 
 
-def test_the_fingerprint_knows_the_base_with_or_without_lora_and_in_half_precision():
+def test_the_fingerprint_knows_the_base_with_or_without_lora_and_in_bfloat16():
     model = gpt2()
     plain = base_fingerprint(model)
     assert base_fingerprint(trained_gpt2()) == plain
     assert base_fingerprint(gpt2().bfloat16()) == plain
+    assert base_fingerprint(gpt2().half()) != plain  # rounded twice
     assert base_fingerprint(gpt2(seed=1)) != plain
     model.transformer.h[1].mlp.c_fc.bias.data[0] += 1e-3
     assert base_fingerprint(model) != plain
@@ -471,6 +472,15 @@ def test_lora_on_top_of_lora_is_refused():
 def test_saving_a_model_without_lora_is_refused(tmp_path):
     with pytest.raises(ValueError, match="expected LoRA layers to save, found none"):
         save_lora(gpt2(), tmp_path)
+
+
+def test_one_pair_over_all_of_a_packed_matrix_is_not_saved_as_if_it_were_of_its_projections(tmp_path):
+    model = trained_gpt2()
+    for name, layer in lora_layers(model).items():
+        model.set_submodule(name, LoRALinear(layer.base_layer, ("query",), layer.config))
+    with pytest.raises(ValueError, match=r"found one over all of transformer.h.0.attn.c_attn: use save_trained"):
+        save_lora(model, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
 
 
 def refused(folder, match: str, model=None) -> None:

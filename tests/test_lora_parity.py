@@ -235,6 +235,21 @@ def test_a_peft_adapter_with_another_scale_or_rank_somewhere_is_refused(tmp_path
         load_lora(encoder(), tmp_path)
 
 
+@pytest.mark.parametrize("init", ["pissa", "olora"])
+def test_a_peft_adapter_whose_start_changed_the_base_is_refused(tmp_path, init):
+    peft_folder(tmp_path, encoder(), target_modules=["query", "value"], init_lora_weights=init)
+    with pytest.raises(ValueError, match=f"expected plain LoRA in .*, found LORA with .*{init}"):
+        load_lora(encoder(), tmp_path)
+
+
+@pytest.mark.parametrize("init", [True, False, "gaussian"])
+def test_a_peft_adapter_whose_start_left_the_base_alone_loads(tmp_path, init):
+    theirs = peft_folder(tmp_path, encoder(), target_modules=["query", "value"], init_lora_weights=init)
+    ours = encoder()
+    load_lora(ours, tmp_path)
+    assert torch.allclose(logits(ours), logits(theirs), atol=1e-5)
+
+
 @pytest.mark.parametrize("settings", [{"use_dora": True}, {"bias": "all"}, {"layers_to_transform": [0]}], ids=str)
 def test_a_peft_adapter_of_more_or_fewer_tensors_is_refused(tmp_path, settings):
     peft_folder(tmp_path, encoder(), target_modules=["query", "value"], **settings)

@@ -171,7 +171,7 @@ def moved_thirds(row: str) -> set[str]:
     completion_loss(model, {"input_ids": ids, "labels": ids}).backward()
     for layer in lora_layers(model).values():
         layer.lora_B.data -= layer.lora_B.grad
-    finish(model, quick(row))
+    finish(model)
     assert lora_layers(model) == {}
     moved = [
         (third, not torch.equal(old, new))

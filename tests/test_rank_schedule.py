@@ -325,7 +325,7 @@ def test_a_trained_run_is_folded_counted_and_saved_as_plain_lora(tmp_path):
     loaded = tiny_model().eval()
     load_lora(loaded, tmp_path / "adapter")
     torch.testing.assert_close(loaded(tokens).logits, before, atol=1e-5, rtol=0)
-    finish(model, SETTINGS)
+    finish(model)
     assert type(model.transformer.h[0].attn.c_attn) is type(tiny_model().transformer.h[0].attn.c_attn)
     torch.testing.assert_close(model(tokens).logits, before, atol=1e-5, rtol=0)
 

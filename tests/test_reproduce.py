@@ -18,6 +18,9 @@ import runs
 import summary
 from costs import estimate
 from experiments import resolve
+from lora import lora_layers
+from methods import load_trained
+from models import load_model
 from training import ShareDone, TrainingDiverged
 
 SMALL = {"train_rows": 24, "epochs": 1, "warmup_steps": 1, "beams": 2, "max_new_tokens": 12}
@@ -110,6 +113,25 @@ def test_a_learning_rate_run_never_looks_at_the_test_set(small_runs, monkeypatch
     assert set(seen) == {"train", "dev"}
     assert record["dev_loss"] > 0
     assert "scores" not in record
+
+
+def test_one_pair_over_all_of_c_attn_is_kept_and_comes_back(small_runs):
+    experiment = experiments.find("pitfalls/e2e/packed-c-attn")
+    runs.run(experiment, "quick", 0, say=lambda _: None)
+    model = load_model("gpt2-mini")
+    assert load_trained(model, runs.adapter_folder(experiment.name, "quick", 0)).packed_pair
+    for layer in lora_layers(model).values():
+        assert layer.lora_A.shape == (4, 256)
+        assert all(third.any() for third in layer.lora_B.split(256))
+
+
+def test_a_run_says_whether_it_used_bfloat16_where_the_machine_decides(small_runs, monkeypatch):
+    experiment = experiments.find("learning-rate/e2e/lora/0.002")
+    quick = experiment.changes["quick"] | {"precision": "auto"}
+    for seed, has in enumerate((True, False)):
+        monkeypatch.setattr("machine.has_fast_bfloat16", lambda has=has: has)
+        record = runs.run(replace(experiment, changes={"quick": quick}), "quick", seed, say=lambda _: None)
+        assert (record["settings"]["precision"], record["bfloat16"]) == ("auto", has)
 
 
 def test_a_diverging_run_is_recorded_apart_and_its_error_reaches_the_user(small_runs, monkeypatch):

@@ -490,7 +490,7 @@ def test_a_ray_node_without_the_repository_is_named(place, cluster, monkeypatch)
 
 def shrunk():
     """Two learning rates whose runs at `quick` take seconds."""
-    rows = [experiments.EXPERIMENTS[f"learning-rate/e2e/lora/{rate}"] for rate in ("0.001", "0.002")]
+    rows = [experiments.EXPERIMENTS[f"learning-rate/e2e/lora/{rate}"] for rate in ("0.002", "0.004")]
     return {e.name: replace(e, changes={"quick": e.changes["quick"] | {"train_rows": 24}}) for e in rows}
 
 
@@ -518,7 +518,7 @@ def test_real_runs_are_trained_and_recorded_by_two_workers(tmp_path, monkeypatch
     monkeypatch.setattr(sys, "argv", ["reproduce.py", "sweep", "learning-rate", "--scale", "quick", "--workers", "2"])
     reproduce.main()
     first, second = records.read_records("quick")
-    assert first["name"] == "learning-rate/e2e/lora/0.001"
+    assert first["name"] == "learning-rate/e2e/lora/0.002"
     assert first["steps"] == second["steps"] == 3
     assert first["dev_loss"] != second["dev_loss"]
     assert f"dev_loss  1  {first['dev_loss']:.4f}" in capsys.readouterr().out

@@ -66,12 +66,15 @@ def test_the_second_process_has_no_results(one_and_two):
     assert all(one_and_two[2][run] == {} for run in STEPS)
 
 
+@pytest.mark.parametrize("prompt_loss", [False, True])
 @pytest.mark.parametrize("rows", [1, 2, 5, 8])
-def test_the_weighted_shares_add_up_to_the_loss_of_the_batch(tiny_gpt2, rows):
+def test_the_weighted_shares_add_up_to_the_loss_of_the_batch(tiny_gpt2, rows, prompt_loss):
     torch.manual_seed(rows)
     labels = torch.randint(1, 64, (rows, 12))
     for row in range(rows):
-        labels[row, : 11 - 3 * (row % 3)] = -100  # one, four or seven labels
+        labels[row, 2 + 3 * (row % 3) :] = -100  # two, five or eight labels, the first of which nothing predicts
+        if not prompt_loss:
+            labels[row] = labels[row].flip(0)  # behind a context
     batch = {"input_ids": torch.randint(1, 64, (rows, 12)), "labels": labels}
     shares = [share_of(batch, process, 2) for process in (0, 1)]
     losses = [completion_loss(tiny_gpt2, share).item() for share, _ in shares]
