@@ -22,10 +22,10 @@ from torch import nn
 import e2e_run
 import glue_run
 import records
-from experiments import find, resolve
+from experiments import EXPERIMENTS, find, resolve
 from lora import base_fingerprint, load_lora, lora_layers, save_lora
 from machine import uses_bfloat16
-from methods import apply_method, count_trained, save_trained
+from methods import apply_method, count_trained, load_trained, save_trained
 from models import HEADS, base, head_parameters, load_model, load_tokenizer
 from paths import CHECKPOINTS
 from released_adapters import load_released_adapter, released_file
@@ -36,7 +36,7 @@ from workers import Run, first_process
 
 
 def adapter_folder(name: str, scale: str, seed: int) -> Path:
-    """Where a run keeps what it learnt, unless that is the whole model; outside git."""
+    """Where a run keeps what it learnt, the whole model only if another run starts from it; outside git."""
     return CHECKPOINTS / "adapters" / scale / records.run_id(name, seed)
 
 
@@ -71,7 +71,7 @@ def run(
     adapter = adapter_folder(experiment.name, scale, seed)
     start = adapter_folder(settings.start_from, scale, seed) if settings.start_from else None
     try:
-        measured, predictions = measure(settings, seed, folder, adapter, data_dir, start)
+        measured, predictions = measure(settings, seed, folder, adapter, data_dir, start, _is_a_start(experiment))
     except (Exception, KeyboardInterrupt) as error:
         if first_process():
             ended = unfinished(error)
@@ -85,6 +85,10 @@ def run(
     records.write_record(record)
     shutil.rmtree(folder, ignore_errors=True)
     return record
+
+
+def _is_a_start(experiment: Experiment) -> bool:
+    return any(other.paper.start_from == experiment.name for other in EXPERIMENTS.values())
 
 
 def begin(name: str, scale: str, seed: int, settings: Settings) -> dict[str, Any]:
@@ -104,12 +108,18 @@ def unfinished(error: BaseException) -> dict[str, str]:
 
 
 def measure(
-    settings: Settings, seed: int, folder: Path, adapter: Path, data_dir: Path | None = None, start: Path | None = None
+    settings: Settings,
+    seed: int,
+    folder: Path,
+    adapter: Path,
+    data_dir: Path | None = None,
+    start: Path | None = None,
+    keep_whole: bool = False,
 ) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     """Train and score; what the record says of it, and the predictions.
 
-    `folder` has the checkpoints, from which a stopped run continues; `adapter` gets what was learnt;
-    `start` is the adapter of `settings.start_from`.
+    `folder` has the checkpoints, from which a stopped run continues; `adapter` gets what was learnt, full fine-tuning's
+    whole model only if `keep_whole`; `start` is that folder of `settings.start_from`.
     """
     task = TASKS[settings.task]
     torch.manual_seed(seed)
@@ -137,7 +147,7 @@ def measure(
     def keep_adapter(trained_model: nn.Module) -> None:
         if lora_layers(trained_model) and not settings.packed_pair:
             save_lora(trained_model, adapter)
-        elif settings.method != "full":
+        elif settings.method != "full" or keep_whole:
             save_trained(trained_model, settings, adapter)
 
     workflow = glue_run.train_and_score if glue else e2e_run.train_and_score
@@ -147,7 +157,7 @@ def measure(
 
 
 def _carry_over(model: nn.Module, settings: Settings, folder: Path) -> None:
-    """Start with the pairs of another task's adapter (2b of the paper's runs: MRPC, RTE, STS-B from MNLI).
+    """Start with what was learnt on MNLI (section 5.2: MRPC, RTE, STS-B): LoRA's pairs, full fine-tuning's encoder.
 
     The head is fresh, since it has other outputs: RoBERTa's whole head, DeBERTa's classifier but not its
     pooler, which the official code carries over. Raises FileNotFoundError where the adapter is not at hand,
@@ -160,7 +170,8 @@ def _carry_over(model: nn.Module, settings: Settings, folder: Path) -> None:
         )
     outputs = TASKS["mnli"].outputs
     start = load_model(settings.model, outputs)
-    load_lora(start, folder)
+    load = load_trained if settings.method == "full" else load_lora
+    load(start, folder)
     fresh = "classifier." if HEADS[base(settings.model).family] != ("classifier",) else tuple(head_parameters(model))
     parameters = dict(model.named_parameters())
     carried = {n: p for n, p in start.named_parameters() if p.requires_grad and not n.startswith(fresh)}

@@ -85,9 +85,7 @@ class Experiment:
     about: str
     paper: Settings
     changes: dict[str, dict[str, Any]] = field(default_factory=dict)  # scale -> settings that differ
-    scales: tuple[str, ...] = (
-        SCALES  # at which it exists: not all has a counterpart on small machines
-    )
+    scales: tuple[str, ...] = SCALES  # at which it exists: not all has a counterpart on small machines
     cell: tuple[str, str, str] | None = None  # the paper's row: (model, method, trainable as printed)
     variant: str = "paper"  # or OFFICIAL
     against: str | None = None  # what it is measured against, where that is not full fine-tuning: plain LoRA, say

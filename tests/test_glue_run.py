@@ -21,7 +21,7 @@ from evaluation import classify
 from experiments_glue import GLUE, LORA
 from glue_run import HELD_OUT, mean_training_loss
 from lora import load_lora, lora_layers, save_lora
-from methods import apply_method
+from methods import apply_method, save_trained
 from models import FAMILIES, MINILM_PACKAGE, architecture, head_parameters, load_model, load_tokenizer
 from tasks import TASKS
 from training import TrainingResult, train
@@ -290,6 +290,21 @@ def test_the_mnli_start_carries_the_pairs_and_a_pooler_and_leaves_the_rest_fresh
     assert all(p.requires_grad == (n in head_parameters(model) or "lora_" in n) for n, p in model.named_parameters())
 
 
+@pytest.mark.parametrize(("name", "fresh"), [("roberta-base", "classifier."), ("deberta-v2-xxlarge", "classifier.")])
+def test_full_fine_tuning_that_starts_from_mnli_carries_all_but_the_head_over(name, fresh, tmp_path, monkeypatch):
+    monkeypatch.setattr(runs, "load_model", tiny)
+    settings = replace(PAIRS, model=name, method="full", start_from="table2/x/mnli/full")
+    trained = prepared(settings, outputs=3)
+    for parameter in trained.parameters():
+        parameter.data += torch.randn(parameter.shape)
+    save_trained(trained, settings, tmp_path)
+    model, source = prepared(settings), values(trained)
+    before = values(model)
+    runs._carry_over(model, settings, tmp_path)
+    for n, value in values(model).items():
+        assert torch.equal(value, before[n] if n.startswith(fresh) else source[n]), n
+
+
 def test_a_start_whose_adapter_is_gone_says_what_to_do(mnli_adapter, tmp_path):
     settings, _, model, _ = mnli_adapter("roberta-base")
     with pytest.raises(FileNotFoundError, match=r"table2/x/mnli/lora-r2 is recorded, but its adapter is not in .*gone"):
@@ -303,21 +318,23 @@ def test_a_method_without_plain_pairs_cannot_start_from_those_of_another_task(mn
         runs._carry_over(prepared(settings), settings, folder)
 
 
-def test_the_experiment_that_a_run_starts_from_is_run_first_with_the_same_seed(tmp_path, monkeypatch):
+@pytest.mark.parametrize("row", ["lora-r8", "full-from-mnli"])
+def test_the_experiment_that_a_run_starts_from_is_run_first_with_the_same_seed(row, tmp_path, monkeypatch):
     monkeypatch.setattr(paths, "RESULTS", tmp_path / "results")
     monkeypatch.setattr(runs, "CHECKPOINTS", tmp_path / "checkpoints")
     asked = []
 
-    def measure(settings, seed, folder, adapter, data_dir, start):
-        asked.append((settings.task, seed, start))
+    def measure(settings, seed, folder, adapter, data_dir, start, keep_whole):
+        asked.append((settings.task, seed, start, keep_whole))
         adapter.mkdir(parents=True)
         return {}, []
 
     monkeypatch.setattr(runs, "measure", measure)
-    runs.run(experiments.find(NAME), "paper", 3, say=lambda _: None)
-    mnli = runs.adapter_folder("table2/roberta-base/mnli/lora-r8", "paper", 3)
-    assert asked == [("mnli", 3, None), ("mrpc", 3, mnli)]
-    assert [r["name"] for r in records.read_records("paper")] == ["table2/roberta-base/mnli/lora-r8", NAME]
+    name, first = f"table2/roberta-base/mrpc/{row}", f"table2/roberta-base/mnli/{row.removesuffix('-from-mnli')}"
+    runs.run(experiments.find(name), "paper", 3, say=lambda _: None)
+    mnli = runs.adapter_folder(first, "paper", 3)
+    assert asked == [("mnli", 3, None, True), ("mrpc", 3, mnli, False)]
+    assert [r["name"] for r in records.read_records("paper")] == sorted([first, name])
 
 
 # a real run
