@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterable
-from dataclasses import MISSING, asdict, fields
 from pathlib import Path
 from statistics import fmean, median
 from typing import Any
@@ -28,9 +27,9 @@ import paths
 from experiments import find, resolve
 from paper_values import paper_value
 from quantities import Quantity, printed, quantities
+from records import is_declared
 from settings import Experiment, Settings
 from statistics_seeds import bootstrap_interval, difference_interval, paired_differences, spread, verdict
-from tasks import TASKS
 
 STATISTICS = {"mean": (fmean, np.mean), "median": (median, np.median)}  # of the seeds, of many resamples
 FULL_ROWS = ("full", "full-from-mnli")
@@ -51,20 +50,11 @@ def seeds_of(experiment: Experiment, scale: str) -> list[dict[str, Any]]:
     """The experiment's finished records, by seed, whose task version and settings are those declared now."""
     settings = resolve(experiment, scale)
     found = [json.loads(path.read_text(encoding="utf-8")) for path in _files_of(experiment, scale)]
-    version = TASKS[settings.task].version
-    kept = [r for r in found if r["task_version"] == version and _are_declared(r["settings"], settings)]
-    return sorted(kept, key=lambda r: r["seed"])
+    return sorted((r for r in found if is_declared(r, settings)), key=lambda r: r["seed"])
 
 
 def _files_of(experiment: Experiment, scale: str) -> list[Path]:
     return list((paths.RESULTS / "runs" / scale).glob(f"{experiment.name.replace('/', '--')}--seed*.json"))
-
-
-def _are_declared(recorded: dict[str, Any], settings: Settings) -> bool:
-    """Whether the recorded settings are these; one that is newer than the record had its default then."""
-    defaults = {field.name: field.default for field in fields(Settings) if field.default is not MISSING}
-    then, now = (json.loads(json.dumps(found)) for found in (defaults | recorded, asdict(settings)))
-    return then == now
 
 
 def cells(chosen: Iterable[Experiment], scale: str) -> pd.DataFrame:
