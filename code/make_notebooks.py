@@ -206,9 +206,9 @@ def main() -> None:
                 print(f"{source.stem} ...", flush=True)
                 build(source, source.with_suffix(".ipynb"))
         elif found := [text for text in map(difference, sources) if text]:
-            listed = "\n".join(f"- {text}" for text in found)
+            listed, names = "\n".join(f"- {text}" for text in found), " ".join(text[:2] for text in found)
             sys.exit(
-                f"notebooks differ from their sources:\n{listed}\n`python code/make_notebooks.py 01` makes 01 anew"
+                f"notebooks differ from their sources:\n{listed}\n`python code/make_notebooks.py {names}` makes them anew"
             )
     except (ValueError, CellExecutionError) as error:
         sys.exit(f"error: {error}")
