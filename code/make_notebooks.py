@@ -208,7 +208,7 @@ def main() -> None:
         elif found := [text for text in map(difference, sources) if text]:
             listed, names = "\n".join(f"- {text}" for text in found), " ".join(text[:2] for text in found)
             sys.exit(
-                f"notebooks differ from their sources:\n{listed}\n`python code/make_notebooks.py {names}` makes them anew"
+                f"notebooks differ from their sources:\n{listed}\n`python code/make_notebooks.py {names}` mends that"
             )
     except (ValueError, CellExecutionError) as error:
         sys.exit(f"error: {error}")
