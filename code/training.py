@@ -19,7 +19,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, Sampler
@@ -33,6 +32,7 @@ from optimizer import OfficialAdamW, parameter_groups, regroup, trained_state
 from rank_schedule import RankChanges, RankSchedule, ended
 from settings import Settings
 from sittings import Bar, Sitting, TrainingInterrupted, newest_checkpoint
+from smoothed_loss import smoothed_cross_entropy
 from stacked_lora import resize
 
 TRAINED = "trained.safetensors"
@@ -76,7 +76,7 @@ def completion_loss(model: nn.Module, batch: Batch, label_smoothing: float = 0.0
     hidden = model.transformer(input_ids=batch["input_ids"]).last_hidden_state[:, :-1]
     labels = batch["labels"][:, 1:]
     kept = labels != IGNORED
-    return F.cross_entropy(model.lm_head(hidden[kept]), labels[kept], label_smoothing=label_smoothing)
+    return smoothed_cross_entropy(model.lm_head(hidden[kept]), labels[kept], label_smoothing)
 
 
 def through_wrapper(model: nn.Module, loss: Callable[[nn.Module, Batch], Tensor], batch: Batch) -> Tensor:

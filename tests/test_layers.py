@@ -19,8 +19,8 @@ from paths import ROOT
 
 CODE = ROOT / "code"
 LAYERS = {
-    "leaf": "lora baselines nlg_metrics meteor ptb_tokenizer slot_matching statistics_seeds paths ngram_baseline "
-    "e2e_generator glue_generator glue_metrics colab",
+    "leaf": "lora baselines smoothed_loss nlg_metrics meteor ptb_tokenizer slot_matching statistics_seeds paths "
+    "ngram_baseline e2e_generator glue_generator glue_metrics colab",
     "declaration": "tasks settings experiments experiments_e2e experiments_glue experiments_methods "
     "experiments_pitfalls data_tables data_places glue_data e2e_data models",
     "doing": "methods rank_schedule rank_allocation stacked_lora batches machine optimizer sittings training "

@@ -1,0 +1,51 @@
+"""The loss that overwrites its logits is torch's, in value and gradient."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from smoothed_loss import smoothed_cross_entropy
+
+
+def both(smoothing, scale=1.0, dtype=torch.float32):
+    """(value, gradient of what the logits are computed from) of ours and of torch's."""
+    torch.manual_seed(0)
+    hidden, weight, labels = torch.randn(7, 5), torch.randn(11, 5), torch.randint(0, 11, (7,))
+    found = []
+    for loss in (smoothed_cross_entropy, lambda z, y, s: F.cross_entropy(z.float(), y, label_smoothing=s)):
+        leaf = hidden.clone().requires_grad_()
+        value = loss((scale * leaf @ weight.T).to(dtype), labels, smoothing)
+        (3 * value).backward()  # with a gradient that is not 1
+        found.append((value.detach(), leaf.grad))
+    return found
+
+
+@pytest.mark.parametrize("smoothing", [0.0, 0.1, 1.0])
+@pytest.mark.parametrize("scale", [1.0, 100.0])  # 100: the exponentials would overflow without their maximum
+def test_value_and_gradient_are_those_of_torch(smoothing, scale):
+    (value, gradient), (expected, expected_gradient) = both(smoothing, scale)
+    assert torch.isfinite(value)
+    torch.testing.assert_close(value, expected)
+    torch.testing.assert_close(gradient, expected_gradient, rtol=1e-5, atol=1e-5 * scale)
+
+
+def test_another_smoothing_is_another_loss():
+    assert not torch.allclose(both(0.1)[0][0], both(0.2)[1][0])
+    assert not torch.allclose(both(0.1)[0][1], both(0.2)[1][1])
+
+
+def test_lower_precision_is_computed_in_float32_and_its_logits_stay():
+    (value, gradient), (expected, expected_gradient) = both(0.1, dtype=torch.bfloat16)
+    torch.testing.assert_close(value, expected)
+    torch.testing.assert_close(gradient, expected_gradient)
+    logits = torch.randn(3, 4, dtype=torch.bfloat16)
+    before = logits.clone()
+    smoothed_cross_entropy(logits, torch.tensor([0, 1, 2]), 0.1)
+    assert torch.equal(logits, before)
+
+
+def test_without_a_gradient_it_is_a_number():
+    with torch.no_grad():
+        logits, labels = torch.randn(3, 4), torch.tensor([0, 1, 2])
+        expected = F.cross_entropy(logits, labels)
+        torch.testing.assert_close(smoothed_cross_entropy(logits, labels), expected)
