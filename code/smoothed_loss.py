@@ -40,7 +40,8 @@ class _SmoothedCrossEntropy(torch.autograd.Function):
 def smoothed_cross_entropy(logits: Tensor, labels: Tensor, smoothing: float = 0.0) -> Tensor:
     """Mean over the rows of `F.cross_entropy(logits, labels, label_smoothing=smoothing)`, differentiable once.
 
-    `logits` (rows, classes) must be needed nowhere else: in float32 they are overwritten; a lower precision is computed
-    in float32, as autocast does. `labels` (rows,) are class ids, none to be ignored.
+    `logits` (rows, classes) must be needed nowhere else: they are overwritten, but those of a precision below float32,
+    which are computed in float32, as autocast does. `labels` (rows,) are class ids, none to be ignored.
     """
-    return _SmoothedCrossEntropy.apply(logits.float(), labels, smoothing)
+    at_least_float32 = torch.promote_types(logits.dtype, torch.float32)
+    return _SmoothedCrossEntropy.apply(logits.to(at_least_float32), labels, smoothing)

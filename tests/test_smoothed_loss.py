@@ -12,7 +12,8 @@ def both(smoothing, scale=1.0, dtype=torch.float32):
     torch.manual_seed(0)
     hidden, weight, labels = torch.randn(7, 5), torch.randn(11, 5), torch.randint(0, 11, (7,))
     found = []
-    for loss in (smoothed_cross_entropy, lambda z, y, s: F.cross_entropy(z.float(), y, label_smoothing=s)):
+    precise = torch.promote_types(dtype, torch.float32)
+    for loss in (smoothed_cross_entropy, lambda z, y, s: F.cross_entropy(z.to(precise), y, label_smoothing=s)):
         leaf = hidden.clone().requires_grad_()
         value = loss((scale * leaf @ weight.T).to(dtype), labels, smoothing)
         (3 * value).backward()  # with a gradient that is not 1
@@ -27,6 +28,12 @@ def test_value_and_gradient_are_those_of_torch(smoothing, scale):
     assert torch.isfinite(value)
     torch.testing.assert_close(value, expected)
     torch.testing.assert_close(gradient, expected_gradient, rtol=1e-5, atol=1e-5 * scale)
+
+
+def test_float64_stays_float64():
+    (value, gradient), (expected, expected_gradient) = both(0.1, dtype=torch.float64)
+    torch.testing.assert_close(value, expected, rtol=0, atol=1e-14)
+    torch.testing.assert_close(gradient, expected_gradient)
 
 
 def test_another_smoothing_is_another_loss():
