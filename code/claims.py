@@ -130,7 +130,7 @@ def _comparison(
         found, tasks = differences(scores(mine), scores(other.drop_duplicates("task")))
         if not found:
             return Finding(MISSING)
-        metric = mine["metric"].iloc[0] if len(tasks) == 1 else ""
+        metric = mine.set_index("task")["metric"][tasks[0]] if len(tasks) == 1 else ""
         word = compared(found, MARGIN)
         outcome = OPEN if len(tasks) < least_tasks else HOLDS if word in good else FAILS if word in bad else OPEN
         return Finding(outcome, _evidence(names, metric, found, tasks), len(found))

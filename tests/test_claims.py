@@ -71,6 +71,7 @@ def test_an_average_over_glue_is_open_until_half_of_the_tasks_are_there_and_name
         return judged(pd.DataFrame(lines, columns=list(COLUMNS)))["glue-matches", "cpu"]
 
     assert table2("mrpc", "rte", "sst2").verdict == OPEN
+    assert table2("mrpc").evidence == "LoRA r=8 minus full: +0.05 accuracy (90% interval -0.27 to +0.37) (MRPC)"
     whole = table2("mrpc", "rte", "sst2", "cola")
     assert whole.verdict == HOLDS and "(mean of MRPC, RTE, SST-2, CoLA)" in whole.evidence
 
