@@ -8,8 +8,8 @@
 Widths and prefix lengths are those of the printed counts (tests/test_baselines.py). Rows that the paper takes from
 prior work have that work's learning rate: Li & Liang (2021) for GPT-2 (gpt2/train_e2e.py of XiangLi1999/PrefixTuning
 at 048d236). Adapters of RoBERTa-large are Table 9's (data/glue_hyperparameters.csv), without weight decay, which the
-scripts of the official code do not set for them. BitFit and Adapter^D of
-RoBERTa-base are not described by the paper: they are trained as LoRA's row is, at a rate usual for them.
+scripts of the official code do not set for them. BitFit and Adapter^D of RoBERTa-base are not described by the paper:
+they are trained as LoRA's row is, at a rate usual for them.
 """
 
 from __future__ import annotations

@@ -1,8 +1,7 @@
 """Cross-entropy with label smoothing in the memory of its logits: the loss of the GPT-2 runs (Table 11).
 
 With GPT-2's 50,257 tokens the loss passes over more numbers than a layer does, and torch's keeps several copies of
-them. Here the softmax overwrites the logits and becomes their gradient: the same value and gradient in a third of the
-time on a CPU.
+them. Here the softmax overwrites the logits and becomes their gradient: the same value and gradient, with fewer passes.
 """
 
 from __future__ import annotations
