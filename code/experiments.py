@@ -54,7 +54,7 @@ def select(table: str, scale: str, rows: list[str] | None = None, variant: str =
     for row in rows or ():
         if not any(e.is_row(row) for e in there):
             known = ", ".join(dict.fromkeys(e.row for e in there))
-            raise ValueError(f"{table} has no row {row}; its rows: {known}, or with what precedes: mrpc/full")
+            raise ValueError(f"{table} has no row {row}; its rows: {known}, or parts of their names: mrpc/full")
     chosen: dict[Settings, Experiment] = {}
     for experiment in there:
         if not rows or any(experiment.is_row(row) for row in rows):

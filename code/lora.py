@@ -8,8 +8,8 @@ r = 4 and the targets query and value, each of these thirds gets a pair of its o
     x (768) ──┬── W0 (2304, 768) ──┬─ query (768) ────────────────────────(+)─────── query
               │                    ├─ key   (768) ─────────────────────────│──────── key, the same to the last bit
               │                    └─ value (768) ─────────────────────────│──(+)─── value
-              └── dropout ── A (8, 768) ── * alpha / r ──┬─ 4 ─ B (768, 4) ┘   │
-                                                         └─ 4 ─ B (768, 4) ────┘
+              └── dropout ── A (8, 768) ──┬─ 4 ── alpha / r ── B (768, 4) ─┘   │
+                                          └─ 4 ── alpha / r ── B (768, 4) ─────┘
     add_lora(model, LoRAConfig(rank=4))      then train what still requires a gradient, and save_lora(model, folder)
     load_lora(model, folder)                 on the plain base model; merge_lora and remove_lora give its speed back
 
@@ -91,11 +91,12 @@ class LoRALinear(nn.Module):
         h = self.base_layer(x)
         if self.unmerged is not None:
             return h
-        low = F.linear(self.dropout(x), self.lora_A) * self.scaling  # (..., 8)
-        low, B = low.split(self.config.rank, dim=-1), self.lora_B.split(self.part_size)
+        low = F.linear(self.dropout(x), self.lora_A)  # (..., 8)
+        B = (self.scaling * self.lora_B.T).contiguous()  # (4, 1536): like this its gradient is far cheaper on a CPU
+        low, B = low.split(self.config.rank, dim=-1), B.split(self.part_size, dim=-1)
         outputs = list(h.split(self.part_size, dim=-1))  # query, key, value
         for i, part in enumerate(self.adapted):  # not in place, which on views of h would make the backward pass slow
-            outputs[part] = outputs[part] + F.linear(low[i], B[i])
+            outputs[part] = outputs[part] + low[i] @ B[i]
         return torch.cat(outputs, dim=-1) if len(outputs) > 1 else outputs[0]
 
     def block_mask(self) -> Tensor:

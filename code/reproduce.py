@@ -133,7 +133,7 @@ def _parser() -> argparse.ArgumentParser:
 
     chosen = argparse.ArgumentParser(add_help=False)
     chosen.add_argument("table", help="such as table3")
-    chosen.add_argument("--rows", nargs="+", help="only these rows, such as full lora-r4")
+    chosen.add_argument("--rows", nargs="+", help="only these rows, by a part of their names: lora-r4, mrpc, mrpc/full")
     chosen.add_argument("--variant", choices=("paper", "official-code"), default="paper", help="where the two disagree")
 
     command = commands.add_parser("list", help="every experiment by name")

@@ -100,5 +100,5 @@ class Experiment:
         return self.name.removesuffix(f"/{self.variant}").split("/")[-1]
 
     def is_row(self, row: str) -> bool:
-        """Whether the name ends so, its variant left out: `lora-r4`, `mrpc/lora-r8`."""
-        return self.name.removesuffix(f"/{self.variant}").endswith(f"/{row}")
+        """Whether these parts of the name follow each other in it: `lora-r4`, `mrpc/lora-r8`, `mrpc`."""
+        return f"/{row}/" in f"{self.name}/"

@@ -153,6 +153,14 @@ def test_an_unknown_name_is_answered_with_the_nearest():
         find("table3/gpt2/lora-r5")
 
 
+def test_rows_are_named_by_any_parts_of_their_names_that_follow_each_other():
+    names = {e.name for e in select("learning-rate", "cpu", rows=["glue-cola/full"])}
+    assert names == {f"learning-rate/glue-cola/full/{rate}" for rate in GLUE_GRIDS["full"]}
+    names = {e.name for e in select("table2", "cpu", rows=["mrpc/lora-r8", "rte"])}
+    assert {"table2/roberta-base/mrpc/lora-r8", "table2/roberta-base/rte/full"} <= names
+    assert all(name.endswith("mrpc/lora-r8") or "/rte/" in name for name in names)
+
+
 def test_an_unknown_table_row_or_scale_is_refused():
     with pytest.raises(ValueError, match=r"the tables are .*table3"):
         select("table99", "cpu")
