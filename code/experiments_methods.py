@@ -143,7 +143,7 @@ def _glue_learning_rates() -> list[Experiment]:
 # one, each against plain LoRA of the same total rank. Steps between validations or reallocations, by scale.
 STAGES = {"method": "sequential-lora", "rank": None, "rank_stages": (2, 4, 6, 8)}
 OLD_STAGES = {"frozen": 0.0, "hybrid": 0.1, "unfrozen": 1.0}
-PLATEAU = {"stage_trigger": "plateau", "patience": 2, "min_improvement": 0.01}
+PLATEAU = {"stage_trigger": "plateau", "patience": 2, "min_improvement": 0.01, "grace": 1}
 GPT2_LORA = replace(e2e.E2E, model="gpt2", rank=8, **e2e.LORA)
 GPT2_SMALLER = e2e.smaller(e2e.CPU_LEARNING_RATES["lora"])
 GPT2_EVERY = {"paper": (1000, 2000), "cpu": (300, 400), "quick": (40, 40)}
