@@ -6,6 +6,7 @@ import csv
 import json
 import re
 import shutil
+from itertools import cycle
 
 import pandas as pd
 import pytest
@@ -53,14 +54,20 @@ def pages(document):
     return len(found) if isinstance(found, list) else 1
 
 
-@pytest.fixture(scope="module")
-def nothing():
-    return documents.facts(frame([]))
+def facts_without_figures(lines, folder):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(paths, "RESULTS", folder)
+        return documents.facts(frame(lines))
 
 
 @pytest.fixture(scope="module")
-def all_of_it():
-    return documents.facts(frame(everything()))
+def nothing(tmp_path_factory):
+    return facts_without_figures([], tmp_path_factory.mktemp("nothing"))
+
+
+@pytest.fixture(scope="module")
+def all_of_it(tmp_path_factory):
+    return facts_without_figures(everything(), tmp_path_factory.mktemp("everything"))
 
 
 @pytest.mark.parametrize("world", ["nothing", "all_of_it"])
@@ -70,15 +77,16 @@ def test_report_and_poster_stand_with_holes_and_full(tree, world, request):
     assert pages("poster") == 1
 
 
-@pytest.mark.parametrize("verdict", [HOLDS, FAILS, MISSING])
-def test_the_documents_have_a_sentence_for_a_claim_that_holds_and_for_one_that_does_not(tree, nothing, verdict):
+@pytest.mark.parametrize(
+    "verdicts",
+    [[HOLDS], [FAILS], [MISSING], [HOLDS, FAILS], [MISSING, HOLDS], [FAILS, MISSING, HOLDS]],
+    ids=lambda verdicts: " and ".join(verdicts),
+)
+def test_the_documents_have_a_sentence_for_every_verdict_and_for_what_goes_together(tree, nothing, verdicts):
     changed = json.loads(json.dumps(nothing))
-    for claim in changed["claims"].values():
-        claim["cpu"] |= {
-            "verdict": verdict,
-            "evidence": "so much" * (verdict != MISSING),
-            "n": 2 * (verdict != MISSING),
-        }
+    for claim, verdict in zip(changed["claims"].values(), cycle(verdicts), strict=False):
+        measured = verdict != MISSING
+        claim["cpu"] |= {"verdict": verdict, "evidence": "so much" * measured, "n": 2 * measured}
     write_facts(tree, changed)
     for document in documents.DOCUMENTS:
         assert pages(document)
