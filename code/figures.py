@@ -15,7 +15,7 @@ from pathlib import Path
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import FixedFormatter, FixedLocator, MaxNLocator, NullLocator
+from matplotlib.ticker import MaxNLocator, NullFormatter
 
 import paths
 from figure_data import ERRORS, figure_data
@@ -138,7 +138,7 @@ def grid(data: pd.DataFrame) -> Figure:
 
 
 def choice(data: pd.DataFrame) -> Figure:
-    figure, axes = panels(data["panel"].nunique(), size=(2.5, 2.4))
+    figure, axes = panels(data["panel"].nunique(), size=(2.0, 1.9))
     data = data.assign(method=data["method"].replace({"full": "full fine-tuning", "lora": "LoRA"}))
     looks, handles = styles(data["method"]), {}
     for rows, ax in _by_panel(data, axes):
@@ -146,14 +146,10 @@ def choice(data: pd.DataFrame) -> Figure:
             (handles[name],) = ax.plot(line["learning_rate"], line["score"], **looks[name])
             used = line[line["used"] == "yes"]
             ax.plot(used["learning_rate"], used["score"], "o", ms=13, mfc="none", mec=looks[name]["color"])
-        rates = sorted(rows["learning_rate"].unique())
-        ax.set_xscale("log", base=2)
-        ax.xaxis.set_major_locator(FixedLocator(rates))
-        ax.xaxis.set_major_formatter(FixedFormatter([f"{rate:g}" for rate in rates]))
-        ax.xaxis.set_minor_locator(NullLocator())
-        ax.tick_params(axis="x", rotation=45)
-        ax.margins(x=0.08, y=0.15)
-        ax.set_xlabel("learning rate (log2)")
+        ax.set_xscale("log")
+        ax.xaxis.set_minor_formatter(NullFormatter())
+        ax.margins(x=0.12, y=0.2)
+        ax.set_xlabel("learning rate")
         ax.set_ylabel(_metric(rows))
     legend_below(figure, handles)
     return figure
