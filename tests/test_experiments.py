@@ -123,6 +123,15 @@ def test_glue_s_full_fine_tuning_has_a_row_that_starts_where_lora_does():
                 assert of["full-from-mnli"] == replace(of["full"], start_from=f"table2/{model}/mnli/full")
 
 
+def test_at_cpu_rte_alone_starts_from_mnli_and_full_fine_tuning_has_both_starts():
+    rows = {e.name: resolve(e, "cpu").start_from for e in select("table2", "cpu")}
+    assert {name: start for name, start in rows.items() if start} == {
+        "table2/roberta-base/rte/full-from-mnli": "table2/roberta-base/mnli/full",
+        "table2/roberta-base/rte/lora-r8": "table2/roberta-base/mnli/lora-r8",
+    }
+    assert rows["table2/roberta-base/rte/full"] is None
+
+
 def test_a_sweep_does_the_same_work_once():
     rows = ["full", "lora-r2", "lora-r4", "lora-r8"]
     others = ["top2", "bitfit", "adapter-l", "adapter-l-11M", "adapter-h", "prelayer"]
