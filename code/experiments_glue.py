@@ -68,12 +68,14 @@ def smaller(task: str, learning_rate: float, **changes: Any) -> dict[str, dict[s
 
 
 def _smaller(task: str, method: str, start: str | None = None, **changes: Any) -> dict[str, dict[str, Any]]:
-    """`start` is MNLI's row that the task's row starts from, which at `cpu` only some do."""
     alpha = {"alpha": 16.0} if method == "lora" else {}
     at = smaller(task, cpu_rate(CPU_LEARNING_RATES[method], task), **alpha, **changes)
-    if start and task in CPU_FROM_MNLI:
-        at["cpu"]["start_from"] = f"table2/roberta-base/mnli/{start}"
-    return at
+    return at | {"cpu": at["cpu"] | _cpu_start(task, start)}
+
+
+def _cpu_start(task: str, row: str | None) -> dict[str, str]:
+    """MNLI's row, of the same seed, that a row of the task starts from at `cpu`, where it does."""
+    return {"start_from": f"table2/roberta-base/mnli/{row}"} if row and task in CPU_FROM_MNLI else {}
 
 
 def cpu_rate(rates: dict[str, float], task: str) -> float:
@@ -209,7 +211,9 @@ def _curves() -> list[Experiment]:
     return found
 
 
-def learning_rates(task: str, method: str, base: Settings, grid: tuple[float, ...], **changes: Any) -> list[Experiment]:
+def learning_rates(
+    task: str, method: str, base: Settings, grid: tuple[float, ...], start: str | None = None, **changes: Any
+) -> list[Experiment]:
     """A method's candidates at the smaller scales, compared on the tenth of the training rows that is held out."""
     found = []
     for rate in grid:
@@ -217,7 +221,7 @@ def learning_rates(task: str, method: str, base: Settings, grid: tuple[float, ..
         name = f"learning-rate/glue-{task}/{method}/{rate:g}"
         about = f"{method} at {rate:g} on {task}, scored on held-out training rows"
         settings = replace(base, learning_rate=rate, evaluate="selection")
-        cpu = at["cpu"] | SEARCH[task]
+        cpu = at["cpu"] | SEARCH[task] | _cpu_start(task, start)
         found.append(Experiment(name, about, settings, at | {"cpu": cpu}, scales=("quick", "cpu")))
     return found
 
@@ -227,8 +231,8 @@ def _learning_rates() -> list[Experiment]:
     found = []
     for task in SEARCH:
         base = replace(GLUE, task=task)
-        found += learning_rates(task, "full", base, full)
-        found += learning_rates(task, "lora", replace(base, **LORA, rank=8, alpha=16.0), lora, alpha=16.0)
+        found += learning_rates(task, "full", base, full, "full")
+        found += learning_rates(task, "lora", replace(base, **LORA, rank=8, alpha=16.0), lora, "lora-r8", alpha=16.0)
     return found
 
 

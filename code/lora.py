@@ -72,11 +72,15 @@ class LoRALinear(nn.Module):
         self.config, self.scaling = config, config.alpha / config.rank
         d_out, d_in = self.weight.shape
         self.part_size = d_out // len(parts)  # 768
-        self.adapted = [i for i, part in enumerate(parts) if part in config.targets]  # [0, 2]: query and value
         if config.rank > min(self.part_size, d_in):
             raise ValueError(f"rank {config.rank} is larger than the matrix to adapt, ({self.part_size}, {d_in})")
-        self.lora_A = nn.Parameter(self.weight.new_empty(len(self.adapted) * config.rank, d_in))  # (8, 768)
-        self.lora_B = nn.Parameter(self.weight.new_zeros(len(self.adapted) * self.part_size, config.rank))  # (1536, 4)
+        adapted = [i for i, part in enumerate(parts) if part in config.targets]  # [0, 2]: query and value
+        self.lora_A = nn.Parameter(self.weight.new_empty(len(adapted) * config.rank, d_in))  # (8, 768)
+        self.lora_B = nn.Parameter(self.weight.new_zeros(len(adapted) * self.part_size, config.rank))  # (1536, 4)
+        self.blocks = [  # of each pair, its rows and columns in the B (2304, 8) of the one pair that `wide_B` makes
+            (slice(part * self.part_size, (part + 1) * self.part_size), slice(i * config.rank, (i + 1) * config.rank))
+            for i, part in enumerate(adapted)
+        ]
         nn.init.kaiming_uniform_(self.lora_A, a=math.sqrt(5))  # the fan-in is d_in, so that std = 1 / sqrt(3 d_in)
         self.dropout = nn.Dropout(config.dropout) if config.dropout else nn.Identity()
         self.unmerged: Tensor | None = None  # W0 as it was, for as long as the update is merged into it
@@ -92,17 +96,15 @@ class LoRALinear(nn.Module):
         if self.unmerged is not None:
             return h
         low = F.linear(self.dropout(x), self.lora_A)  # (..., 8)
-        B = (self.scaling * self.lora_B.T).contiguous()  # (4, 1536): like this its gradient is far cheaper on a CPU
-        low, B = low.split(self.config.rank, dim=-1), B.split(self.part_size, dim=-1)
-        outputs = list(h.split(self.part_size, dim=-1))  # query, key, value
-        for i, part in enumerate(self.adapted):  # not in place, which on views of h would make the backward pass slow
-            outputs[part] = outputs[part] + low[i] @ B[i]
-        return torch.cat(outputs, dim=-1) if len(outputs) > 1 else outputs[0]
+        rows, low = h.view(-1, h.shape[-1]), low.view(-1, low.shape[-1])
+        return torch.addmm(rows, low, self.wide_B(), alpha=self.scaling).view_as(h)  # to the key it adds 0
 
-    def block_mask(self) -> Tensor:
-        """Where the pairs lie, row by row, in the B (d_out, k r) of the one pair over all of W0 that does the same."""
-        places = torch.eye(len(self.weight) // self.part_size)[:, self.adapted]  # [[1, 0], [0, 0], [0, 1]]
-        return torch.kron(places, torch.ones(self.part_size, self.config.rank)).bool()  # (2304, 8)
+    def wide_B(self) -> Tensor:
+        """B^T (k r, d_out) of the one pair over all of W0 that does what the k pairs do: zero outside their blocks."""
+        B = self.lora_B.new_zeros(len(self.lora_A), len(self.weight))  # (8, 2304)
+        for (rows, columns), own in zip(self.blocks, self.lora_B.split(self.part_size), strict=True):
+            B[columns, rows] = own.T
+        return B
 
 
 def projections(name: str) -> tuple[str, ...]:
@@ -146,9 +148,8 @@ def merge_lora(model: nn.Module) -> None:
     for layer in lora_layers(model).values():
         if layer.unmerged is None:
             layer.unmerged = layer.base_layer.weight.clone()
-            A, B = layer.lora_A.split(layer.config.rank), layer.lora_B.split(layer.part_size)
-            for i, part in enumerate(layer.adapted):
-                layer.weight.split(layer.part_size)[part].addmm_(B[i], A[i], alpha=layer.scaling)
+            for (rows, columns), B in zip(layer.blocks, layer.lora_B.split(layer.part_size), strict=True):
+                layer.weight[rows].addmm_(B, layer.lora_A[columns], alpha=layer.scaling)
 
 
 def unmerge_lora(model: nn.Module) -> None:
@@ -196,9 +197,9 @@ def save_lora(model: nn.Module, folder: str | Path) -> None:
     heads = sorted({name.rpartition(".")[0] for name, parameter in base.items() if parameter.requires_grad})
     tensors = {name: parameter for name, parameter in base.items() if name.rpartition(".")[0] in heads}
     for name, layer in layers.items():
-        mask, B, config = layer.block_mask(), layer.lora_B.detach().cpu(), layer.config
         tensors[f"{name}.lora_A.weight"] = layer.lora_A
-        tensors[f"{name}.lora_B.weight"] = B.new_zeros(mask.shape).masked_scatter(mask, B)
+        tensors[f"{name}.lora_B.weight"] = layer.wide_B().detach().T.contiguous()
+    config = layer.config
     header = {"targets": config.targets, "base_sha256": base_fingerprint(model, without=tensors)}
     settings = dict(peft_type="LORA", r=config.rank, lora_alpha=config.alpha, lora_dropout=config.dropout)
     settings |= dict(rank_pattern={name: len(layer.lora_A) for name, layer in layers.items()})  # k r; alpha / r is kept
@@ -236,7 +237,7 @@ def load_lora(model: nn.Module, folder: str | Path) -> list[str]:
     layers = lora_layers(model)
     want = {(n, *p.shape) for n, p in trained.items()} | {("base weights", fingerprint)}
     want |= {(f"{n}.lora_A.weight", *layer.lora_A.shape) for n, layer in layers.items()}
-    want |= {(f"{n}.lora_B.weight", *layer.block_mask().shape) for n, layer in layers.items()}
+    want |= {(f"{n}.lora_B.weight", *layer.wide_B().T.shape) for n, layer in layers.items()}
     have = {(n, *t.shape) for n, t in found.items()} | {("base weights", header.get("base_sha256", fingerprint))}
     if have != want:
         remove_lora(model)
@@ -245,7 +246,7 @@ def load_lora(model: nn.Module, folder: str | Path) -> list[str]:
         raise ValueError(f"{folder} is not for this {type(model).__name__}: {differing}; {remedy}")
     for name, layer in layers.items():
         layer.lora_A.data.copy_(found[f"{name}.lora_A.weight"])
-        layer.lora_B.data.copy_(found[f"{name}.lora_B.weight"][layer.block_mask()].view_as(layer.lora_B))
+        layer.lora_B.data.copy_(torch.cat([found[f"{name}.lora_B.weight"][block] for block in layer.blocks]))
     for name, parameter in trained.items():
         parameter.requires_grad_(True).data.copy_(found[name])
     return list(layers)
