@@ -77,10 +77,8 @@ class LoRALinear(nn.Module):
         adapted = [i for i, part in enumerate(parts) if part in config.targets]  # [0, 2]: query and value
         self.lora_A = nn.Parameter(self.weight.new_empty(len(adapted) * config.rank, d_in))  # (8, 768)
         self.lora_B = nn.Parameter(self.weight.new_zeros(len(adapted) * self.part_size, config.rank))  # (1536, 4)
-        self.blocks = [  # of each pair, its rows and columns in the B (2304, 8) of the one pair that `wide_B` makes
-            (slice(part * self.part_size, (part + 1) * self.part_size), slice(i * config.rank, (i + 1) * config.rank))
-            for i, part in enumerate(adapted)
-        ]
+        size, r = self.part_size, config.rank  # blocks: rows and columns of each pair in the one B (2304, 8) of wide_B
+        self.blocks = [(slice(p * size, (p + 1) * size), slice(i * r, (i + 1) * r)) for i, p in enumerate(adapted)]
         nn.init.kaiming_uniform_(self.lora_A, a=math.sqrt(5))  # the fan-in is d_in, so that std = 1 / sqrt(3 d_in)
         self.dropout = nn.Dropout(config.dropout) if config.dropout else nn.Identity()
         self.unmerged: Tensor | None = None  # W0 as it was, for as long as the update is merged into it
