@@ -26,7 +26,9 @@ KEPT_SCALES = ("cpu", "paper")
 BEGIN, END = "<!-- results -->", "<!-- /results -->"
 IN_README = ("table3", "table2")
 README_E2E = ("experiment", "n", "trainable", "BLEU", "verdict", "paper's row", "paper BLEU")
-README_GLUE = ("experiment", "n", "trainable", "metric", "paper's rule", "honest", "verdict", "paper's row", "paper")
+README_GLUE = (
+    "experiment", "n", "trainable", "metric", "data", "paper's rule", "honest", "verdict", "paper's row", "paper",
+)  # fmt: skip
 NOTHING = "Nothing is recorded yet at scale cpu or paper: `python code/reproduce.py sweep table3 --scale cpu` begins."
 
 
