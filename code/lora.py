@@ -235,7 +235,7 @@ def load_lora(model: nn.Module, folder: str | Path) -> list[str]:
     layers = lora_layers(model)
     want = {(n, *p.shape) for n, p in trained.items()} | {("base weights", fingerprint)}
     want |= {(f"{n}.lora_A.weight", *layer.lora_A.shape) for n, layer in layers.items()}
-    want |= {(f"{n}.lora_B.weight", *layer.wide_B().T.shape) for n, layer in layers.items()}
+    want |= {(f"{n}.lora_B.weight", len(layer.weight), len(layer.lora_A)) for n, layer in layers.items()}
     have = {(n, *t.shape) for n, t in found.items()} | {("base weights", header.get("base_sha256", fingerprint))}
     if have != want:
         remove_lora(model)
