@@ -109,7 +109,7 @@ def _load(
                 raise
             absent.append(name)  # MNLI's mismatched split is not in every copy of the data
     kept, held_out = glue_data.held_out_tenth(loaded["train"].examples)
-    if settings.train_rows:
+    if settings.train_rows and settings.train_rows < len(kept):
         random.Random(0).shuffle(kept)
         kept = kept[: settings.train_rows]
     splits = {name: split.examples for name, split in loaded.items()} | {"train": kept, HELD_OUT: held_out}

@@ -139,8 +139,8 @@ def architecture(name: str, outputs: int | None = None) -> PreTrainedModel:
 def load_model(name: str, outputs: int | None = None, head_dropout: float | None = None) -> PreTrainedModel:
     """The pre-trained model in float32; an encoder gets a new head of so many outputs (1: regression).
 
-    `head_dropout` is DeBERTa's `cls_dropout`. Raises FileNotFoundError where the weights cannot be had,
-    ValueError where they are not those expected.
+    `head_dropout` is of the input of the classifier (DeBERTa's `cls_dropout`). Raises FileNotFoundError where the
+    weights cannot be had, ValueError where they are not those expected.
     """
     found, place = base(name), _location(name)
     if (
@@ -151,7 +151,7 @@ def load_model(name: str, outputs: int | None = None, head_dropout: float | None
     disable_progress_bar()  # of reading the file, over in a second; downloads show their own
     try:
         model, report = FAMILIES[found.family][1].from_pretrained(
-            place, dtype=torch.float32, output_loading_info=True, **found.settings, **_head(outputs, head_dropout)
+            place, dtype=torch.float32, output_loading_info=True, **found.settings, **_head(outputs)
         )
     except OSError as error:
         raise FileNotFoundError(
@@ -160,13 +160,15 @@ def load_model(name: str, outputs: int | None = None, head_dropout: float | None
         ) from error
     if lacking := sorted(set(report["missing_keys"]) - head_parameters(model).keys()):
         raise ValueError(f"{name}: expected all weights but a head's in {place}, found none of {lacking[:3]}")
+    if head_dropout is not None:
+        model.dropout.p = head_dropout
     if found.family == "gpt2":
         model.generation_config.pad_token_id = model.config.eos_token_id
     return model
 
 
-def _head(outputs: int | None, dropout: float | None = None) -> dict[str, Any]:
-    return ({} if outputs is None else {"num_labels": outputs}) | ({} if dropout is None else {"cls_dropout": dropout})
+def _head(outputs: int | None) -> dict[str, int]:
+    return {} if outputs is None else {"num_labels": outputs}
 
 
 def load_tokenizer(name: str) -> PreTrainedTokenizerBase:

@@ -22,10 +22,10 @@ from torch import nn
 import e2e_run
 import glue_run
 import records
-from experiments import EXPERIMENTS, find, resolve
+from experiments import EXPERIMENTS, resolve
 from lora import base_fingerprint, load_lora, lora_layers, save_lora
 from machine import uses_bfloat16
-from methods import apply_method, count_trained, load_trained, save_trained
+from methods import TRAINED_FILE, apply_method, count_trained, load_trained, save_trained
 from models import HEADS, base, head_parameters, load_model, load_tokenizer
 from paths import CHECKPOINTS
 from released_adapters import load_released_adapter, released_file
@@ -62,14 +62,14 @@ def run(
     settings = resolve(experiment, scale)
     if settings.method == "released" and not first_process():
         raise ShareDone  # nothing is trained, so there is nothing to share
-    if settings.start_from and not adapter_folder(settings.start_from, scale, seed).exists():
-        run(find(settings.start_from), scale, seed, data_dir, say)
+    start = adapter_folder(this.start.experiment.name, scale, this.start.seed) if this.start else None
+    if start and not start.exists():
+        run(this.start.experiment, scale, this.start.seed, data_dir, say)
     record = begin(experiment.name, scale, seed, settings)
     # Settings changed since a run was stopped are another run: its checkpoints are not continued.
     digest = hashlib.sha256(repr(settings).encode()).hexdigest()[:8]
     folder = CHECKPOINTS / scale / f"{records.run_id(experiment.name, seed)}--{digest}"
     adapter = adapter_folder(experiment.name, scale, seed)
-    start = adapter_folder(settings.start_from, scale, seed) if settings.start_from else None
     try:
         measured, predictions = measure(settings, seed, folder, adapter, data_dir, start, _is_a_start(experiment))
     except (Exception, KeyboardInterrupt) as error:
@@ -157,11 +157,11 @@ def measure(
 
 
 def _carry_over(model: nn.Module, settings: Settings, folder: Path) -> None:
-    """Start with what was learnt on MNLI (section 5.2: MRPC, RTE, STS-B): LoRA's pairs, full fine-tuning's encoder.
+    """Start with what the method learnt on MNLI (section 5.2: MRPC, RTE, STS-B): LoRA's pairs, another's parameters.
 
     The head is fresh, since it has other outputs: RoBERTa's whole head, DeBERTa's classifier but not its
     pooler, which the official code carries over. Raises FileNotFoundError where the adapter is not at hand,
-    ValueError where the model has no such pairs.
+    ValueError where the model has no such parameters.
     """
     if not folder.exists():
         raise FileNotFoundError(
@@ -170,15 +170,15 @@ def _carry_over(model: nn.Module, settings: Settings, folder: Path) -> None:
         )
     outputs = TASKS["mnli"].outputs
     start = load_model(settings.model, outputs)
-    load = load_trained if settings.method == "full" else load_lora
+    load = load_trained if (folder / TRAINED_FILE).exists() else load_lora
     load(start, folder)
     fresh = "classifier." if HEADS[base(settings.model).family] != ("classifier",) else tuple(head_parameters(model))
     parameters = dict(model.named_parameters())
     carried = {n: p for n, p in start.named_parameters() if p.requires_grad and not n.startswith(fresh)}
     if lacking := sorted(carried.keys() - parameters.keys()):
         raise ValueError(
-            f"{settings.start_from} left pairs of plain LoRA; expected the same pairs here, found none called "
-            f"{lacking[0]} with method {settings.method!r}. Use method 'lora', or no start_from"
+            f"{settings.start_from} trained {lacking[0]}; expected the same here, found no such parameter with method "
+            f"{settings.method!r}. Start from a run of that method, or without start_from"
         )
     with torch.no_grad():
         for name, parameter in carried.items():

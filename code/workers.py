@@ -33,6 +33,7 @@ from settings import Experiment
 TAKEN = os.EX_TEMPFAIL  # exit code of a run that another process is doing
 INTERRUPTED = 128 + signal.SIGINT  # exit code of a run that was stopped, as shells have it
 POLL_SECONDS = 0.5
+START_SEED = 0  # of a run that others start from: one checkpoint for all their seeds, as in the paper
 
 
 class RunTaken(RuntimeError):
@@ -72,7 +73,7 @@ class Run:
     def start(self) -> Run | None:
         """The run whose adapter this one starts from."""
         name = resolve(self.experiment, self.scale).start_from
-        return Run(find(name), self.scale, self.seed, self.data_dir) if name else None
+        return Run(find(name), self.scale, START_SEED, self.data_dir) if name else None
 
     @property
     def command(self) -> list[str]:

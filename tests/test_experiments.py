@@ -60,7 +60,7 @@ E2E_GRIDS = experiments_e2e.LEARNING_RATE_GRID | experiments_methods.E2E_GRID
 SEARCHED = [  # search, method, the rate that is used at `cpu`, the grid it is from, which end of the score is better
     *(("e2e", method, rate, E2E_GRIDS[method], min) for method, rate in E2E_RATES.items()),
     *(
-        (f"glue-{task}", method, rate, GLUE_GRIDS[method], max)
+        (f"glue-{task}", method, rate, GLUE_GRIDS[method] + experiments_glue.FURTHER_RATES.get((task, method), ()), max)
         for method, rates in GLUE_RATES.items()
         for task, rate in rates.items()
     ),
@@ -123,13 +123,27 @@ def test_glue_s_full_fine_tuning_has_a_row_that_starts_where_lora_does():
                 assert of["full-from-mnli"] == replace(of["full"], start_from=f"table2/{model}/mnli/full")
 
 
-def test_at_cpu_rte_alone_starts_from_mnli_and_full_fine_tuning_has_both_starts():
-    rows = {e.name: resolve(e, "cpu").start_from for e in select("table2", "cpu")}
-    assert {name: start for name, start in rows.items() if start} == {
-        "table2/roberta-base/rte/full-from-mnli": "table2/roberta-base/mnli/full",
-        "table2/roberta-base/rte/lora-r8": "table2/roberta-base/mnli/lora-r8",
-    }
-    assert rows["table2/roberta-base/rte/full"] is None
+def test_at_cpu_rte_alone_starts_from_mnli_with_every_method_and_lora_and_full_fine_tuning_have_both_starts():
+    rows = {e.name: resolve(e, "cpu") for e in select("table2", "cpu")}
+    from_mnli = {name: settings for name, settings in rows.items() if settings.start_from}
+    assert {settings.task for settings in from_mnli.values()} == {"rte"}
+    plain = {name for name, settings in rows.items() if settings.task == "rte" and name not in from_mnli}
+    assert plain == {"table2/roberta-base/rte/full", "table2/roberta-large/rte/lora-r8-restricted"}
+    for settings in from_mnli.values():
+        start = rows[settings.start_from]
+        same = {"task": "mnli", "learning_rate": start.learning_rate, "epochs": 2, "train_rows": 8_100}
+        assert start == replace(settings, start_from=None, **same)
+    for search in (e for e in select("learning-rate", "cpu") if "/glue-rte/" in e.name):
+        settings = resolve(search, "cpu")
+        [row] = {s.start_from for s in from_mnli.values() if s.method == settings.method and s.dropped_layers == 0}
+        assert settings.start_from == row
+
+
+def test_three_tasks_have_the_rows_of_a_subset_at_cpu_and_all_at_paper():
+    for task in experiments_glue.TASKS:
+        full = find(f"table2/roberta-base/{task}/full")
+        assert resolve(full, "cpu").train_rows == (8_100 if task in ("mnli", "qnli", "qqp") else None)
+        assert resolve(full, "paper").train_rows is None
 
 
 def test_a_sweep_does_the_same_work_once():

@@ -314,12 +314,12 @@ def test_a_start_whose_adapter_is_gone_says_what_to_do(mnli_adapter, tmp_path):
 def test_a_method_without_plain_pairs_cannot_start_from_those_of_another_task(mnli_adapter):
     settings, _, _, folder = mnli_adapter("roberta-base")
     settings = replace(settings, method="bitfit")
-    with pytest.raises(ValueError, match=r"lora-r2 left pairs of plain LoRA.*method 'bitfit'. Use method 'lora', or"):
+    with pytest.raises(ValueError, match=r"lora-r2 trained .*lora_A.*method 'bitfit'. Start from a run of that"):
         runs._carry_over(prepared(settings), settings, folder)
 
 
 @pytest.mark.parametrize("row", ["lora-r8", "full-from-mnli"])
-def test_the_experiment_that_a_run_starts_from_is_run_first_with_the_same_seed(row, tmp_path, monkeypatch):
+def test_the_experiment_that_a_run_starts_from_is_run_first_once_for_all_seeds(row, tmp_path, monkeypatch):
     monkeypatch.setattr(paths, "RESULTS", tmp_path / "results")
     monkeypatch.setattr(runs, "CHECKPOINTS", tmp_path / "checkpoints")
     asked = []
@@ -332,9 +332,10 @@ def test_the_experiment_that_a_run_starts_from_is_run_first_with_the_same_seed(r
     monkeypatch.setattr(runs, "measure", measure)
     name, first = f"table2/roberta-base/mrpc/{row}", f"table2/roberta-base/mnli/{row.removesuffix('-from-mnli')}"
     runs.run(experiments.find(name), "paper", 3, say=lambda _: None)
-    mnli = runs.adapter_folder(first, "paper", 3)
-    assert asked == [("mnli", 3, None, True), ("mrpc", 3, mnli, False)]
-    assert [r["name"] for r in records.read_records("paper")] == sorted([first, name])
+    runs.run(experiments.find(name), "paper", 4, say=lambda _: None)
+    mnli = runs.adapter_folder(first, "paper", 0)
+    assert asked == [("mnli", 0, None, True), ("mrpc", 3, mnli, False), ("mrpc", 4, mnli, False)]
+    assert [r["name"] for r in records.read_records("paper")] == sorted([first, name, name])
 
 
 # a real run
