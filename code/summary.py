@@ -28,7 +28,7 @@ from experiments import find, resolve
 from paper_values import paper_value
 from quantities import Quantity, printed, quantities
 from records import is_declared
-from settings import Experiment, Settings
+from settings import OFFICIAL, Experiment, Settings
 from statistics_seeds import bootstrap_interval, difference_interval, paired_differences, spread, verdict
 
 STATISTICS = {"mean": (fmean, np.mean), "median": (median, np.median)}  # of the seeds, of many resamples
@@ -73,6 +73,8 @@ def cells(chosen: Iterable[Experiment], scale: str) -> pd.DataFrame:
     for experiment in chosen:
         settings, found = resolve(experiment, scale), runs_of(experiment)
         reference = _reference(experiment, scale, runs_of)
+        others = runs_of(reference) if reference else []
+        other_data = {r["seed"] for r in others for o in found if r["seed"] == o["seed"] and not _same_data(r, o)}
         asked = quantities(settings)
         if not found:
             asked = [q for q in asked if (q.metric, q.protocol) == (asked[0].metric, asked[0].protocol)]
@@ -82,29 +84,41 @@ def cells(chosen: Iterable[Experiment], scale: str) -> pd.DataFrame:
             ours = _by_seed(quantity, found)
             if quantity.rule == "cost" and not ours:
                 continue
-            theirs = _by_seed(quantity, runs_of(reference)) if reference else {}
+            theirs = _by_seed(quantity, others)
             row = identity | _over_seeds(quantity, ours) | {"alarms": _alarms(quantity, found)}
             if quantity.margin is not None:
                 row |= {"reference": reference.name if reference else None, "margin": quantity.margin}
-                row |= _compared(quantity, ours, theirs, itself=reference == experiment)
+                alone = reference == experiment
+                row |= _compared(quantity, ours, theirs, other_data, alone) if found else {"verdict": "not run"}
             rows.append(row | _papers(quantity, counterpart))
     return pd.DataFrame(rows, columns=list(COLUMNS))
 
 
 def _identity(experiment: Experiment, settings: Settings, scale: str, found: list[dict]) -> dict[str, Any]:
     parameters = found[0]["parameters"] if found else {}
-    subset = [any(record["subset"].values()) for record in found if "subset" in record]
+    subset = {"subset" if any(record["subset"].values()) else "whole" for record in found if "subset" in record}
+    alike = all(_same_data(record, found[0]) for record in found)
     return {
         "table": experiment.table, "experiment": experiment.name, "variant": experiment.variant, "scale": scale,
         "task": settings.task, "train_rows": settings.train_rows, "model": settings.model, "method": settings.method,
-        "data": ("subset" if any(subset) else "whole") if subset else None, "rank": settings.rank,
+        "data": min(subset, default=None) if alike else "mixed", "rank": settings.rank,
         "targets": " ".join(settings.targets), "learning_rate": settings.learning_rate,
         "trainable": parameters.get("trainable"), "head": parameters.get("head"),
         "device": "; ".join(sorted({record["device"] for record in found})), "n": len(found),
         "seeds": " ".join(str(record["seed"]) for record in found),
         "left_out": len(_files_of(experiment, scale)) - len(found),
-        "command": f"python code/reproduce.py run {experiment.name} --scale {scale} --seed 0",
+        "command": _command(experiment, scale, [record["seed"] for record in found] or [0]),
     }  # fmt: skip
+
+
+def _command(experiment: Experiment, scale: str, seeds: list[int]) -> str:
+    """What makes the row anew."""
+    if len(seeds) == 1:
+        return f"python code/reproduce.py run {experiment.name} --scale {scale} --seed {seeds[0]}"
+    row = experiment.name.removeprefix(f"{experiment.table}/").removesuffix(f"/{OFFICIAL}")
+    variant = f" --variant {OFFICIAL}" if experiment.variant == OFFICIAL else ""
+    numbers = " ".join(map(str, seeds))
+    return f"python code/reproduce.py sweep {experiment.table} --rows {row}{variant} --scale {scale} --seeds {numbers}"
 
 
 def _by_seed(quantity: Quantity, found: list[dict]) -> dict[int, float]:
@@ -150,14 +164,23 @@ def _reference(experiment: Experiment, scale: str, runs_of: Callable[[Experiment
     return alike[0] if alike else None
 
 
-def _compared(quantity: Quantity, ours: dict[int, float], theirs: dict[int, float], itself: bool) -> dict[str, Any]:
+def _same_data(record: dict[str, Any], other: dict[str, Any]) -> bool:
+    """Whether the splits that both runs had are made of the same rows."""
+    ours, theirs = (r.get("data_fingerprint", {}) for r in (record, other))
+    return all(ours[split] == theirs[split] for split in ours.keys() & theirs.keys())
+
+
+def _compared(
+    quantity: Quantity, ours: dict[int, float], theirs: dict[int, float], other_data: set[int], itself: bool
+) -> dict[str, Any]:
+    """What the differences say at the seeds that both have, but those at which their data differ."""
     if not ours:
-        return {"verdict": "not run"}
+        return {"verdict": "not measured"}
     if itself:
         return {"verdict": "reference"}
-    differences = paired_differences(ours, theirs)
+    differences = paired_differences({s: value for s, value in ours.items() if s not in other_data}, theirs)
     if not differences:
-        return {"verdict": "no seed in common" if theirs else "no reference"}
+        return {"verdict": "other data" if other_data else "no seed in common" if theirs else "no reference"}
     low, high = difference_interval(differences) or (None, None)
     found = verdict(differences, quantity.margin, quantity.higher_is_better)
     return {

@@ -40,7 +40,6 @@ FETCH = """
 import json, sys
 from pathlib import Path
 import data_places, glue_data, paths
-from transformers import AutoModelForSequenceClassification, AutoTokenizer
 from models import load_model, load_tokenizer
 
 cache, checksum = sys.argv[1:]
@@ -54,10 +53,12 @@ for name in ("rte", "mrpc"):
     except Exception as error:
         found[name] = [type(error).__name__, str(error)]
 found["gpt2"] = [load_model("gpt2").transformer.wte.weight.sum().item(), load_tokenizer("gpt2")("tea").input_ids]
-for source in ("roberta-base", "microsoft/deberta-v2-xlarge"):
-    model = AutoModelForSequenceClassification.from_pretrained(source, num_labels=3)
-    words = AutoTokenizer.from_pretrained(source)("tea", "tea")
-    found[source] = [model.base_model.embeddings.word_embeddings.weight.sum().item(), dict(words)]
+for name, head_dropout in (("roberta-base", None), ("deberta-v2-xlarge", 0.15), ("deberta-v2-xlarge", 0.0)):
+    model = load_model(name, 3, head_dropout)
+    facts = [model.num_labels, getattr(model, "dropout", None) and model.dropout.p]
+    words = load_tokenizer(name)("tea", "tea")
+    found[name] = [model.base_model.embeddings.word_embeddings.weight.sum().item(), dict(words)]
+    found.setdefault(f"{name}'s heads", []).append(facts)
 print(json.dumps(found))
 """
 
@@ -186,6 +187,12 @@ def test_roberta_comes_from_the_hub_under_its_old_name(visit):
 def test_deberta_comes_from_the_hub_with_token_types_and_a_sentencepiece_model_as_tokenizer(visit):
     folder, found, asked, _ = visit
     assert f"GET /microsoft/deberta-v2-xlarge/resolve/{COMMIT}/spm.model" in asked
-    weights, words = found["microsoft/deberta-v2-xlarge"]
+    weights, words = found["deberta-v2-xlarge"]
     assert weights == sum_of(folder, "microsoft/deberta-v2-xlarge", "deberta.embeddings.word_embeddings.weight")
     assert words == {"input_ids": [1, 4, 2, 4, 2], "token_type_ids": [0, 0, 0, 1, 1], "attention_mask": [1] * 5}
+
+
+def test_an_encoder_from_the_hub_has_the_outputs_and_deberta_the_head_dropout_that_are_asked_for(visit):
+    _, found, *_ = visit
+    assert found["roberta-base's heads"] == [[3, None]]
+    assert found["deberta-v2-xlarge's heads"] == [[3, 0.15], [3, 0.0]]

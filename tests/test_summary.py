@@ -11,6 +11,7 @@ import pytest
 
 import paths
 import records
+import reproduce
 import summary
 import summary_files
 from experiments import EXPERIMENTS, find, select
@@ -88,6 +89,12 @@ def test_mismatched_mnli_is_a_row_of_its_own():
     found = summary.cells([find(name)], "cpu")
     main = found[(found.metric == "accuracy") & (found.rule == "paper")]
     assert dict(zip(main.protocol, main.value, strict=True)) == {"validation": 80, "validation_mismatched": 70}
+    records.record_path(name, "cpu", 0).unlink()
+    write_glue(name, 0, [0.8], [0.8])
+    found = summary.cells([find(name)], "cpu").query("metric == 'accuracy' and rule == 'paper'")
+    assert dict(zip(found.protocol, found.verdict, strict=True)) == {
+        "validation": "reference", "validation_mismatched": "not measured"
+    }  # fmt: skip
 
 
 # which records count
@@ -160,6 +167,19 @@ def test_seeds_that_do_not_meet_are_not_compared():
     write_e2e(FULL, 0, 0.6)
     write_e2e(LORA, 1, 0.7)
     assert (cell(LORA)["verdict"], cell(LORA)["difference"]) == ("no seed in common", None)
+
+
+def test_seeds_whose_data_differ_are_not_compared_and_a_row_of_several_data_says_so():
+    whole, part = {"train": "w", "validation": "v"}, {"train": "p", "validation": "v"}
+    for seed in (0, 1, 2):
+        write_glue(MRPC_FULL, seed, [0.8], [0.8], data_fingerprint=part)
+        write_glue(MRPC_LORA, seed, [0.8 - seed / 10], [0.8], data_fingerprint=whole if seed else part)
+    found = cell(MRPC_LORA, "accuracy", "paper")
+    assert (found["difference_n"], found["difference"], found["data"]) == (1, 0, "mixed")
+    assert cell(MRPC_FULL, "accuracy", "paper")["data"] == "whole"
+    records.record_path(MRPC_LORA, "cpu", 0).unlink()
+    found = cell(MRPC_LORA, "accuracy", "paper")
+    assert (found["verdict"], found["difference"], found["data"]) == ("other data", None, "whole")
 
 
 def test_runs_on_fewer_rows_are_not_compared_with_runs_on_all():
@@ -309,6 +329,16 @@ def test_a_missing_row_says_so_with_the_command_that_fills_it():
     page = as_markdown(frame, "table3", "cpu")
     assert f"{len(frame) - 1} of {len(frame)} rows are not run" in page
     assert f"run {FULL} --scale" not in page
+
+
+@pytest.mark.parametrize("name", [MRPC_LORA, "table2/roberta-large/mrpc/lora-r8/official-code"])
+def test_the_command_of_a_row_of_several_seeds_makes_exactly_that_row_with_all_of_them(name):
+    for seed in (0, 2):
+        write_glue(name, seed, [0.8], [0.8], scale="paper")
+    words = cell(name, "accuracy", "paper", scale="paper")["command"].split()
+    arguments = reproduce._parser().parse_args(words[2:])
+    chosen = select(arguments.table, arguments.scale, arguments.rows, arguments.variant)
+    assert ([e.name for e in chosen], arguments.seeds) == ([name], [0, 2])
 
 
 # tables
