@@ -78,7 +78,7 @@ def notes(part: pd.DataFrame, scale: str) -> list[str]:
     if (part["data"] == "subset").any():
         said.append("*subset*: some split at hand has fewer rows than the released one.")
     if (part["data"] == "mixed").any():
-        said.append("*mixed*: the row's runs had different rows; no difference is taken between runs on different data.")
+        said.append("*mixed*: the runs had different rows; no difference is between runs on different data.")
     if rows := sorted({int(n) for n in part["train_rows"] if n == n and n is not None}):
         said.append(f"Trained on {' or '.join(f'{n:,}' for n in rows)} rows at most.")
     if part["alarms"].notna().any() and part["alarms"].fillna(0).sum():
