@@ -45,18 +45,29 @@ def smaller(learning_rate: float, **changes: Any) -> dict[str, dict[str, Any]]:
     return {"cpu": E2E_CPU | rate, "quick": E2E_QUICK | rate}
 
 
-def learning_rates(method: str, base: Settings, grid: tuple[float, ...], **changes: Any) -> list[Experiment]:
-    """A method's candidates at the smaller scales: compared by the dev loss after one short training."""
+def learning_rates(row: str, base: Settings, grid: tuple[float, ...], **changes: Any) -> list[Experiment]:
+    """A row's candidates at the smaller scales: compared by the dev loss after one short training."""
     found = []
     for rate in grid:
         search = {"evaluate": "selection", "learning_rate": rate}
         at = smaller(rate, **changes, evaluate="selection")
         cpu, quick = at["cpu"] | {"train_rows": LEARNING_RATE_ROWS}, at["quick"] | {"train_rows": 500}
-        name, rows = f"learning-rate/e2e/{method}/{rate:g}", f"{LEARNING_RATE_ROWS:,} training rows"
-        about = f"dev loss of {method} at {rate:g} on {rows}"
+        name, rows = f"learning-rate/e2e/{row}/{rate:g}", f"{LEARNING_RATE_ROWS:,} training rows"
+        about = f"dev loss of {row} at {rate:g} on {rows}"
         settings = replace(base, **search, train_rows=LEARNING_RATE_ROWS)
         found.append(Experiment(name, about, settings, {"cpu": cpu, "quick": quick}, scales=("quick", "cpu")))
     return found
+
+
+def paper_learning_rates(row: str, base: Settings, grid: tuple[float, ...]) -> list[Experiment]:
+    """A row's candidates at `paper` scale: compared by the dev loss after an epoch."""
+    return [
+        Experiment(
+            f"learning-rate/e2e/{row}/{rate:g}", f"dev loss of {row} at {rate:g} after an epoch",
+            replace(base, learning_rate=rate, epochs=1, evaluate="selection", keep="last"), scales=("paper",),
+        )
+        for rate in grid
+    ]  # fmt: skip
 
 
 def _learning_rates() -> list[Experiment]:
@@ -65,11 +76,7 @@ def _learning_rates() -> list[Experiment]:
     found = []
     for method, base in bases.items():
         found += learning_rates(method, replace(base, model="gpt2"), LEARNING_RATE_GRID[method])
-        for rate in PAPER_GRID[method]:
-            settings = replace(base, learning_rate=rate, epochs=1, evaluate="selection", keep="last")
-            about = f"dev loss of {method} at {rate:g} after an epoch"
-            name = f"learning-rate/e2e/{method}/{rate:g}"
-            found.append(Experiment(name, about, settings, scales=("paper",)))
+        found += paper_learning_rates(method, base, PAPER_GRID[method])
     return found
 
 

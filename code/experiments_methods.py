@@ -23,13 +23,20 @@ from settings import Experiment, Settings
 
 # The smaller models' learning rates. Where `learning-rate/...` is recorded at `cpu`, the best of its grid on the
 # development set (E2E) or on held-out training rows (GLUE); else the middle of it (tests/test_experiments.py).
-E2E_RATES = {"top-layers": 1e-3, "bitfit": 8e-3, "adapter-l": 4e-3, "adapter-h": 2e-3, "prelayer": 1.6e-2}
-E2E_GRID = {
-    "top-layers": (5e-4, 1e-3, 2e-3, 4e-3),
-    "bitfit": (2e-3, 8e-3, 3.2e-2),
-    "adapter-l": (1e-3, 4e-3, 1.6e-2),
-    "adapter-h": (5e-4, 2e-3, 8e-3),
-    "prelayer": (4e-3, 1.6e-2, 6.4e-2),
+E2E_RATES = {
+    "top2": 1e-3, "bitfit": 3.2e-2, "adapter-l": 1.6e-2, "adapter-l-11M": 4e-3, "adapter-h": 4e-3, "prelayer": 2.56e-1,
+    "rank-stabilised": 4e-3, "lora-plus": 1e-3, "all-matrices": 4e-3,
+}  # fmt: skip
+E2E_GRID = {  # row of Table 3 or of the variants -> rates
+    "top2": (5e-4, 1e-3, 2e-3, 4e-3),
+    "bitfit": (1.6e-2, 3.2e-2, 6.4e-2, 1.28e-1),
+    "adapter-l": (8e-3, 1.6e-2, 3.2e-2, 6.4e-2),
+    "adapter-l-11M": (2e-3, 4e-3, 8e-3, 1.6e-2),
+    "adapter-h": (2e-3, 4e-3, 8e-3, 1.6e-2),
+    "prelayer": (6.4e-2, 1.28e-1, 2.56e-1, 5.12e-1, 1.024),
+    "rank-stabilised": (2e-3, 4e-3, 8e-3, 1.6e-2),
+    "lora-plus": (5e-4, 1e-3, 2e-3, 4e-3),
+    "all-matrices": (2e-3, 4e-3, 8e-3, 1.6e-2),
 }
 GLUE_RATES = {
     "bitfit": {"mrpc": 4e-3, "rte": 4e-3}, "adapter-h": {"mrpc": 2e-3, "rte": 2e-3},
@@ -42,41 +49,52 @@ GLUE_GRID = {
 }
 
 # Table 3: row -> model, method, its size there and in gpt2-mini, learning rate, the paper's cell. The small sizes of
-# adapters and prefixes have about as many parameters as LoRA r=4.
-SMALL, LARGE = {"bottleneck": 6}, {"bottleneck": 64}
+# adapters and prefixes have about as many parameters as LoRA r=4; the large ones of adapters as each other.
+SMALL, LARGE, LARGE_H = {"bottleneck": 6}, {"bottleneck": 64}, {"bottleneck": 32}
 E2E_ROWS: list[tuple[str, str, str, dict[str, int], dict[str, int], float, tuple[str, str] | None]] = [
     ("top2", "gpt2-medium", "top-layers", {"top_layers": 2}, {}, 5e-5, ("FT^Top2", "25.19M")),
     ("bitfit", "gpt2-medium", "bitfit", {}, {}, 2e-4, None),
     ("adapter-l", "gpt2-medium", "adapter-l", {"bottleneck": 6}, SMALL, 5e-5, ("Adapter^L", "0.37M")),
     ("adapter-l-11M", "gpt2-medium", "adapter-l", {"bottleneck": 224}, LARGE, 5e-5, ("Adapter^L", "11.09M")),
-    ("adapter-h", "gpt2-medium", "adapter-h", {"bottleneck": 112}, LARGE, 2e-4, ("Adapter^H", "11.09M")),
+    ("adapter-h", "gpt2-medium", "adapter-h", {"bottleneck": 112}, LARGE_H, 2e-4, ("Adapter^H", "11.09M")),
     ("prelayer", "gpt2-medium", "prelayer", {"prefix_tokens": 14}, {"prefix_tokens": 16}, 5e-5, ("PreLayer", "0.35M")),
     ("adapter-l", "gpt2-large", "adapter-l", {"bottleneck": 8}, SMALL, 2e-4, ("Adapter^L", "0.88M")),
     ("adapter-l-23M", "gpt2-large", "adapter-l", {"bottleneck": 248}, LARGE, 2e-4, ("Adapter^L", "23.00M")),
     ("prelayer", "gpt2-large", "prelayer", {"prefix_tokens": 17}, {"prefix_tokens": 16}, 5e-5, ("PreLayer", "0.77M")),
 ]
 NAMES = {"gpt2-medium": "GPT-2 M", "gpt2-large": "GPT-2 L"}
+# Around the rates of Table 3's rows. Li & Liang's PreLayer is made by an MLP; trained as they are, activations want
+# far more, as those of gpt2-mini do.
+PAPER_GRID = {
+    "top2": (2.5e-5, 5e-5, 1e-4, 2e-4),
+    "bitfit": (1e-4, 2e-4, 1e-3, 5e-3),
+    "adapter-l": (2.5e-5, 5e-5, 2e-4, 1e-3),
+    "adapter-l-11M": (2.5e-5, 5e-5, 1e-4, 4e-4),
+    "adapter-h": (5e-5, 1e-4, 2e-4, 4e-4),
+    "prelayer": (2.5e-5, 5e-5, 1e-3, 2e-2, 1e-1),
+}
 
 
 def _table3() -> list[Experiment]:
     found = []
     for row, model, method, size, mini, rate, cell in E2E_ROWS:
         settings = replace(e2e.E2E, model=model, method=method, learning_rate=rate, **size)
-        changes = e2e.smaller(E2E_RATES[method], **mini)
+        changes = e2e.smaller(E2E_RATES["adapter-l-11M" if row == "adapter-l-23M" else row], **mini)
         cell = (NAMES[model], *cell) if cell else None
         found.append(Experiment(f"table3/{model}/{row}", f"{method} of {model} on E2E", settings, changes, cell=cell))
     return found
 
 
 def _e2e_learning_rates() -> list[Experiment]:
-    sizes = {method: (size, mini) for _, _, method, size, mini, _, _ in reversed(E2E_ROWS)}
-    return [
-        experiment
-        for method, (size, mini) in sizes.items()
-        for experiment in e2e.learning_rates(
-            method, replace(e2e.E2E, model="gpt2", method=method, **size), E2E_GRID[method], **mini
-        )
-    ]
+    found = []
+    for row, model, method, size, mini, *_ in E2E_ROWS:
+        if model == "gpt2-medium":
+            base = replace(e2e.E2E, model="gpt2", method=method, **size)
+            found += e2e.learning_rates(row, base, E2E_GRID[row], **mini)
+            found += e2e.paper_learning_rates(row, replace(base, model=model), PAPER_GRID[row])
+    for row, facts in VARIANTS.items():
+        found += e2e.learning_rates(row, replace(GPT2_LORA, **facts), E2E_GRID[row])
+    return found
 
 
 # Table 2: row of RoBERTa-base -> method, size there and in MiniLM, learning rate, the paper's cell.
@@ -156,21 +174,23 @@ def _glue_learning_rates() -> list[Experiment]:
 
 
 # Rank over time: the six variants of an earlier course project (edwinlin13/cs4782-lora-replication), and the adaptive
-# one, each against plain LoRA of the same total rank. Steps between validations or reallocations, by scale.
+# one, each against plain LoRA of the same total rank. By scale: the steps between validations and the fall of the loss
+# below which two of them are a plateau, and the steps between reallocations. One epoch at a falling learning rate has
+# no flat end, so at `cpu` a plateau is a slower fall.
 STAGES = {"method": "sequential-lora", "rank": None, "rank_stages": (2, 4, 6, 8)}
 OLD_STAGES = {"frozen": 0.0, "hybrid": 0.1, "unfrozen": 1.0}
-PLATEAU = {"stage_trigger": "plateau", "patience": 2, "min_improvement": 0.01, "grace": 1}
+PLATEAU = {"stage_trigger": "plateau", "patience": 2, "grace": 1}
 GPT2_LORA = replace(e2e.E2E, model="gpt2", rank=8, **e2e.LORA)
 GPT2_SMALLER = e2e.smaller(e2e.CPU_LEARNING_RATES["lora"])
-GPT2_EVERY = {"paper": (1000, 2000), "cpu": (300, 400), "quick": (40, 40)}
-PARTS: dict[str, tuple[Settings, str, dict[str, dict[str, Any]], dict[str, tuple[int, int]]]] = {
-    # part -> plain LoRA, its name, what its smaller scales replace, steps between validations and reallocations
+GPT2_EVERY = {"paper": (1000, 0.01, 2000), "cpu": (150, 0.02, 400), "quick": (40, 0.01, 40)}
+PARTS: dict[str, tuple[Settings, str, dict[str, dict[str, Any]], dict[str, tuple[int, float, int]]]] = {
+    # part -> plain LoRA, its name, what its smaller scales replace, the numbers of its schedules
     "gpt2": (GPT2_LORA, "table3/gpt2/lora-r8", GPT2_SMALLER, GPT2_EVERY),
     "gpt2-medium": (replace(GPT2_LORA, model="gpt2-medium"), "table3/gpt2-medium/lora-r8", GPT2_SMALLER, GPT2_EVERY),
     "roberta-base/mrpc": (
         replace(glue.CURVE, task="mrpc", rank=8), "curves/roberta-base/mrpc/lora-r8",
         glue.smaller("mrpc", glue.CPU_LEARNING_RATES["lora"]["mrpc"]),
-        {"paper": (100, 150), "cpu": (50, 75), "quick": (10, 5)},
+        {"paper": (100, 0.01, 150), "cpu": (50, 0.01, 75), "quick": (10, 0.01, 5)},
     ),
 }  # fmt: skip
 PROJECTIONS = {"gpt2": 24, "gpt2-medium": 48, "gpt2-mini": 8, "roberta-base": 24, "minilm": 12}  # query and value
@@ -184,14 +204,15 @@ def _rank_over_time() -> list[Experiment]:
             "adaptive": {
                 scale: {"method": "adaptive-lora", "rank": None, "schedule_every": reallocations,
                         "rank_budget": 8 * PROJECTIONS[models[scale]]}
-                for scale, (_, reallocations) in every.items()
+                for scale, (_, _, reallocations) in every.items()
             }
         }  # fmt: skip
         for old, share in OLD_STAGES.items():
             stages = STAGES | {"old_stages": share}
             rows[f"sequential-fixed-{old}"] = {scale: stages | {"stage_trigger": "fixed"} for scale in every}
             rows[f"sequential-plateau-{old}"] = {
-                scale: stages | PLATEAU | {"schedule_every": validations} for scale, (validations, _) in every.items()
+                scale: stages | PLATEAU | {"schedule_every": validations, "min_improvement": fall}
+                for scale, (validations, fall, _) in every.items()
             }
         for row, at in rows.items():
             about = f"{row} LoRA up to a mean rank of 8, {part}"
@@ -201,22 +222,20 @@ def _rank_over_time() -> list[Experiment]:
     return found
 
 
+VARIANTS = {  # row -> what it changes of LoRA r=8 on query and value
+    "rank-stabilised": {"rank_stabilised": True},  # arXiv:2312.03732
+    "lora-plus": {"b_learning_rate_ratio": 16.0},  # arXiv:2402.12354, with the ratio that it advises
+    "all-matrices": {"targets": glue.WEIGHT_TYPES["all"]},  # does what LoRA lacks lie in where it is?
+}
+
+
 def _variants() -> list[Experiment]:
-    """Rank-stabilised LoRA (arXiv:2312.03732), LoRA+ (arXiv:2402.12354), and LoRA on every matrix: does what it lacks
-    against full fine-tuning lie in where it is? Each against LoRA of the same rank on query and value.
-    """
-    plain, against, smaller, *_ = PARTS["gpt2"]
-    rows = {
-        "rank-stabilised": {"rank_stabilised": True},
-        "lora-plus": {"b_learning_rate_ratio": 16.0},
-        "all-matrices": {"targets": glue.WEIGHT_TYPES["all"]},
-    }
     return [
         Experiment(
-            f"variants/gpt2/{row}", f"LoRA r=8 of gpt2, {row}", replace(plain, **facts),
-            {scale: changes | facts for scale, changes in smaller.items()}, against=against,
+            f"variants/gpt2/{row}", f"LoRA r=8 of gpt2, {row}", replace(GPT2_LORA, **facts),
+            e2e.smaller(E2E_RATES[row], **facts), against=PARTS["gpt2"][1],
         )
-        for row, facts in rows.items()
+        for row, facts in VARIANTS.items()
     ]  # fmt: skip
 
 

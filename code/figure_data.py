@@ -113,19 +113,22 @@ def grid(table: str, scale: str) -> Rows:
 
 def choice(table: str, scale: str) -> Rows:
     """What each learning rate gave on rows where it may be chosen, and which one the tables then use."""
-    tests = [e for e in EXPERIMENTS.values() if e.table in ("table2", "table3") and scale in e.scales]
+    tests = [e for e in EXPERIMENTS.values() if e.table in ("table2", "table3", "variants") and scale in e.scales]
     used = {_recipe(resolve(e, scale)) for e in tests}
     for experiment, settings, found in _runs(table, scale):
         main = cells([experiment], scale).iloc[0]
         yield {
-            "panel": _panel(settings, found, main["metric"]), "method": settings.method,
+            "panel": _panel(settings, found, main["metric"]), "method": experiment.name.split("/")[2],
             "learning_rate": f"{settings.learning_rate:g}", "n": len(found),
             "score": printed(main["metric"], main["value"]), "used": "yes" if _recipe(settings) in used else "no",
         }  # fmt: skip
 
 
-def _recipe(settings: Settings) -> tuple[str, str, str, float]:
-    return settings.task, settings.model, settings.method, settings.learning_rate
+def _recipe(settings: Settings) -> tuple:
+    """What a learning rate is chosen for, and the rate; LoRA's is chosen for one rank and used for all."""
+    names = ("task", "model", "method", "learning_rate", "bottleneck", "targets", "rank_stabilised",
+             "b_learning_rate_ratio")  # fmt: skip
+    return tuple(getattr(settings, name) for name in names)
 
 
 def stages(table: str, scale: str) -> Rows:

@@ -35,7 +35,8 @@ from rank_allocation import AdaptiveRank
 from settings import Settings
 from stacked_lora import adapted_projections, fold, ranks
 
-ROWS = 32  # of the validation split, on which a pair's importance is measured: B_val of ALoRA, section 4.3
+PLATEAU_ROWS = 512  # of the validation split, on which a plateau is looked for
+IMPORTANCE_ROWS = 32  # and on which a pair's importance is measured: B_val of ALoRA, section 4.3
 
 
 def checked_stages(settings: Settings) -> tuple[int, ...]:
@@ -157,11 +158,15 @@ def schedule_of(
 
     `rows` are of the split on which settings may be chosen; `loss_on(model, rows)` is their mean loss in nats.
     """
+
+    def validation(number: int) -> Callable[[nn.Module], float]:
+        some = rows[:: max(1, len(rows) // number)][:number]  # from all over the split: neighbours may be much alike
+        return lambda model: loss_on(model, some)
+
     if settings.method == "sequential-lora":
-        return StagedRank(settings, lambda model: loss_on(model, rows))
+        return StagedRank(settings, validation(PLATEAU_ROWS))
     if settings.method == "adaptive-lora":
-        some = rows[:: max(1, len(rows) // ROWS)][:ROWS]  # from all over the split: neighbours may be much alike
-        return AdaptiveRank(settings, lambda model: loss_on(model, some))
+        return AdaptiveRank(settings, validation(IMPORTANCE_ROWS))
     return None
 
 

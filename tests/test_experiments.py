@@ -8,6 +8,7 @@ import pytest
 import experiments_e2e
 import experiments_glue
 import experiments_methods
+import experiments_pitfalls
 import paths
 from claims import read_summary
 from experiments import EXPERIMENTS, SCALES, find, resolve, select
@@ -95,20 +96,49 @@ def test_the_best_rate_is_that_of_a_whole_grid():
     assert best_rate(summary, "glue-rte", "full", (1, 2), max) is None
 
 
-def test_every_grid_of_learning_rates_is_declared_as_experiments_that_choose_only():
-    for method, rates in (experiments_e2e.LEARNING_RATE_GRID | experiments_methods.E2E_GRID).items():
-        for rate in rates:
-            settings = resolve(find(f"learning-rate/e2e/{method}/{rate:g}"), "cpu")
-            assert (settings.method, settings.learning_rate, settings.evaluate) == (method, rate, "selection")
+E2E_ROWS = {"full": "table3/gpt2-medium/full", "lora": "table3/gpt2-medium/lora-r4"} | {
+    row: f"variants/gpt2/{row}" if row in experiments_methods.VARIANTS else f"table3/gpt2-medium/{row}"
+    for row in experiments_methods.E2E_GRID
+}
 
 
-def test_the_rates_of_table_3_lie_inside_the_grids_at_paper_scale():
-    for row, method in (("full", "full"), ("lora-r4", "lora")):
-        rate = resolve(find(f"table3/gpt2-medium/{row}"), "paper").learning_rate
-        grid = [e.paper for e in select("learning-rate", "paper") if e.paper.method == method]
-        assert {settings.model for settings in grid} == {"gpt2-medium"}
-        rates = [settings.learning_rate for settings in grid]
-        assert min(rates) < rate < max(rates) and rate in rates
+@pytest.mark.parametrize("row", E2E_ROWS)
+def test_every_candidate_at_cpu_is_its_row_but_for_the_rate_and_fewer_training_rows(row):
+    for rate in E2E_GRIDS[row]:
+        candidate = resolve(find(f"learning-rate/e2e/{row}/{rate:g}"), "cpu")
+        search = {"learning_rate": rate, "evaluate": "selection", "train_rows": 8_000}
+        assert candidate == replace(resolve(find(E2E_ROWS[row]), "cpu"), **search)
+        assert resolve(find(E2E_ROWS[row]), "cpu").learning_rate == E2E_RATES[row]
+
+
+@pytest.mark.parametrize("row", [row for row in E2E_ROWS if row not in experiments_methods.VARIANTS])
+def test_the_rates_of_table_3_lie_inside_the_grids_at_paper_scale(row):
+    settings = resolve(find(E2E_ROWS[row]), "paper")
+    grid = [e for e in select("learning-rate", "paper") if e.name.split("/")[2] == row]
+    rates = [e.paper.learning_rate for e in grid]
+    assert min(rates) < settings.learning_rate < max(rates) and settings.learning_rate in rates
+    for candidate in grid:
+        search = {"learning_rate": candidate.paper.learning_rate, "epochs": 1, "evaluate": "selection", "keep": "last"}
+        assert candidate.paper == replace(settings, **search)
+
+
+def test_no_two_experiments_have_one_name():
+    declared = (*experiments_e2e.E2E_EXPERIMENTS, *experiments_glue.GLUE_EXPERIMENTS,
+                *experiments_methods.METHOD_EXPERIMENTS, *experiments_pitfalls.PITFALL_EXPERIMENTS)  # fmt: skip
+    assert len(declared) == len(EXPERIMENTS)
+
+
+@pytest.mark.parametrize("task", ["e2e", "mrpc", "rte"])
+def test_large_adapters_of_either_kind_have_about_as_many_parameters(task):
+    names = ("adapter-l-11M", "adapter-h") if task == "e2e" else ("adapter-p-3.0M", "adapter-h-6.0M")
+    place = "table3/gpt2-medium" if task == "e2e" else f"table2/roberta-large/{task}"
+    counts = []
+    for name in names:
+        settings = resolve(find(f"{place}/{name}"), "cpu")
+        model = architecture(settings.model, getattr(TASKS[settings.task], "outputs", None))
+        apply_method(model, settings)
+        counts.append(count_trained(model)[0])
+    assert max(counts) < 1.1 * min(counts)
 
 
 def test_glue_s_full_fine_tuning_has_a_row_that_starts_where_lora_does():
