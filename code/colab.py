@@ -46,7 +46,7 @@ def suitable_scale() -> str:
 
 
 def keep_in(folder: str | Path | None) -> None:
-    """Keep records, predictions and checkpoints in this folder, beside the records that the repository has already.
+    """Keep records, predictions and checkpoints in this folder, beside those that the repository has already.
 
     None leaves them in the repository. A folder on Drive is mounted first. Raises RuntimeError if other modules have
     looked up their folders before.
@@ -64,9 +64,8 @@ def keep_in(folder: str | Path | None) -> None:
     for name, place in places.items():
         place.mkdir(parents=True, exist_ok=True)
         os.environ[name] = str(place)
-    runs = ROOT / "results" / "runs"
-    for record in runs.rglob("*.json"):
-        kept = folder / "results" / "runs" / record.relative_to(runs)
+    for shipped in (path for kind in ("runs", "predictions") for path in (ROOT / "results" / kind).rglob("*.json*")):
+        kept = folder / shipped.relative_to(ROOT)
         if not kept.exists():
             kept.parent.mkdir(parents=True, exist_ok=True)
-            shutil.copyfile(record, kept)
+            shutil.copyfile(shipped, kept)

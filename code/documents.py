@@ -4,17 +4,16 @@
     compile_document("report")    # report/report.pdf
 
 The sources (`report/*.typ`, `poster/poster.typ`) hold sentences and layout and no result: numbers come from the facts,
-pictures from `results/figures`. A PDF carries the digest of the facts and sources it was made from, so that a stale one
-is found without compiling. Typst's own fonts are used and no other, for the same pages on every machine.
+pictures from `results/figures`. Typst's own fonts are used and no other, and its version is pinned, for the same bytes
+on every machine.
 """
 
 from __future__ import annotations
 
-import hashlib
 import json
 from bisect import bisect
 from dataclasses import asdict
-from pathlib import Path
+from functools import partial
 from typing import Any
 
 import pandas as pd
@@ -27,8 +26,8 @@ from claims import BASES, CLAIMS, FAR, LOSS_MARGIN, MISSING, SAVING, SCALES, jud
 from data_tables import read_table
 from document_tables import command
 from experiments import find, resolve
-from figure_data import KINDS, digest
-from paper_values import FIRST_VERSION
+from figure_data import KINDS
+from paper_values import FIRST_VERSION, as_printed
 from quantities import MARGIN
 from result_tables import TITLES
 from statistics_seeds import DIFFERENCE_LEVEL, SCORE_LEVEL
@@ -105,7 +104,7 @@ def _paper(table: str, model: str) -> dict[str, Any]:
     metrics = list(dict.fromkeys(line["metric"] for line in lines))
     found: dict[tuple[str, str], dict[str, str]] = {}
     for line in lines:
-        cell = line["value"] + (f" ±{line['spread']}" if line["spread"] else "")
+        cell = as_printed(line["value"], line["spread"], line["note"])
         found.setdefault((line["method"], line["trainable"]), {})[line["metric"]] = cell
     rows = [[*row, *(cells.get(metric, "–") for metric in metrics)] for row, cells in found.items()]
     return {"columns": ["", "trained", *(metric.split(" ")[0].replace("_", "-") for metric in metrics)], "rows": rows}
@@ -192,29 +191,15 @@ def _costs() -> dict[str, Any]:
 
 
 def _figure(table: str, kind: str, scale: str) -> dict[str, str]:
-    """Where the picture is below the project's folder and which numbers it shows; or the command that makes it."""
-    stem = paths.RESULTS / "figures" / f"{table}-{kind}-{scale}"
-    data = stem.with_suffix(".csv")
-    if not data.exists():
+    """Where the picture is below the project's folder; or the command that makes it."""
+    path = paths.RESULTS / "figures" / f"{table}-{kind}-{scale}.pdf"
+    if not path.exists():
         return {"file": "", "command": command(table, scale)}
-    shows = digest(data.read_text(encoding="utf-8")).decode()
-    return {"file": f"/{stem.relative_to(paths.ROOT).as_posix()}.pdf", "data": shows}
+    return {"file": f"/{path.relative_to(paths.ROOT).as_posix()}"}
 
 
 def facts_text(summary: pd.DataFrame) -> str:
     return json.dumps(facts(summary), indent=1, ensure_ascii=False) + "\n"
-
-
-def sources(document: str) -> list[Path]:
-    """The facts, the shared parts and the document's own source."""
-    shared = [paths.ROOT / "report" / name for name in ("parts.typ", "method.typ", "references.yml")]
-    return [paths.ROOT / FACTS, *shared, paths.ROOT / document / f"{document}.typ"]
-
-
-def source_digest(document: str) -> str:
-    """What a PDF carries of its sources, found in its bytes."""
-    every = hashlib.sha256(b"\0".join(path.read_bytes() for path in sources(document)))
-    return f"sources-sha256:{every.hexdigest()}"
 
 
 def compile_document(document: str, **options: Any) -> bytes | list[bytes]:
@@ -223,7 +208,7 @@ def compile_document(document: str, **options: Any) -> bytes | list[bytes]:
     def at(points: int, **options: Any) -> bytes | list[bytes]:
         return typst.compile(
             str(paths.ROOT / document / f"{document}.typ"), root=str(paths.ROOT), ignore_system_fonts=True,
-            sys_inputs={"digest": source_digest(document), "points": str(points)}, **options,
+            sys_inputs={"points": str(points)}, **options,
         )  # fmt: skip
 
     def overflows(points: int) -> bool:
@@ -252,8 +237,12 @@ def stale() -> list[str]:
     except (FileNotFoundError, ValueError) as error:
         return [str(error)]
     found = [] if text == expected else [f"{FACTS} is not what the summary and declarations give"]
-    for document in DOCUMENTS:
-        pdf = paths.ROOT / document / f"{document}.pdf"
-        if not text or not pdf.exists() or source_digest(document).encode() not in pdf.read_bytes():
-            found.append(f"{document}/{document}.pdf is not made from its sources: `make documents` makes it")
+    makers = {f"{name}/{name}.pdf": partial(compile_document, name) for name in DOCUMENTS}
+    for name, make in (makers | {"report/method.svg": method_figure}).items():
+        there = paths.ROOT / name
+        try:
+            if not there.exists() or there.read_bytes() != make():
+                found.append(f"{name} is not made from its sources: `make documents` makes it")
+        except RuntimeError as error:
+            found.append(f"{name} cannot be made: {error}")
     return found + ([] if readme(page) == page else ["README.md: its tables of costs and speed are not those of today"])

@@ -23,8 +23,9 @@ from figure_style import BRIGHTNESS, GREYS, HATCHES, legend_below, panels, save,
 from result_tables import TITLES
 
 INCHES_A_LETTER = 0.08  # of a title, so that none is cut off
+ASIDE = 1.1  # how far a seed's dot is drawn beside the next one's, on the axis of parameters
 HEADINGS = {
-    "parameters": "Score against trainable parameters, a dot a seed",
+    "parameters": "Score against trainable parameters, a dot a seed, side by side",
     "training": "Loss while training, a line a seed",
     "epochs": "Score after every epoch, a line a seed",
     "grid": "Score by adapted matrices and rank",
@@ -55,7 +56,8 @@ def parameters(data: pd.DataFrame) -> Figure:
     for rows, ax in _by_panel(data, axes):
         for name, points in rows.groupby("label", sort=False):
             look = looks[name] | {"linestyle": "none"}
-            (handles[name],) = ax.plot(points["trainable"], points["score"], alpha=0.85, **look)
+            beside = [ASIDE ** (i - (len(points) - 1) / 2) for i in range(len(points))]
+            (handles[name],) = ax.plot(points["trainable"] * beside, points["score"], alpha=0.85, **look)
         ax.set_xscale("log")
         ax.margins(x=0.15, y=0.15)
         ax.set_xlabel("trainable parameters")
@@ -66,7 +68,7 @@ def parameters(data: pd.DataFrame) -> Figure:
 
 def training(data: pd.DataFrame) -> Figure:
     names = list(data["panel"].unique())
-    figure, axes = panels(2 * len(names), columns=2, size=(3.9, 3.0))
+    figure, axes = panels(2 * len(names), columns=2, size=(3.9, 3.0 if len(names) < 3 else 2.1))
     looks, handles = styles(data["label"]), {}
     for number, ax in enumerate(axes):
         curve = ("training", "validation")[number % 2]
@@ -78,7 +80,7 @@ def training(data: pd.DataFrame) -> Figure:
         ax.set_title(f"{names[number // 2]}: {curve}" + (", as it is minimised" if curve == "training" else ""))
         ax.set_xlabel("optimizer steps")
         ax.set_ylabel("loss (nats)")
-        ax.set_xlim(0, 1.05 * data["step"].max())
+        ax.set_xlim(0, 1.05 * data[data["panel"] == names[number // 2]]["step"].max())
     legend_below(figure, {name: handles[name] for name in looks})
     return figure
 
@@ -221,9 +223,11 @@ def slots(data: pd.DataFrame) -> Figure:
     _heat(
         heat,
         by_slot.rename(columns={"customer rating": "rating", "familyFriendly": "family", "priceRange": "price"}),
-        "errors in 100 texts",
+        "",
         1,
     )
+    heat.set_title("errors in 100 texts, by slot")
+    bars.set_title("by kind")
     heat.tick_params(axis="x", rotation=45)
     left = pd.Series(0.0, names)
     for kind, colour, hatch in zip(ERRORS, GREYS, HATCHES, strict=True):

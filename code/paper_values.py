@@ -17,6 +17,8 @@ from tasks import TASKS, GlueTask
 
 FIRST_VERSION = "arXiv v2"  # the one that tables show where two versions differ
 FULL = "FT"
+OTHER_METRIC = "‡"
+OTHER_METRIC_MEANS = "‡: probably F1 and not accuracy, from prior work; not to be compared."
 
 
 @dataclass(frozen=True)
@@ -26,9 +28,15 @@ class PaperValue:
     spread: str  # empty where the paper prints none
     version: str
     over_full: str | None  # minus the paper's full fine-tuning of the same model, with its sign
+    note: str
 
     def __str__(self) -> str:
-        return self.value + (f" ±{self.spread}" if self.spread else "")
+        return as_printed(self.value, self.spread, self.note)
+
+
+def as_printed(value: str, spread: str, note: str) -> str:
+    """The paper's number with its ±, marked where it is not of the metric that the column names."""
+    return value + (f" ±{spread}" if spread else "") + (OTHER_METRIC if "do not compare" in note else "")
 
 
 @cache
@@ -67,4 +75,4 @@ def paper_value(experiment: Experiment, metric: str) -> PaperValue | None:
         decimals = len(row["value"].partition(".")[2])
         over_full = f"{float(row['value']) - float(full[0]['value']):+.{decimals}f}"
     named = " ".join(row[key] for key in ("model", "method", "trainable")).strip()
-    return PaperValue(named, row["value"], row["spread"], row["version"], over_full)
+    return PaperValue(named, row["value"], row["spread"], row["version"], over_full, row["note"])

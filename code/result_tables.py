@@ -13,6 +13,7 @@ import pandas as pd
 
 import records
 from experiments import find, select
+from paper_values import OTHER_METRIC, OTHER_METRIC_MEANS
 from quantities import MARGIN, MARGINS, RULES
 from statistics_seeds import DIFFERENCE_LEVEL
 from summary import cells
@@ -75,6 +76,8 @@ def notes(part: pd.DataFrame, scale: str) -> list[str]:
             "" if models == "its own models" and scale == "paper" else f": {models} at its own scale, not the same work"
         )
         said.append(f"The paper's columns are as it prints them, with a ± that it does not define{work}.")
+    if part[papers].astype(str).apply(lambda column: column.str.contains(OTHER_METRIC)).any(axis=None):
+        said.append(OTHER_METRIC_MEANS)
     if (part["data"] == "subset").any():
         said.append("*subset*: some split at hand has fewer rows than the released one.")
     if (part["data"] == "mixed").any():

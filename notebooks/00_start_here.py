@@ -73,20 +73,16 @@ work.run()
 work.show()
 
 # %% [markdown]
-# And what there is to keep of it: the pairs and the head, in a file of their own beside the model that everyone shares.
+# And what there is to keep of it: the pairs and the head, beside the model that everyone shares.
 
 # %%
-from experiments import resolve
-from models import architecture
-from runs import adapter_folder
-from tasks import TASKS
+from records import read_record
 
 run = work.runs[-1]
-settings = resolve(run.experiment, SCALE)
-model = architecture(settings.model, TASKS[settings.task].outputs)
-adapter = adapter_folder(run.experiment.name, SCALE, run.seed) / "adapter_model.safetensors"
-print(f"the whole model   {4 * sum(p.numel() for p in model.parameters()) / 1e6:6.1f} MB")
-print(f"pairs and head    {adapter.stat().st_size / 1e6:6.1f} MB")
+parameters = read_record(run.experiment.name, SCALE, run.seed)["parameters"]  # of 4 bytes each
+adapter = parameters["trainable"] + parameters["head"]
+print(f"the whole model   {4 * (parameters['total'] - parameters['trainable']) / 1e6:6.1f} MB")
+print(f"pairs and head    {4 * adapter / 1e6:6.1f} MB")
 
 # %% [markdown]
 # ## Where to go from here

@@ -6,11 +6,11 @@
 # [![Open in Colab](https://colab.research.google.com/assets/colab-badge.svg)](https://colab.research.google.com/github/OWNER/lora-reproduced/blob/main/notebooks/03_glue.ipynb)
 #
 # Rows are named by model, task and method: `"roberta-base/mrpc/lora-r8"`, `"roberta-large/rte/full"`,
-# `"deberta-v2-xxlarge/mnli/lora-r16"`. The paper takes the median of five seeds. At the smaller scales MiniLM stands
+# `"deberta-v2-xxlarge/mnli/lora-r8"`. The paper takes the median of five seeds. At the smaller scales MiniLM stands
 # for every encoder; `quick` has two tasks of its own, generated, in the place of the eight.
 #
-# LoRA's rows of MRPC, RTE and STS-B start from the adapter of MNLI at `paper` scale, as in the paper. Where that is not
-# recorded, its run is added, and the estimate below says what that costs.
+# LoRA's rows of MRPC, RTE and STS-B start from the adapter of MNLI at `paper` scale, as in the paper; at `cpu` those of
+# RTE do. Where that is not recorded, its run is added, and the estimate below says what that costs.
 
 # %%
 # Set-up. On Colab: fetch the code and install what is missing. Elsewhere: find the code, no more.

@@ -64,16 +64,20 @@ def test_differences_are_paired_by_seed_and_averaged_over_the_tasks_that_both_ha
 
 
 def test_an_average_over_glue_is_open_until_half_of_the_tasks_are_there_and_names_them():
-    def table2(*tasks):
-        rows = [("lora-r8", "80.0 80.1"), ("full", "79.9 80.1")]
-        lines = [line(f"table2/roberta-base/{t}/{row}", of, "accuracy", task=t, model="minilm",
-                      reference=f"table2/roberta-base/{t}/full") for t in tasks for row, of in rows]  # fmt: skip
-        return judged(pd.DataFrame(lines, columns=list(COLUMNS)))["glue-matches", "cpu"]
+    def table2(*tasks, claim="glue-matches"):
+        rows = [("lora-r8", "paper", "80.0 80.1"), ("lora-r8", "honest", "70.0 70.1"),
+                ("full", "paper", "79.9 80.1"), ("full", "honest", "75.0 75.1")]  # fmt: skip
+        lines = [line(f"table2/roberta-base/{t}/{row}", of, "accuracy", task=t, model="minilm", rule=rule,
+                      reference=f"table2/roberta-base/{t}/full") for t in tasks for row, rule, of in rows]  # fmt: skip
+        return judged(pd.DataFrame(lines, columns=list(COLUMNS)))[claim, "cpu"]
 
     assert table2("mrpc", "rte", "sst2").verdict == OPEN
-    assert table2("mrpc").evidence == "LoRA r=8 minus full: +0.05 accuracy (90% interval -0.27 to +0.37) (MRPC)"
+    one = "LoRA r=8 minus full: +0.05 points (90% interval -0.27 to +0.37) (MRPC); 1 of 8 tasks, too few to decide"
+    assert table2("mrpc").evidence == one
     whole = table2("mrpc", "rte", "sst2", "cola")
-    assert whole.verdict == HOLDS and "(mean of MRPC, RTE, SST-2, CoLA)" in whole.evidence
+    assert whole.verdict == HOLDS and whole.evidence.endswith("(mean of MRPC, RTE, SST-2, CoLA)")
+    honest = table2("mrpc", "rte", "sst2", "cola", claim="glue-honest")
+    assert honest.verdict == FAILS and honest.evidence.startswith("LoRA r=8 minus full: -5.00 points")
 
 
 def test_another_scale_model_variant_or_an_empty_row_is_no_evidence():
@@ -122,6 +126,18 @@ def test_time_and_memory_of_one_run_decide_only_what_is_far_apart():
     assert of == {"14": HOLDS, "16": OPEN, "26": FAILS}
 
 
+def test_time_of_several_seeds_is_compared_by_paired_ratios_and_noise_decides_nothing():
+    def less_time(lora, full):
+        lines = [line(LORA, lora, "training_minutes"), line(FULL, full, "training_minutes")]
+        return judged(pd.DataFrame(lines, columns=list(COLUMNS)))["less-time", "cpu"]
+
+    assert less_time("18 30", "20 20").verdict == OPEN
+    assert less_time("10 30 18", "20 5 19").verdict == OPEN
+    slow_machine = less_time("8 16 40", "10 20 50")
+    assert (slow_machine.verdict, slow_machine.n) == (HOLDS, 3)
+    assert slow_machine.evidence.endswith("ratio 0.80 (90% interval 0.80 to 0.80)")
+
+
 def test_one_percent_of_the_parameters_is_not_less_than_one_percent():
     full = line(FULL, "60", trainable="100000")
     assert verdict("few-parameters", line(LORA, "60", trainable="999"), full) == HOLDS
@@ -139,7 +155,7 @@ def test_every_row_that_a_claim_compares_is_declared_on_its_model(monkeypatch):
     """A claim about a row that nobody declares would stay unmeasured for ever."""
     asked = set()
 
-    def rows(summary, table, row, metric=""):
+    def rows(summary, table, row, metric="", rule=""):
         asked.add((table, row))
         return pd.DataFrame(columns=list(COLUMNS))
 

@@ -237,6 +237,17 @@ def test_making_the_documents_twice_gives_the_same_bytes_and_nothing_is_stale(tr
         path.write_text(text.replace("LoRA", "LORA", 1), encoding="utf-8")
         assert any(message in said for said in documents.stale())
         path.write_text(text, encoding="utf-8")
+    for path in (*made[:3], tree / "report/method.typ"):
+        content = path.read_bytes()
+        path.write_bytes(
+            content.replace(b"times", b"times.o", 1) if path.suffix == ".typ" else content[:-9] + b"123456789"
+        )
+        assert documents.stale() == [
+            f"{name} is not made from its sources: `make documents` makes it"
+            for name in (["report/report.pdf", "poster/poster.pdf", "report/method.svg"] if path.suffix == ".typ"
+                         else [str(path.relative_to(tree))])
+        ]  # fmt: skip
+        path.write_bytes(content)
     (tree / "README.md").write_text(re.sub(r"(\| GPT-2|\| gpt2).*\n", "", (tree / "README.md").read_text()), "utf-8")
     assert documents.stale() == ["README.md: its tables of costs and speed are not those of today"]
     (tree / "report" / "report.pdf").unlink()
@@ -246,7 +257,7 @@ def test_making_the_documents_twice_gives_the_same_bytes_and_nothing_is_stale(tr
 def test_a_new_result_makes_the_documents_stale(tree):
     make_documents.main()
     frame([line(LORA, "54.0"), line(FULL, "60.0")]).to_csv(tree / "results" / "summary.csv", index=False)
-    assert documents.stale() == [f"{documents.FACTS} is not what the summary and declarations give"]
+    assert documents.stale()[0] == f"{documents.FACTS} is not what the summary and declarations give"
 
 
 def test_without_a_summary_the_verb_and_the_check_say_what_makes_it(tree):

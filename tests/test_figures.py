@@ -72,8 +72,10 @@ def closed():
 
 def test_every_seed_is_a_dot_at_its_parameters_and_score():
     (ax,) = drawn("parameters", "table3").axes
-    dots = {(x, round(y, 6)) for line in ax.lines for x, y in line.get_xydata()}
-    assert dots == {(5_000_000, 61), (5_000_000, 63), (1000, 59), (1000, 61)}
+    dots = sorted((x, round(y, 6)) for line in ax.lines for x, y in line.get_xydata())
+    assert [y for _, y in dots] == [59, 61, 61, 63]
+    for (x, _), middle, side in zip(dots, (1000, 1000, 5_000_000, 5_000_000), (-1, 1, -1, 1), strict=True):
+        assert x == pytest.approx(middle * figures.ASIDE ** (side / 2))  # the seeds of a row side by side
     assert ax.get_xscale() == "log"
     assert (ax.get_xlabel(), ax.get_ylabel()) == ("trainable parameters", "BLEU (x 100)")
 
@@ -174,7 +176,10 @@ def test_a_title_says_what_is_shown_of_which_table_at_which_scale_over_how_many_
     write_e2e(LORA, 2, 0.6)
     for kind, table in (("parameters", "table3"), ("grid", "table6")):
         figures.draw_text(figure_data(kind, table, "cpu"), kind, table, "cpu", tmp_path)
-    assert titles[0] == "Score against trainable parameters, a dot a seed\nTable 3: E2E; scale cpu; n = 2 to 3 seeds"
+    assert (
+        titles[0]
+        == "Score against trainable parameters, a dot a seed, side by side\nTable 3: E2E; scale cpu; n = 2 to 3 seeds"
+    )
     assert titles[1].endswith("scale cpu; n = 1 seed")
 
 

@@ -323,6 +323,7 @@ def test_results_are_kept_in_the_folder_beside_the_records_that_are_there(tmp_pa
     """In a process of its own: modules look their folders up when they are imported."""
     root, drive = tmp_path / "lora", tmp_path / "drive"
     known = {"results/runs/cpu/a--seed0.json": "ours", "results/runs/cpu/b--seed0.json": "ours"}
+    known |= {"results/predictions/cpu/a--seed0.jsonl": "texts", "results/summary.csv": "made anew there"}
     for name, text in known.items():
         (root / name).parent.mkdir(parents=True, exist_ok=True)
         (root / name).write_text(text)
@@ -340,6 +341,8 @@ def test_results_are_kept_in_the_folder_beside_the_records_that_are_there(tmp_pa
     assert "restart the kernel and run the notebook from its first cell" in done.stderr
     assert (drive / "results/runs/cpu/a--seed0.json").read_text() == "ours"
     assert (drive / "results/runs/cpu/b--seed0.json").read_text() == "kept"
+    assert (drive / "results/predictions/cpu/a--seed0.jsonl").read_text() == "texts"
+    assert not (drive / "results/summary.csv").exists()
 
 
 def test_a_folder_on_drive_is_mounted_first(tmp_path, monkeypatch):
