@@ -160,7 +160,8 @@ def schedule_of(
     """
 
     def validation(number: int) -> Callable[[nn.Module], float]:
-        some = rows[:: max(1, len(rows) // number)][:number]  # from all over the split: neighbours may be much alike
+        count = min(number, len(rows))
+        some = [rows[i * len(rows) // count] for i in range(count)]  # neighbours may be much alike
         return lambda model: loss_on(model, some)
 
     if settings.method == "sequential-lora":

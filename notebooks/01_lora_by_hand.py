@@ -110,6 +110,20 @@ print(f"trainable {trainable:,} of {total:,}: {trainable / total:.2%}")
 print(f"one pair over all of c_attn: {layers * (RANK * d + 3 * d * RANK):,}")
 
 # %% [markdown]
+# The same for every row of Tables 2 and 3: what the paper prints, and what is counted on models without weights. The
+# head of a classifier is trained too, but the paper does not count it. Expect about half of the rows to agree when they
+# are rounded, and a note with each that does not.
+
+# %%
+import pandas as pd
+
+from parameter_counts import count_table
+
+pd.set_option("display.max_colwidth", None)
+counts = count_table()
+counts.assign(**{column: counts[column].map("{:,}".format) for column in ("counted", "head")})
+
+# %% [markdown]
 # ## The packed projection
 #
 # So look at what training changes. After one step on one sentence, the update of each third of `c_attn`: query and

@@ -4,7 +4,6 @@ the input, and files that come back as they were or are refused."""
 from __future__ import annotations
 
 import copy
-import csv
 import pickle
 
 import pytest
@@ -14,13 +13,14 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 from transformers import DistilBertConfig, DistilBertForSequenceClassification, GPT2LMHeadModel, Trainer
 
-import paths
 import runs
 from baselines import PreEmbed, PreLayer, adapter_parameters, add_prefix, prefix_parameters
 from batches import IGNORED, pad_right
-from generation import DecodingSettings, generate
+from data_tables import read_table
+from generation import DecodingSettings, beam_search, generate
 from methods import METHODS, apply_method, count_trained, load_trained, save_trained
 from models import FAMILIES, architecture
+from parameter_counts import CELL, rounded
 from settings import Settings
 from training import completion_loss, train
 
@@ -109,10 +109,10 @@ ROWS = {
     ("RoBERTa-base", "BitFit", "0.1M"): ("bitfit", {}, 102_144),
     ("RoBERTa-base", "Adpt^D", "0.3M"): ("adapter-p", {"bottleneck": 48, "dropped_layers": 8}, 298_176),
     ("RoBERTa-base", "Adpt^D", "0.9M"): ("adapter-p", {"bottleneck": 48}, 894_528),
-    ("RoBERTa-large", "Adpt^P", "3.0M"): ("adapter-p", {"bottleneck": 64}, 3_171_840),
-    ("RoBERTa-large", "Adpt^P", "0.8M"): ("adapter-p", {"bottleneck": 16}, 811_392),
-    ("RoBERTa-large", "Adpt^H", "6.0M"): ("adapter-h", {"bottleneck": 64}, 6_343_680),
-    ("RoBERTa-large", "Adpt^H", "0.8M"): ("adapter-h", {"bottleneck": 8}, 835_968),
+    ("RoBERTa-large", "Adpt^P†", "3.0M"): ("adapter-p", {"bottleneck": 64}, 3_171_840),
+    ("RoBERTa-large", "Adpt^P†", "0.8M"): ("adapter-p", {"bottleneck": 16}, 811_392),
+    ("RoBERTa-large", "Adpt^H†", "6.0M"): ("adapter-h", {"bottleneck": 64}, 6_343_680),
+    ("RoBERTa-large", "Adpt^H†", "0.8M"): ("adapter-h", {"bottleneck": 8}, 835_968),
     ("GPT-2 M", "Adapter^L", "0.37M"): ("adapter-l", {"bottleneck": 6}, 368_784),
     ("GPT-2 M", "Adapter^L", "11.09M"): ("adapter-l", {"bottleneck": 224}, 11_089_152),
     ("GPT-2 M", "Adapter^H", "11.09M"): ("adapter-h", {"bottleneck": 112}, 11_064_576),
@@ -122,22 +122,11 @@ ROWS = {
     ("GPT-2 L", "Adapter^L", "23.00M"): ("adapter-l", {"bottleneck": 248}, 23_002_848),
     ("GPT-2 L", "PreLayer", "0.77M"): ("prelayer", {"prefix_tokens": 17}, 783_360),
 }
-# Where the count that the settings give is not the one that is printed, and what the printed one is instead.
-DISAGREE = {
-    ("RoBERTa-large", "Adpt^P", "3.0M"): "64 in the scripts; its matrices without biases are 3.0 * 2^20",
-    ("RoBERTa-large", "Adpt^H", "6.0M"): "64 in the scripts; its matrices without biases are 6.0 * 2^20",
-    ("GPT-2 M", "Adapter^H", "11.09M"): "no bottleneck gives it; it is the count of Adapter^L with matrices as large",
-    ("GPT-2 M", "PreLayer", "0.35M"): "no number of tokens gives it; it is 0.1% of the model",
-    ("GPT-2 L", "PreLayer", "0.77M"): "no number of tokens gives it; it is 0.1% of the model",
-}
+# Where the count that the settings give is not the one that is printed.
+DISAGREE = {tuple(row[key] for key in CELL) for row in read_table("count_notes.csv")}
 BASES = {"RoBERTa-base": "roberta-base", "RoBERTa-large": "roberta-large"}
 BASES |= {"GPT-2 M": "gpt2-medium", "GPT-2 L": "gpt2-large"}
 SHAPE = {"roberta-base": (12, 768), "roberta-large": (24, 1024), "gpt2-medium": (24, 1024), "gpt2-large": (36, 1280)}
-
-
-def printed(count: int, like: str) -> str:
-    decimals = len(like.removesuffix("M").split(".")[1])
-    return f"{count / 1e6:.{decimals}f}M"
 
 
 def by_formula(model: str, method: str, facts: dict[str, int]) -> int:
@@ -151,14 +140,10 @@ def by_formula(model: str, method: str, facts: dict[str, int]) -> int:
 
 
 def test_every_row_of_tables_2_and_3_with_these_methods_is_held_against_ours():
-    with open(paths.DATA / "paper.csv", encoding="utf-8", newline="") as file:
-        rows = {
-            (row["model"], row["method"].rstrip("†"), row["trainable"])
-            for row in csv.DictReader(file)
-            if row["table"] in ("table2", "table3")
-        }
-    assert {row for row in rows if row[1] not in ("FT", "LoRA")} == ROWS.keys()
-    assert DISAGREE.keys() < ROWS.keys()
+    printed = [row for row in read_table("paper.csv") if row["table"] in ("table2", "table3")]
+    rows = {tuple(row[key] for key in CELL) for row in printed}
+    assert {row for row in rows if row[1] not in ("FT", "LoRA", "LoRA†")} == ROWS.keys()
+    assert rows > DISAGREE
 
 
 @pytest.mark.parametrize("row", ROWS, ids=" ".join)
@@ -173,18 +158,18 @@ def test_trainable_parameters_are_those_of_the_formula_and_as_printed_or_known_t
     assert total == plain + (0 if method in ("bitfit", "top-layers") else count)
     if method not in ("bitfit", "top-layers"):
         assert by_formula(name, method, facts) == count
-    assert (printed(count, row[2]) == row[2]) == (row not in DISAGREE)
+    assert (rounded(count, row[2]) == row[2]) == (row not in DISAGREE)
 
 
 def test_what_the_counts_that_disagree_are_instead():
     assert 24 * 2 * 1024 * 64 == 3 * 2**20 and 48 * 2 * 1024 * 64 == 6 * 2**20
-    houlsby = {printed(adapter_parameters(48, 1024, r, norms), "11.09M") for r in range(400) for norms in (0, 24, 48)}
+    houlsby = {rounded(adapter_parameters(48, 1024, r, norms), "11.09M") for r in range(400) for norms in (0, 24, 48)}
     assert "11.06M" in houlsby and "11.09M" not in houlsby
     assert 48 * 2 * 1024 * 112 == 24 * 2 * 1024 * 224
     for model, full, row in (("gpt2-medium", 354.92, "0.35M"), ("gpt2-large", 774.03, "0.77M")):
         layers, width = SHAPE[model]
-        assert row not in {printed(prefix_parameters(width, tokens, layers), row) for tokens in range(100)}
-        assert printed(full * 1e6 / 1000, row) == row
+        assert row not in {rounded(prefix_parameters(width, tokens, layers), row) for tokens in range(100)}
+        assert rounded(full * 1e6 / 1000, row) == row
 
 
 def test_layer_norms_that_the_formula_counts_and_the_official_code_leaves_frozen():
@@ -199,6 +184,16 @@ def test_preembed_has_a_vector_a_token():
     model = architecture("gpt2-medium")
     apply_method(model, settings("preembed", prefix_tokens=16))
     assert count_trained(model)[0] == prefix_parameters(1024, 16) == 16_384
+
+
+def test_of_gpt3s_prefixes_the_formula_gives_preembed_as_printed_and_prelayer_with_no_number_of_tokens():
+    printed = {row["method"]: row["trainable"] for row in read_table("paper.csv") if row["table"] == "table4"}
+    layers, width = 96, 12_288  # Table 15: 256 tokens before the context and 8 behind it, and 8 and 8 in every layer
+    assert prefix_parameters(width, 256 + 8) == 3_244_032
+    assert rounded(3_244_032, "3.2M") == printed["PreEmbed"]
+    assert prefix_parameters(width, 8 + 8, layers) == 18_874_368
+    counts = {rounded(prefix_parameters(width, tokens, layers), printed["PreLayer"]) for tokens in range(100)}
+    assert "18.9M" in counts and printed["PreLayer"] not in counts
 
 
 def test_gpt2_medium_has_so_many_biases():
@@ -317,9 +312,9 @@ def test_gradient_checkpointing_gives_the_same_gradients(method, family):
 # Prefixes ---------------------------------------------------------------------------------------------------------
 
 
-def with_prefix(method: str, trained: bool = True) -> tuple[GPT2LMHeadModel, GPT2LMHeadModel, torch.Tensor]:
+def with_prefix(method: str, trained: bool = True, **changes) -> tuple[GPT2LMHeadModel, GPT2LMHeadModel, torch.Tensor]:
     """In float64: a model with a prefix, a plain one with the same weights, and the words that the prefix began as."""
-    model, plain = tiny().double(), tiny().double()
+    model, plain = tiny(**changes).double(), tiny(**changes).double()
     torch.manual_seed(1)
     add_prefix(model, PREFIXES[method], 4)
     torch.manual_seed(1)
@@ -391,6 +386,16 @@ def test_decoding_with_a_cache_and_left_padding_is_decoding_without(method):
             best = recomputed(plain, prefix, row[None, start:end])[0, -1].argmax()
             assert best == row[end]
     assert not torch.equal(cached, plain.generate(ids, attention_mask=mask, **options))
+
+
+@pytest.mark.parametrize("method", PREFIXES)
+def test_beam_search_answers_a_new_prefix_as_the_plain_model_answers_its_words_before_the_prompt(method):
+    model, plain, words = with_prefix(method, trained=False, n_positions=40)
+    prompts = [[5, 6, 7], [8, 9, 10, 11, 12], [3]]
+    chosen = DecodingSettings(beams=4, max_new_tokens=10, no_repeat_ngram=3)
+    answers = beam_search(model, prompts, [0], chosen)
+    assert answers == [beam_search(plain, [[*words.tolist(), *prompt]], [0], chosen)[0] for prompt in prompts]
+    assert answers != beam_search(plain, prompts, [0], chosen)
 
 
 @pytest.mark.parametrize("method", PREFIXES)

@@ -290,19 +290,30 @@ def test_the_mnli_start_carries_the_pairs_and_a_pooler_and_leaves_the_rest_fresh
     assert all(p.requires_grad == (n in head_parameters(model) or "lora_" in n) for n, p in model.named_parameters())
 
 
-@pytest.mark.parametrize(("name", "fresh"), [("roberta-base", "classifier."), ("deberta-v2-xxlarge", "classifier.")])
-def test_full_fine_tuning_that_starts_from_mnli_carries_all_but_the_head_over(name, fresh, tmp_path, monkeypatch):
+def trainable(model):
+    return {name for name, parameter in model.named_parameters() if parameter.requires_grad}
+
+
+@ENCODERS
+@pytest.mark.parametrize("method", ["full", "bitfit", "adapter-h", "adapter-p"])
+def test_another_method_that_starts_from_mnli_carries_all_that_it_trained_but_the_fresh_head_over(
+    method, name, tmp_path, monkeypatch
+):
     monkeypatch.setattr(runs, "load_model", tiny)
-    settings = replace(PAIRS, model=name, method="full", start_from="table2/x/mnli/full")
+    settings = replace(FULL, model=name, method=method, bottleneck=4, start_from=f"table2/x/mnli/{method}")
     trained = prepared(settings, outputs=3)
     for parameter in trained.parameters():
-        parameter.data += torch.randn(parameter.shape)
+        if parameter.requires_grad:
+            parameter.data += torch.randn(parameter.shape)
     save_trained(trained, settings, tmp_path)
     model, source = prepared(settings), values(trained)
-    before = values(model)
+    before, as_without_a_start = values(model), trainable(model)
+    carried = {n for n in as_without_a_start if not n.startswith("classifier.")}
+    assert any("pooler" in n for n in carried) == (name != "roberta-base")
     runs._carry_over(model, settings, tmp_path)
     for n, value in values(model).items():
-        assert torch.equal(value, before[n] if n.startswith(fresh) else source[n]), n
+        assert torch.equal(value, source[n] if n in carried else before[n]), n
+    assert trainable(model) == as_without_a_start
 
 
 def test_a_start_whose_adapter_is_gone_says_what_to_do(mnli_adapter, tmp_path):

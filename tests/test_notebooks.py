@@ -20,8 +20,9 @@ import records
 import runs
 import session
 import synthetic_records
-from experiments import resolve
+from experiments import resolve, select
 from session import Work
+from settings import SCALES
 from tasks import TASKS, GlueTask
 
 SOURCES = sorted(make_notebooks.NOTEBOOKS.glob("*.py"))
@@ -501,3 +502,11 @@ def test_every_cell_of_a_notebook_works_on_the_records_of_its_runs(name, recorde
     assert {run.scale for work in names.values() if isinstance(work, Work) for run in work.runs} <= {"quick"}
     said = [piece.data for piece in shown if isinstance(getattr(piece, "data", None), str)]
     assert not any("could show" in text for text in said)  # every figure has something of these runs
+
+
+@pytest.mark.parametrize(("notebook", "table"), [("02_e2e_gpt2", "table3"), ("03_glue", "table2")])
+@pytest.mark.parametrize("scale", SCALES)
+def test_the_rows_that_a_text_names_are_there(notebook, table, scale):
+    rows = re.findall(r'`"([\w./-]+)"`', (paths.ROOT / "notebooks" / f"{notebook}.py").read_text(encoding="utf-8"))
+    assert len(rows) >= 3
+    assert select(table, scale, rows)

@@ -21,7 +21,7 @@ import training
 from batches import IGNORED, pad_right
 from evaluation import evaluate_generation
 from experiments import EXPERIMENTS, SCALES, find, resolve
-from generation import Generation
+from generation import DecodingSettings, Generation
 from lora import lora_layers
 from methods import apply_method, count_trained, finish
 from models import head_parameters, load_tokenizer
@@ -311,14 +311,14 @@ def test_the_correct_run_has_no_new_token(e2e_training):
 
 @pytest.fixture
 def scored(monkeypatch):
-    """row -> the references and the cap on new tokens that an evaluation as the row says has."""
+    """row -> the references that an evaluation as the row says has, and the settings of its search."""
     inputs = e2e_data.group_by_context(e2e_data.load_builtin("test"))[:3]
 
-    def seen_by(row: str) -> tuple[list[list[str]], int]:
+    def seen_by(row: str) -> tuple[list[list[str]], DecodingSettings]:
         seen = {}
 
         def generate(model, tokenizer, contexts, decoding):
-            seen["cap"] = decoding.max_new_tokens
+            seen["decoding"] = decoding
             return [Generation("Blue Spice .", 3, True)] * len(contexts)
 
         def score(texts, references):
@@ -329,7 +329,7 @@ def scored(monkeypatch):
         monkeypatch.setattr(evaluation.nlg_metrics, "score", score)
         monkeypatch.setattr(evaluation.nlg_metrics, "course_score", score)
         evaluate_generation(None, None, inputs, quick(row))
-        return seen["references"], seen["cap"]
+        return seen["references"], seen["decoding"]
 
     return inputs, seen_by
 
@@ -341,10 +341,12 @@ def test_a_single_reference_is_the_first_of_each_input(scored):
     assert seen_by("single-reference")[0] == [[item.references[0]] for item in inputs]
 
 
-def test_capped_decoding_writes_half_as_many_tokens(scored):
+@pytest.mark.parametrize(("row", "changed"), [("capped-decoding", {"max_new_tokens": 32}), ("greedy", {"beams": 1})])
+def test_half_as_many_new_tokens_or_a_single_beam_reaches_the_search(scored, row, changed):
     _, seen_by = scored
-    assert seen_by("correct")[1] == 64
-    assert seen_by("capped-decoding")[1] == 32
+    correct = seen_by("correct")[1]
+    assert (correct.beams, correct.max_new_tokens) == (10, 64)
+    assert seen_by(row)[1] == replace(correct, **changed)
 
 
 # padding

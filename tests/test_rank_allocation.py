@@ -16,7 +16,7 @@ from evaluation import validation_loss
 from lora import load_lora, lora_layers, save_lora
 from methods import apply_method, count_trained
 from rank_allocation import ROUNDS, AdaptiveRank, importances, reallocate
-from rank_schedule import ROWS, conclude, schedule_of
+from rank_schedule import conclude, schedule_of
 from settings import Settings
 from sittings import TrainingInterrupted
 from stacked_lora import adapted_projections, ranks
@@ -266,14 +266,3 @@ def test_a_trained_run_is_folded_to_its_highest_rank_and_counted_without_the_pad
     loaded = tiny_model().eval()
     load_lora(loaded, tmp_path / "adapter")
     torch.testing.assert_close(loaded(tokens).logits, before, atol=1e-5, rtol=0)
-
-
-def test_importance_is_measured_on_rows_from_all_over_the_validation_split():
-    asked = []
-    schedule = schedule_of(SETTINGS, lambda model, rows: asked.append(rows) or 0.0, list(range(1000)))
-    schedule.validation(None)
-    assert len(asked[0]) == ROWS
-    assert asked[0] == list(range(0, 31 * ROWS, 31))
-    schedule = schedule_of(SETTINGS, lambda model, rows: asked.append(rows) or 0.0, list(range(10)))
-    schedule.validation(None)
-    assert asked[1] == list(range(10))

@@ -6,6 +6,7 @@ import copy
 import json
 from dataclasses import replace
 from functools import partial
+from itertools import pairwise
 
 import pytest
 import torch
@@ -21,7 +22,7 @@ from lora import LoRAConfig, add_lora, load_lora, lora_layers, save_lora
 from methods import METHODS, apply_method, count_trained, finish
 from models import architecture, load_tokenizer
 from optimizer import trained_state
-from rank_schedule import StagedRank, conclude, decide, ended, schedule_of
+from rank_schedule import IMPORTANCE_ROWS, PLATEAU_ROWS, StagedRank, conclude, decide, ended, schedule_of
 from settings import Settings
 from sittings import TrainingInterrupted
 from stacked_lora import ranks, stacked_layers
@@ -238,15 +239,15 @@ def test_the_rate_that_is_logged_is_that_of_the_newest_stage(tmp_path):
 @pytest.mark.parametrize(
     "settings", [SETTINGS, replace(PLATEAU, patience=1, min_improvement=0.02)], ids=["fixed", "plateau"]
 )
-def test_a_run_stopped_inside_the_second_stage_ends_in_the_same_weights(tmp_path, settings, old_stages):
+@pytest.mark.parametrize("later", [0, 1], ids=["at its beginning", "inside it"])
+def test_a_run_stopped_in_the_second_stage_ends_in_the_same_weights(tmp_path, settings, old_stages, later):
     settings = replace(settings, old_stages=old_stages)
     whole, result = run(tmp_path / "whole", settings)
     _, second, third, *_ = [*changes(result), result.steps]
-    inside = second + 1
-    assert inside < third
+    assert second + later < third
     smoothed = partial(completion_loss, label_smoothing=settings.label_smoothing)
-    with pytest.raises(TrainingInterrupted, match=f"after step {inside}"):
-        run(tmp_path / "cut", settings, loss=stop_at_call(inside, smoothed))
+    with pytest.raises(TrainingInterrupted, match=f"after step {second + later};"):
+        run(tmp_path / "cut", settings, loss=stop_at_call(second + later, smoothed))
     again, continued = run(tmp_path / "cut", settings)
     assert values(again).keys() == values(whole).keys()
     for name, value in values(whole).items():
@@ -440,6 +441,21 @@ def test_the_methods_find_their_places_in_models_without_weights(name):
 def test_a_method_whose_rank_is_constant_has_no_schedule():
     for method in METHODS.keys() - {"sequential-lora", "adaptive-lora"}:
         assert schedule_of(replace(SETTINGS, method=method), validation_loss, DEV) is None
+
+
+@pytest.mark.parametrize("length", [20, 366, 700, 4_672])  # few; the held-out rows of MRPC; E2E's development set
+@pytest.mark.parametrize(
+    ("settings", "most"),
+    [(PLATEAU, PLATEAU_ROWS), (METHODS_OVER_TIME["adaptive"], IMPORTANCE_ROWS)],
+    ids=["plateau", "importance"],
+)
+def test_a_schedule_judges_by_so_many_rows_at_most_from_all_over_the_split(settings, most, length):
+    assert (PLATEAU_ROWS, IMPORTANCE_ROWS) == (512, 32)
+    judged = schedule_of(settings, lambda model, rows: rows, list(range(length))).validation(None)
+    assert len(judged) == min(most, length)
+    steps = {later - earlier for earlier, later in pairwise(judged)}
+    assert min(steps) >= 1 and max(steps) - min(steps) <= 1
+    assert judged[0] == 0 and judged[-1] >= length - max(steps)
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,54 @@
+"""Trainable parameters, as Tables 2 and 3 print them and as the settings of each row give them: `count_table()`.
+
+Counted on models without weights. A head is counted apart: the paper trains one with every method on GLUE and prints
+none (issue 16 of microsoft/LoRA). Where the two numbers disagree, data/count_notes.csv says what the printed one is.
+"""
+
+from __future__ import annotations
+
+import pandas as pd
+
+from data_tables import read_table
+from experiments import resolve, select
+from methods import apply_method, count_trained
+from models import architecture
+from settings import Settings
+from tasks import TASKS
+
+CELL = ("model", "method", "trainable")
+ROWS = {"table2": ["mrpc"], "table3": None}  # any task stands for a row of Table 2; this one's head has two outputs
+SIZES = {  # setting -> how it is said
+    "rank": "rank {}", "bottleneck": "bottleneck {}", "dropped_layers": "none in the first {} layers",
+    "prefix_tokens": "{} tokens", "top_layers": "{} layers",
+}  # fmt: skip
+
+
+def trained_parameters(settings: Settings) -> tuple[int, int]:
+    """(without the head, of the head), as a run with these settings trains them."""
+    model = architecture(settings.model, getattr(TASKS[settings.task], "outputs", None))
+    apply_method(model, settings)
+    return count_trained(model)[:2]
+
+
+def rounded(count: int, like: str) -> str:
+    """In millions, with as many decimals as `like`: 294912 like "0.8M" is "0.3M"."""
+    decimals = len(like.removesuffix("M").partition(".")[2])
+    return f"{count / 1e6:.{decimals}f}M"
+
+
+def count_table() -> pd.DataFrame:
+    """Every row of Tables 2 and 3, in the paper's order; `agrees` is whether `counted` is `printed` when rounded."""
+    experiments = {e.cell: e for table, rows in ROWS.items() for e in select(table, "paper", rows)}
+    notes = {tuple(row[key] for key in CELL): row["note"] for row in read_table("count_notes.csv")}
+    printed = [row for row in read_table("paper.csv") if row["table"] in ROWS]
+    found = []
+    for table, *cell in dict.fromkeys((row["table"], *(row[key] for key in CELL)) for row in printed):
+        settings = resolve(experiments[tuple(cell)], "paper")
+        counted, head = trained_parameters(settings)
+        sizes = [said.format(size) for name, said in SIZES.items() if (size := getattr(settings, name))]
+        found.append({
+            "table": table, "model": cell[0], "method": cell[1], "setting": ", ".join(sizes), "printed": cell[2],
+            "counted": counted, "agrees": rounded(counted, cell[2]) == cell[2], "head": head,
+            "note": notes.get(tuple(cell), ""),
+        })  # fmt: skip
+    return pd.DataFrame(found)
