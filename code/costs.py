@@ -1,9 +1,11 @@
 """What a run will cost here, before it is started: minutes and gigabytes, and where they come from.
 
 Arithmetic on floating-point operations (2 a parameter and token forward, twice that again
-backward for full fine-tuning, once for a frozen base), divided by what this machine's matrix
-product reaches. Good to about a factor of two; once a run of the same kind is recorded, its own
-time is used instead.
+backward for full fine-tuning, once for a frozen base, and the forward pass once more where it is
+recomputed), divided by the share that a training step reaches of the matrix product's rate in the
+run's precision: an A100's peak at `paper` scale, elsewhere what this machine is measured to do.
+The shares are estimates. Good to about a factor of two, in bfloat16 less surely, where small
+batches wait most; once a run of the same kind is recorded, its own time is used instead.
 """
 
 from __future__ import annotations
@@ -14,8 +16,8 @@ from dataclasses import dataclass, replace
 from settings import Settings
 from tasks import TASKS
 
-A100_FLOPS = 19.5e12  # float32, no tensor cores: the official runs are float32
-EFFICIENCY = 0.35  # of the matrix-product peak that a whole training step reaches
+A100_FLOPS = {"float32": 19.5e12, "bfloat16": 312e12}  # peaks: float32 as PyTorch has it, without tensor cores
+EFFICIENCY = {"float32": 0.35, "bfloat16": 0.15}  # of it in a training step; tensor cores wait for all other work
 SCORED_SHARE = 0.5  # of an E2E row's tokens carry a loss, so need logits
 DECODED_TOKENS = 30  # typical E2E output
 
@@ -30,27 +32,29 @@ class Estimate:
     basis: str
 
 
-def _machine_flops() -> tuple[float, str]:
+def _machine_flops(precision: str) -> tuple[float, str]:
     import torch
 
+    dtype = getattr(torch, precision)
     if torch.cuda.is_available():
-        a = torch.randn(4096, 4096, device="cuda")
+        a = torch.randn(4096, 4096, device="cuda", dtype=dtype)
         a @ a
         torch.cuda.synchronize()
         started = time.perf_counter()
         a @ a
         torch.cuda.synchronize()
         return 2 * 4096**3 / (time.perf_counter() - started), torch.cuda.get_device_name()
-    a, seconds = torch.randn(1024, 1024), []
+    a, seconds = torch.randn(512, 512, dtype=dtype), []
     for _ in range(6):  # the best of several: other work on the machine only ever slows one down
         started = time.perf_counter()
         a @ a
         seconds.append(time.perf_counter() - started)
-    return 2 * 1024**3 / min(seconds), "this CPU"
+    return 2 * 512**3 / min(seconds), "this CPU"
 
 
 def estimate(settings: Settings, scale: str, earlier: list[dict] | None = None) -> Estimate:
     """Of one run; `earlier` are records of the scale, whose measured time is preferred."""
+    from machine import uses_bfloat16
     from methods import apply_method, count_trained
     from models import architecture
 
@@ -61,27 +65,30 @@ def estimate(settings: Settings, scale: str, earlier: list[dict] | None = None) 
     without_head, head, total = count_trained(model)
     trainable = without_head + head
     task = TASKS[settings.task]
-    rows = min(settings.train_rows or task.train_rows, task.train_rows)
     trained = settings.method != "released"
-    steps = -(-rows // settings.batch_size) * settings.epochs if trained else 0
+    rows = min(settings.train_rows or task.trained_rows, task.trained_rows) * trained
+    epochs = settings.epochs if trained else 1  # what is not trained is scored once, as after an epoch
+    steps = -(-rows // settings.batch_size) * epochs
     decodes = settings.evaluate == "test"
 
     config, generates = model.config, settings.task.startswith("e2e")
     embeddings = config.vocab_size * config.hidden_size
     body = total - embeddings
     scored = SCORED_SHARE * generates  # an encoder's embeddings are looked up, not multiplied
-    tokens = rows * settings.epochs * task.mean_tokens * trained
-    passes = 6 if settings.method == "full" else 4
+    tokens = rows * epochs * task.mean_tokens
+    passes = (6 if settings.method == "full" else 4) + 2 * settings.gradient_checkpointing
     flops = passes * tokens * (body + scored * embeddings)
-    answered = settings.beams * DECODED_TOKENS if generates else settings.epochs * task.mean_tokens
+    answered = settings.beams * DECODED_TOKENS if generates else epochs * task.mean_tokens
     flops += decodes * 2 * total * task.test_inputs * answered
 
     longest = min(4 * task.mean_tokens, settings.max_length or 4 * task.mean_tokens)  # rows of one batch are alike
-    kept = 2 if settings.gradient_checkpointing else 34  # numbers a token and layer that the backward pass needs
-    number = 2 if settings.precision == "bfloat16" else 4  # bytes
+    # Numbers a token, layer and hidden unit that the backward pass needs: 15.1 measured for LoRA, 21.0 for full.
+    kept = 2 if settings.gradient_checkpointing else 21 if settings.method == "full" else 16
+    at_bfloat16 = settings.precision != "float32" if scale == "paper" else uses_bfloat16(settings)
+    number, precision = (2, "bfloat16") if at_bfloat16 else (4, "float32")  # bytes
     activations = settings.batch_size * longest * config.num_hidden_layers * config.hidden_size * kept * number
     logits = settings.batch_size * task.mean_tokens * config.vocab_size * 4 * 3 * generates
-    gigabytes = (4 * total + 12 * trainable + activations + logits) / 2**30 + 0.5
+    gigabytes = (4 * total + (12 * trainable + activations + logits) * trained) / 2**30 + 0.5
 
     for record in earlier or ():
         alike = all(
@@ -94,5 +101,6 @@ def estimate(settings: Settings, scale: str, earlier: list[dict] | None = None) 
             return Estimate(
                 seconds / 60, record["peak_memory_gib"], steps, trainable, total, f"as {record['name']} took"
             )
-    speed, where = (A100_FLOPS, "one A100") if scale == "paper" else _machine_flops()
-    return Estimate(flops / (speed * EFFICIENCY) / 60, gigabytes, steps, trainable, total, f"arithmetic for {where}")
+    speed, where = (A100_FLOPS[precision], "one A100") if scale == "paper" else _machine_flops(precision)
+    minutes = flops / (speed * EFFICIENCY[precision]) / 60
+    return Estimate(minutes, gigabytes, steps, trainable, total, f"arithmetic for {where}")

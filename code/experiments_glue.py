@@ -105,6 +105,7 @@ def _lora_rows() -> list[Experiment]:
             weight_decay=float(row["weight_decay"] or GLUE.weight_decay), max_length=int(row["max_length"]),
             warmup_ratio=float(row["warmup_ratio"] or 0), warmup_steps=int(row["warmup_steps"] or 0),
             head_dropout=float(row["head_dropout"]) if row["head_dropout"] else None,
+            gradient_checkpointing=official and int(row["batch_size"]) >= 128,  # else 256 rows take over 40 GB
         )  # fmt: skip
         if model == "deberta-v2-xxlarge":
             settings = replace(settings, precision="bfloat16", gradient_checkpointing=True)

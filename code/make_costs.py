@@ -3,8 +3,9 @@
 python code/make_costs.py
 
 The numbers are those of `reproduce.py run NAME --scale paper --dry-run`: operations over what an A100 reaches, good to
-about a factor of two, and not a measurement. Parameters are counted on the models' architectures, without weights. The
-README, the report and the poster take the cost of the tables and the bytes of an adapter from here.
+about a factor of two, in bfloat16 (DeBERTa) less surely, and not a measurement. Parameters are counted on the models'
+architectures, without weights. The README, the report and the poster take the cost of the tables and the bytes of an
+adapter from here.
 """
 
 from __future__ import annotations

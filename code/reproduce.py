@@ -63,6 +63,8 @@ def run_command(arguments: argparse.Namespace) -> None:
 
 
 def sweep_command(arguments: argparse.Namespace) -> None:
+    if arguments.address and arguments.engine != "ray":
+        raise ValueError("--address is of --engine ray: give that too, or leave --address out")
     experiments = select(arguments.table, arguments.scale, arguments.rows, arguments.variant)
     if arguments.dry_run:
         return dry_run(experiments, arguments.scale, arguments.seeds)

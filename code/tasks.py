@@ -9,6 +9,7 @@ scale. A changed prompt, metric or split raises the version; records of another 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from numbers import Real
 
 
 @dataclass(frozen=True)
@@ -21,6 +22,11 @@ class Task:
     mean_tokens: int  # typical tokens a training row, for estimates only
     version: int = 1
 
+    @property
+    def trained_rows(self) -> int:
+        """Of `train_rows`, those that a run trains on where its settings do not ask for fewer."""
+        return self.train_rows
+
 
 @dataclass(frozen=True, kw_only=True)
 class GlueTask(Task):
@@ -32,6 +38,11 @@ class GlueTask(Task):
     validation: dict[str, int]  # split -> rows, as released; tables report the first
 
     @property
+    def trained_rows(self) -> int:
+        """Without the tenth, rounded up, that `glue_data.held_out_tenth` takes away first."""
+        return 9 * self.train_rows // 10
+
+    @property
     def outputs(self) -> int:
         """Width of the head."""
         return len(self.labels) or 1
@@ -40,8 +51,8 @@ class GlueTask(Task):
     def label_range(self) -> str:
         return f"the class ids 0 to {len(self.labels) - 1}" if self.labels else "a number from 0 to 5"
 
-    def has_label(self, label: float) -> bool:
-        return label in range(len(self.labels)) if self.labels else 0 <= label <= 5
+    def has_label(self, label: object) -> bool:
+        return label in range(len(self.labels)) if self.labels else isinstance(label, Real) and 0 <= label <= 5
 
     def is_subset(self, split: str, rows: int) -> bool:
         """Whether so many rows are fewer than the released split has; KeyError for a split that it does not have."""

@@ -229,19 +229,28 @@ class RayCluster:
     """One run a GPU of a Ray cluster, or `slots` runs that share its processors where it has no GPU.
 
     `address` is that of `ray.init`: None is the cluster of RAY_ADDRESS, or a new one on this machine. Raises
-    ValueError where Ray is not installed.
+    ValueError where Ray is not installed, or no cluster answers.
     """
 
     slowdown = 1.0
 
     def __init__(self, address: str | None = None, slots: int | None = None):
+        where = address or os.environ.get("RAY_ADDRESS")
+        if where:
+            os.environ.setdefault("RAY_NUM_REDIS_GET_RETRIES", "2")  # of 40 s; Ray's own 20 are a quarter of an hour
         try:
             import ray
         except ModuleNotFoundError:
             raise ValueError("--engine ray needs Ray, which is not installed: pip install 'ray>=2.40,<3'") from None
         self.ray = ray
         on_sigterm = signal.getsignal(signal.SIGTERM)
-        ray.init(address=address, log_to_driver=False, logging_level="ERROR")
+        try:
+            ray.init(address=address, log_to_driver=False, logging_level="ERROR")
+        except ConnectionError as error:
+            raise ValueError(
+                f"no Ray cluster answers at {where or 'the address that Ray remembers'}: {error}; start one there, or "
+                "leave --address out (and RAY_ADDRESS; `ray stop` forgets a cluster that has crashed)"
+            ) from error
         signal.signal(signal.SIGTERM, on_sigterm)  # Ray's own would end the sweep before its runs are stopped
         there = ray.cluster_resources()
         gpus, processors = int(there.get("GPU", 0)), int(there.get("CPU", 1))

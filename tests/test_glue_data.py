@@ -206,10 +206,14 @@ def test_a_label_out_of_the_tasks_range_is_refused_with_its_row(places, task, la
         load_glue(task, "validation")
 
 
-def test_a_label_that_is_text_is_shown_as_text(places):
-    put(places["cache"], [row | {"label": "1"} for row in ROWS])
-    with pytest.raises(ValueError, match="row 0: expected as label the class ids 0 to 1, found '1'"):
-        load_glue("mrpc", "validation")
+@pytest.mark.parametrize(
+    ("task", "label", "expected"),
+    [("mrpc", "1", "the class ids 0 to 1, found '1'"), ("stsb", "3.2", "a number from 0 to 5, found '3.2'")],
+)
+def test_a_label_that_is_text_is_shown_as_text(places, task, label, expected):
+    put(places["cache"], [row | {"label": label} for row in ROWS], task)
+    with pytest.raises(ValueError, match=f"row 0: expected as label {expected}"):
+        load_glue(task, "validation")
 
 
 def test_a_file_that_is_no_parquet_is_named(places):

@@ -400,6 +400,27 @@ def test_without_ray_the_error_says_how_to_install_it(monkeypatch):
         RayCluster()
 
 
+def test_an_address_where_no_ray_cluster_answers_is_named(monkeypatch):
+    ray = pytest.importorskip("ray", reason="Ray is not installed: pip install -r tests/requirements.txt")
+
+    def refuse(**_):
+        raise ConnectionError("Failed to connect")
+
+    monkeypatch.setattr(ray, "init", refuse)
+    monkeypatch.setattr(os, "environ", {"RAY_ADDRESS": "there:1"})
+    for address, where in (("here:1", "here:1"), (None, "there:1")):
+        with pytest.raises(ValueError, match=f"no Ray cluster answers at {where}: Failed to connect; start one there"):
+            RayCluster(address)
+    assert os.environ["RAY_NUM_REDIS_GET_RETRIES"] == "2"
+
+
+@pytest.mark.parametrize("words", [(), ("--dry-run",)])
+def test_an_address_without_ray_is_refused(place, monkeypatch, words):
+    with pytest.raises(SystemExit, match="--address is of --engine ray"):
+        command_line(place, monkeypatch, "--address", "here:1", *words)
+    assert not place.happened()
+
+
 @pytest.fixture(autouse=True)
 def sigterm():
     """What `reproduce.main` does on SIGTERM does not outlive the test."""

@@ -1,0 +1,121 @@
+"""What a run is said to cost before it starts: its steps, its memory, its time."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+from transformers import RobertaConfig, RobertaForSequenceClassification
+
+import costs
+import records
+from costs import estimate
+from experiments import EXPERIMENTS, resolve, select
+from experiments_glue import TASKS as GLUE
+from glue_data import held_out_tenth
+from methods import apply_method
+from settings import OFFICIAL, Settings
+from tasks import TASKS
+
+MRPC_LORA = "table2/roberta-base/mrpc/lora-r8"
+RECORDED = (
+    MRPC_LORA, "table2/roberta-base/cola/full", "table2/roberta-base/sst2/full", "table2/roberta-base/stsb/lora-r8",
+    "table6/roberta-base/sst2/query-value-r4", "learning-rate/glue-rte/full/5e-05", "table3/gpt2/lora-r4",
+)  # fmt: skip
+
+
+def paper(name: str, **changes: object) -> Settings:
+    return replace(resolve(EXPERIMENTS[name], "paper"), **changes)
+
+
+@pytest.mark.parametrize("name", RECORDED)
+def test_as_many_steps_are_announced_as_a_run_took(name):
+    record, settings = records.read_record(name, "cpu", 0), resolve(EXPERIMENTS[name], "cpu")
+    if record is None or not records.is_declared(record, settings):
+        pytest.skip(f"{name} is not recorded as it is declared today")
+    assert estimate(settings, "cpu", [record]).steps == record["steps"]
+
+
+@pytest.mark.parametrize("name", ["mrpc", "stsb", "rte", "sentiment-builtin"])
+def test_the_rows_trained_on_are_those_that_the_rule_leaves(name):
+    task = TASKS[name]
+    assert task.trained_rows == len(held_out_tenth(range(task.train_rows))[0])
+
+
+def test_an_adapter_that_is_only_scored_takes_no_memory_of_training_and_one_pass_over_the_inputs():
+    released, trained = paper("released/roberta-base/rte"), paper(f"table2/roberta-base/rte/lora-r8/{OFFICIAL}")
+    cost = estimate(released, "paper")
+    assert cost.steps == 0
+    assert cost.gigabytes == pytest.approx(4 * cost.total / 2**30, abs=0.6)
+    assert cost.gigabytes < estimate(trained, "paper").gigabytes
+    assert cost.minutes == estimate(replace(released, epochs=1), "paper").minutes > 0
+
+
+@pytest.mark.parametrize("method", ["lora", "full"])
+def test_the_numbers_kept_for_the_backward_pass_are_those_that_a_layer_saves(method):
+    settings = paper(MRPC_LORA, method=method)
+    more = estimate(replace(settings, batch_size=32), "paper").gigabytes
+    more -= estimate(replace(settings, batch_size=16), "paper").gigabytes
+    announced = more * 2**30 / 4 / (16 * 4 * TASKS["mrpc"].mean_tokens * 12 * 768)
+    assert announced == pytest.approx((_saved(settings, layers=3) - _saved(settings, layers=1)) / 2, rel=0.1)
+
+
+def _saved(settings: Settings, layers: int, rows: int = 4, tokens: int = 64, hidden: int = 384) -> float:
+    """Float32 numbers a token and hidden unit that autograd keeps of a forward pass, the model's own left out."""
+    config = RobertaConfig(
+        vocab_size=200, hidden_size=hidden, num_attention_heads=6, intermediate_size=4 * hidden,
+        num_hidden_layers=layers, pad_token_id=1,
+    )  # fmt: skip
+    model = RobertaForSequenceClassification(config).train()
+    apply_method(model, settings)
+    own = {parameter.untyped_storage().data_ptr() for parameter in model.parameters()}
+    kept: dict[int, torch.UntypedStorage] = {}
+
+    def keep(tensor: torch.Tensor) -> torch.Tensor:
+        storage = tensor.untyped_storage()
+        kept[storage.data_ptr()] = storage
+        return tensor
+
+    ids = torch.full((rows, tokens), 5)
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        loss = model(ids, attention_mask=torch.ones_like(ids), labels=torch.zeros(rows, dtype=torch.long)).loss
+    assert loss.requires_grad
+    return sum(kept[place].nbytes() for place in kept.keys() - own) / 4 / (rows * tokens * hidden)
+
+
+@pytest.mark.parametrize("method", ["lora", "full"])
+def test_recomputing_the_forward_pass_takes_time_and_saves_memory(method):
+    settings = paper(MRPC_LORA, method=method, evaluate="selection")
+    plain, twice = (estimate(replace(settings, gradient_checkpointing=on), "paper") for on in (False, True))
+    assert twice.minutes == pytest.approx(plain.minutes * {"lora": 6 / 4, "full": 8 / 6}[method])
+    assert twice.gigabytes < plain.gigabytes
+
+
+def test_bfloat16_has_a_rate_of_its_own():
+    at = {p: estimate(paper(MRPC_LORA, precision=p), "paper").minutes for p in ("float32", "bfloat16", "auto")}
+    assert at["auto"] == at["bfloat16"]  # the A100 has it, whatever this machine has
+    assert 3 < at["float32"] / at["bfloat16"] < 16  # their peaks are as 1 to 16
+
+
+@pytest.mark.parametrize("has", [False, True])
+def test_elsewhere_the_precision_is_what_the_machine_has(monkeypatch, has):
+    asked = []
+    monkeypatch.setattr("machine.has_fast_bfloat16", lambda: has)
+    monkeypatch.setattr(costs, "_machine_flops", lambda precision: (asked.append(precision) or 1e12, "here"))
+    estimate(resolve(EXPERIMENTS[MRPC_LORA], "cpu"), "cpu")
+    assert asked == ["bfloat16" if has else "float32"]
+
+
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+def test_this_machine_has_a_rate_in_each_precision(precision):
+    assert costs._machine_flops(precision)[0] > 1e6
+
+
+def test_the_big_batches_of_the_official_code_are_made_to_fit_a_card_of_40_gb():
+    rows = [(e, resolve(e, "paper")) for e in select("table2", "paper", variant=OFFICIAL)]
+    big = {s.task for _, s in rows if s.model == "roberta-base" and s.gradient_checkpointing}
+    assert big == {*GLUE} - {"cola"}  # of 64 rows, the others of 128 and 256
+    assert not any(s.gradient_checkpointing for _, s in rows if s.model == "roberta-large")
+    assert all(estimate(s, "paper").gigabytes < 36 for _, s in rows if s.batch_size >= 128)
+    assert not paper("table2/roberta-base/rte/lora-r8").gradient_checkpointing
