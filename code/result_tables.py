@@ -16,7 +16,7 @@ from experiments import find, select
 from paper_values import OTHER_METRIC, OTHER_METRIC_MEANS
 from quantities import MARGIN, MARGINS, RULES
 from statistics_seeds import DIFFERENCE_LEVEL
-from summary import cells
+from summary import FULL_ROWS, cells
 from summary_tables import parts, sheets, shown, wide
 
 TITLES = {
@@ -93,9 +93,10 @@ def notes(part: pd.DataFrame, scale: str) -> list[str]:
 
 def _references(part: pd.DataFrame) -> str:
     names = part[part["difference"].notna()]["reference"].unique()
-    return (
-        "full fine-tuning" if all(find(name).row == "full" for name in names) else " or ".join(f"`{n}`" for n in names)
-    )
+    rows = {find(name).row for name in names}
+    if rows <= {*FULL_ROWS}:
+        return "full fine-tuning" + (" from the same start" if len(rows) > 1 else "")
+    return " or ".join(f"`{name}`" for name in names)
 
 
 def missing(part: pd.DataFrame) -> list[tuple[str, str]]:

@@ -416,6 +416,15 @@ def test_records_of_experiments_that_are_no_longer_declared_are_named():
     assert "1 of " in page and "in no table: table3/gpt2/lora-r5." in page
 
 
+def test_notes_name_full_fine_tuning_as_one_reference_whatever_it_starts_from():
+    rows = {"mrpc": MRPC_FULL, "rte": "table2/roberta-base/rte/full-from-mnli"}
+    for task, full in rows.items():
+        for name in (full, f"table2/roberta-base/{task}/lora-r8"):
+            write_glue(name, 0, [0.8], [0.8])
+    text = as_text(table("table2", "cpu", only=["mrpc", "rte"]), "table2", "cpu")
+    assert "the mean difference to full fine-tuning from the same start at the same seeds" in text
+
+
 def test_the_readme_gets_the_main_tables_with_the_command_of_every_row():
     write_e2e(FULL, 0, 0.6)
     write_glue(MRPC_LORA, 0, [0.8], [0.7])
