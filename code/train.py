@@ -49,8 +49,10 @@ SIZES = ("top_layers", "bottleneck", "prefix_tokens")
 def defaults(task: str, method: str, model: str | None = None) -> tuple[str, Settings]:
     """The row of Table 2 or 3, at the largest scale, that a run without further flags is; and what it is called.
 
-    Where no row has the model, it takes the settings of the task's first one; where none has the method, LoRA's row.
+    Where no row has the model, it takes the settings of the smallest one's; where none has the method, LoRA's row.
     """
+    from models import BASES
+
     row = "lora-r8" if isinstance(TASKS[task], GlueTask) else "lora-r4"
     candidates = [
         (f"{experiment.name} at scale {scale}", replace(resolve(experiment, scale), start_from=None), experiment.row)
@@ -65,7 +67,7 @@ def defaults(task: str, method: str, model: str | None = None) -> tuple[str, Set
     ]
     if not found:
         return defaults(task, "lora", model)
-    found.sort(key=lambda pair: pair[1].dropped_layers)  # adapters in every layer come first
+    found.sort(key=lambda pair: (pair[1].dropped_layers, list(BASES).index(pair[1].model)))  # all layers, small first
     name, settings = next((pair for pair in found if pair[1].model == model), found[0])
     return name, replace(settings, model=model or settings.model)
 
