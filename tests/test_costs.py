@@ -29,12 +29,13 @@ def paper(name: str, **changes: object) -> Settings:
     return replace(resolve(EXPERIMENTS[name], "paper"), **changes)
 
 
-@pytest.mark.parametrize("name", RECORDED)
-def test_as_many_steps_are_announced_as_a_run_took(name):
-    record, settings = records.read_record(name, "cpu", 0), resolve(EXPERIMENTS[name], "cpu")
-    if record is None or not records.is_declared(record, settings):
-        pytest.skip(f"{name} is not recorded as it is declared today")
-    assert estimate(settings, "cpu", [record]).steps == record["steps"]
+def test_as_many_steps_are_announced_as_runs_took():
+    settings = {name: resolve(EXPERIMENTS[name], "cpu") for name in RECORDED}
+    read = {name: records.read_record(name, "cpu", 0) for name in RECORDED}
+    runs = {name: run for name, run in read.items() if run and records.is_declared(run, settings[name])}
+    assert 2 * len(runs) > len(RECORDED)  # a setting that is changed outdates some for a while, not most
+    announced = {name: estimate(settings[name], "cpu", [run]).steps for name, run in runs.items()}
+    assert announced == {name: run["steps"] for name, run in runs.items()}
 
 
 @pytest.mark.parametrize("name", ["mrpc", "stsb", "rte", "sentiment-builtin"])
