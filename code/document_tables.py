@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Callable
+from math import inf
 from typing import Any
 
 import pandas as pd
@@ -25,6 +26,7 @@ HOLE = "not run"
 SHORT = {"slot_error_rate": "slot errors", "ROUGE_L": "ROUGE-L"}
 E2E_COLUMNS = ("", "trained", "n", *(SHORT.get(metric, metric) for metric in E2E_METRICS), "against full")
 CHANGE_COLUMNS = ("", "n", "score", "difference", "verdict")
+PITFALL_COLUMNS = {"e2e": "E2E, BLEU", "glue-mrpc": "MRPC, accuracy"}
 
 Table = dict[str, Any]
 Lines = list[dict[str, str]]
@@ -134,22 +136,32 @@ def _grid(summary: Summary, task: str, scale: str) -> Table:
 
 
 def _pitfalls(summary: Summary, scale: str) -> Table:
-    """Each mistake beside the correct run: what it changes in E2E's and in MRPC's score."""
+    """Each mistake beside the correct run, in E2E and MRPC: what the score changes by, the most first, and the time."""
     found: dict[str, dict[str, Experiment]] = {}
     for experiment in _chosen("pitfalls", scale):
         if experiment.against:
             found.setdefault(experiment.row, {})[experiment.name.split("/")[1]] = experiment
-    rows, run = [], 0
+    rows, run = {}, 0
     for of in found.values():
-        cells = []
-        for part in ("e2e", "glue-mrpc"):
+        cells, changes = [], [inf]
+        for part in PITFALL_COLUMNS:
             lines = summary[of[part].name, scale] if part in of else []
             run += bool(lines)
-            cells.append("" if part not in of else _compared(lines[0]) if lines else HOLE)
+            if lines and lines[0]["difference"]:
+                changes.append(float(lines[0]["difference"]))
+            empty = HOLE if part in of else ""
+            cells += [_compared(lines[0]), _value(lines, "training_minutes")] if lines else [empty, ""]
         about = next(iter(of.values())).about.partition(": ")[2]
-        rows.append([about[0].upper() + about[1:], *cells])
-    count, columns = sum(map(len, found.values())), ["mistake", "E2E, BLEU", "MRPC, accuracy"]
-    return {"columns": columns, "rows": rows, "run": run, "of": count, "command": command("pitfalls", scale)}
+        rows[(about[0].upper() + about[1:], *cells)] = min(changes)
+    correct = ["LoRA without a mistake: its score"]
+    for part in PITFALL_COLUMNS:
+        lines = summary[f"pitfalls/{part}/correct", scale]
+        correct += [_value(lines, lines[0]["metric"]), _value(lines, "training_minutes")] if lines else [HOLE, ""]
+    columns = ["mistake", *(column for of in PITFALL_COLUMNS.values() for column in (of, "minutes"))]
+    return {
+        "columns": columns, "rows": [correct, *(list(row) for row in sorted(rows, key=rows.get))], "run": run,
+        "of": sum(map(len, found.values())), "command": command("pitfalls", scale),
+    }  # fmt: skip
 
 
 def of(summary: Summary, table: str, scale: str) -> Table:

@@ -77,6 +77,11 @@ def test_report_and_poster_stand_with_holes_and_full(tree, world, request):
     assert pages("poster") == 1
 
 
+def test_report_and_poster_as_they_are_published_keep_to_their_pages():
+    assert 4 <= pages("report") <= 8
+    assert pages("poster") == 1
+
+
 @pytest.mark.parametrize(
     "verdicts",
     [[HOLDS], [FAILS], [MISSING], [HOLDS, FAILS], [MISSING, HOLDS], [FAILS, MISSING, HOLDS]],
@@ -147,6 +152,17 @@ def test_a_subset_is_marked_and_a_whole_task_is_not():
     run += [line(names[1], "70", "accuracy", "minilm", task="mnli", data="subset")]
     (row,) = [row for row in document_tables.of(by_experiment(frame(run)), "table2", "cpu")["rows"] if HOLE not in row]
     assert row[1:4] == ["70*", "–", "80"]
+
+
+def test_mistakes_are_listed_by_what_they_cost_below_the_correct_run_with_minutes():
+    part = "pitfalls/e2e"
+    run = [line(f"{part}/correct", "60.1"), line(f"{part}/correct", "9.5", "training_minutes")]
+    run += [line(f"{part}/prompt-loss", "59.1", difference="-1.00"), line(f"{part}/greedy", "58.1", difference="-2.00")]
+    run += [line(f"{part}/padded", "60.1", difference=""), line(f"{part}/padded", "70.5", "training_minutes")]
+    table = document_tables.of(by_experiment(frame(run)), "pitfalls", "cpu")
+    assert [row[1:3] for row in table["rows"][:3]] == [["60.1", "9.5"], ["-2.00", "–"], ["-1.00", "–"]]
+    assert [row[1:3] for row in table["rows"] if row[0].startswith("Every batch padded")] == [["–", "70.5"]]
+    assert (table["run"], table["of"]) == (3, 22)
 
 
 def test_claims_are_in_the_facts_with_verdict_evidence_and_command():
