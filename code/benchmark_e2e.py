@@ -30,7 +30,7 @@ import e2e_data
 import meteor
 import nlg_metrics
 from batches import IGNORED, Batch, pad_right
-from generation import DecodingSettings, end_token_ids, generate
+from generation import OFFICIAL_LENGTH, DecodingSettings, end_token_ids, generate
 from lora import LoRAConfig, add_lora
 from models import base, load_model, load_tokenizer
 from ptb_tokenizer import ptb_tokenize
@@ -38,14 +38,13 @@ from timing import Step, interleave, memory_above_weights
 from training import completion_loss
 
 BATCH = 8
-OFFICIAL_LENGTH = 512
 LABEL_SMOOTHING = 0.1
 Rows = list[dict[str, list[int]]]
 
 
-def e2e_like_rows(number: int, vocabulary: int, seed: int = 0) -> Rows:
+def e2e_like_rows(number: int, vocabulary: int) -> Rows:
     """Random tokens with E2E's lengths: where there is more to say, more is said (correlation 0.7)."""
-    pick = np.random.default_rng(seed)
+    pick = np.random.default_rng(0)
     rows = []
     for facts, words in pick.multivariate_normal([0, 0], [[1, 0.7], [0.7, 1]], number):
         context = int(np.clip(31.5 + 6.8 * facts, 15, 41))
@@ -58,11 +57,6 @@ def e2e_like_rows(number: int, vocabulary: int, seed: int = 0) -> Rows:
 def full_logits_loss(model: nn.Module, batch: Batch) -> Tensor:
     """What Trainer computes with `label_smoothing_factor=0.1`: logits at every position of the padded batch."""
     return LabelSmoother(LABEL_SMOOTHING)(model(input_ids=batch["input_ids"]), batch["labels"], shift_labels=True)
-
-
-def pad_to(rows: Rows, length: int) -> Batch:
-    batch = pad_right([*rows, {"input_ids": [0] * length, "labels": [IGNORED] * length}])
-    return {key: value[:-1] for key, value in batch.items()}
 
 
 def training_step(name: str) -> Step:
@@ -89,7 +83,7 @@ def training_step(name: str) -> Step:
             loss = completion_loss(model, pad_right(rows[at * BATCH : (at + 1) * BATCH]), LABEL_SMOOTHING)
         else:
             chosen = random_rows[at * BATCH : (at + 1) * BATCH]
-            batch = pad_to(chosen, OFFICIAL_LENGTH) if name == "official" else pad_right(chosen)
+            batch = pad_right(chosen, OFFICIAL_LENGTH if name == "official" else None)
             loss = full_logits_loss(model, batch)
         loss.backward()
         optimizer.step()

@@ -53,16 +53,10 @@ def batches(rows: Rows, by_length: bool) -> list[dict[str, torch.Tensor]]:
     """A sample of an epoch's batches, from short to long: the middle one of each sixteenth."""
     order = RowsByLength([len(row["input_ids"]) for row in rows], BATCH, seed=0) if by_length else range(len(rows))
     numbers = list(order)
-    filled = []
-    for start in range(0, len(numbers), BATCH):
-        batch = collate([rows[i] for i in numbers[start : start + BATCH]], 1)
-        if not by_length:  # as the official scripts, whatever the rows' lengths
-            width = PADDED - batch["input_ids"].shape[1]
-            batch = {
-                key: value if key == "labels" else torch.nn.functional.pad(value, (0, width), value=key == "input_ids")
-                for key, value in batch.items()
-            }
-        filled.append(batch)
+    padded = None if by_length else PADDED  # as the official scripts, whatever the rows' lengths
+    filled = [
+        collate([rows[i] for i in numbers[start : start + BATCH]], 1, padded) for start in range(0, len(numbers), BATCH)
+    ]
     filled.sort(key=lambda batch: batch["input_ids"].shape[1])
     return [filled[(2 * i + 1) * len(filled) // (2 * TIMED_BATCHES)] for i in range(TIMED_BATCHES)]
 

@@ -29,7 +29,7 @@ from experiments import find, resolve
 from figure_data import KINDS
 from paper_values import FIRST_VERSION, as_printed
 from quantities import MARGIN
-from result_tables import TITLES
+from result_tables import TITLES, with_block
 from statistics_seeds import DIFFERENCE_LEVEL, SCORE_LEVEL
 from tasks import TASKS
 
@@ -175,13 +175,9 @@ BLOCKS = {  # of the README, between <!-- name --> and <!-- /name -->
 
 
 def readme(text: str) -> str:
-    """The README with the tables between their markers made anew; ValueError where a marker is missing."""
+    """The README with the tables between their markers made anew."""
     for name, block in BLOCKS.items():
-        before, begin, rest = text.partition(f"<!-- {name} -->")
-        _, end, after = rest.partition(f"<!-- /{name} -->")
-        if not begin or not end:
-            raise ValueError(f"expected the lines <!-- {name} --> and <!-- /{name} --> in README.md, around its table")
-        text = f"{before}{begin}\n\n{block()}\n\n{end}{after}"
+        text = with_block(text, name, block())
     return text
 
 

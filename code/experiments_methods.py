@@ -33,7 +33,7 @@ E2E_GRID = {  # row of Table 3 or of the variants -> rates
     "adapter-l": (8e-3, 1.6e-2, 3.2e-2, 6.4e-2),
     "adapter-l-11M": (2e-3, 4e-3, 8e-3, 1.6e-2),
     "adapter-h": (2e-3, 4e-3, 8e-3, 1.6e-2),
-    "prelayer": (6.4e-2, 1.28e-1, 2.56e-1, 5.12e-1, 1.024),
+    "prelayer": (1.28e-1, 2.56e-1, 5.12e-1, 1.024, 2.048),
     "rank-stabilised": (2e-3, 4e-3, 8e-3, 1.6e-2),
     "lora-plus": (5e-4, 1e-3, 2e-3, 4e-3),
     "all-matrices": (2e-3, 4e-3, 8e-3, 1.6e-2),

@@ -36,7 +36,6 @@ SCALE_MEANS = {
     "cpu": "real data and small real models",
     "paper": "the paper's models and settings",
 }
-GPT3_TABLES = ("table5", "table6")  # whose cells in the paper are of GPT-3
 
 
 def table(name: str, scale: str, only: list[str] | None = None, variant: str = "paper") -> pd.DataFrame:
@@ -122,6 +121,18 @@ def as_text(frame: pd.DataFrame, name: str, scale: str) -> str:
 def markdown(sheet: pd.DataFrame) -> str:
     rows = [list(sheet.columns), ["---"] * len(sheet.columns), *sheet.to_numpy().tolist()]
     return "\n".join("| " + " | ".join(row) + " |" for row in rows)
+
+
+def with_block(page: str, name: str, block: str) -> str:
+    """The page with what stands between `<!-- name -->` and `<!-- /name -->` replaced; ValueError where one lacks."""
+    before, begin, rest = page.partition(f"<!-- {name} -->")
+    _, end, after = rest.partition(f"<!-- /{name} -->")
+    if not begin or not end:
+        raise ValueError(
+            f"expected the lines <!-- {name} --> and <!-- /{name} --> in README.md, around what is generated; found "
+            f"{'no end' if begin else 'no beginning'}: put both where it belongs"
+        )
+    return f"{before}{begin}\n\n{block}\n\n{end}{after}"
 
 
 def as_markdown(part: pd.DataFrame, name: str, scale: str) -> str:

@@ -16,8 +16,10 @@ from transformers import ProgressCallback, TrainerCallback
 
 from machine import peak_memory_gib
 from rank_schedule import ended
+from records import write_atomically
 
 CHECKPOINT_SECONDS = 300
+SAVING_SHARE = 0.05  # of the time between two of them, at most: gigabytes to a slow disk are saved less often
 
 
 class TrainingInterrupted(KeyboardInterrupt):
@@ -51,7 +53,8 @@ class Sitting(TrainerCallback):
         self.clock, self.tokens, self.anywhere = folder / "clock.json", tokens, anywhere
         nothing = {"seconds": 0.0, "tokens": 0, "peak_memory_gib": 0.0}
         self.earlier = nothing | (json.loads(self.clock.read_text()) if self.clock.exists() else {})
-        self.started, self.saved, self.stop = time.monotonic(), time.monotonic(), False
+        self.started, self.stop = time.monotonic(), False
+        self.next = self.started + CHECKPOINT_SECONDS
 
     @contextmanager
     def listening(self) -> Iterator[None]:
@@ -74,9 +77,13 @@ class Sitting(TrainerCallback):
         self.stop = True
 
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        self.stop, due = self.anywhere(self.stop, time.monotonic() - self.saved > CHECKPOINT_SECONDS)
+        self.saving_since = time.monotonic()
+        self.stop, due = self.anywhere(self.stop, self.saving_since > self.next)
         control.should_save = control.should_save or ((self.stop or due) and _midway(state))
         control.should_training_stop = control.should_training_stop or self.stop
+
+    def on_evaluate(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        self.saving_since = time.monotonic()  # an epoch is saved after its validation
 
     def on_epoch_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         control.should_log = True  # so that no logged loss spans two epochs
@@ -84,11 +91,21 @@ class Sitting(TrainerCallback):
             control.should_evaluate = control.should_save = False
 
     def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        self.saved = time.monotonic()
+        now = time.monotonic()
+        self.next = now + max(CHECKPOINT_SECONDS, (now - self.saving_since) / SAVING_SHARE)
         if state.is_world_process_zero:
-            self.clock.write_text(json.dumps(self.spent()))
+            write_atomically(self.clock, json.dumps(self.spent()))
 
 
 def newest_checkpoint(folder: Path) -> str | None:
-    complete = [p for p in folder.glob("checkpoint-*") if (p / "trainer_state.json").exists()]
+    """The newest that was saved whole: its state, which Trainer writes last, can be read."""
+    complete = [p for p in folder.glob("checkpoint-*") if _readable(p / "trainer_state.json")]
     return str(max(complete, key=lambda p: int(p.name.split("-")[1]))) if complete else None
+
+
+def _readable(state: Path) -> bool:
+    try:
+        json.loads(state.read_text(encoding="utf-8"))
+    except (FileNotFoundError, ValueError):
+        return False
+    return True

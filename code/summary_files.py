@@ -18,12 +18,11 @@ import paths
 import summary
 from experiments import EXPERIMENTS, select
 from figure_data import KINDS, figure_data
-from result_tables import TITLES, as_csv, as_markdown, markdown, missing, notes
+from result_tables import TITLES, as_csv, as_markdown, markdown, missing, notes, with_block
 from settings import OFFICIAL
 from summary_tables import parts, sheet_of, wide
 
 KEPT_SCALES = ("cpu", "paper")
-BEGIN, END = "<!-- results -->", "<!-- /results -->"
 IN_README = ("table3", "table2")
 README_E2E = ("experiment", "n", "trainable", "BLEU", "verdict", "paper's row", "paper BLEU")
 README_GLUE = (
@@ -95,15 +94,8 @@ def _entry(name: str, table: str, scale: str, part: pd.DataFrame) -> dict[str, s
 
 
 def readme(text: str) -> str:
-    """The README with what stands between its two markers made anew; ValueError where a marker is missing."""
-    before, begin, rest = text.partition(BEGIN)
-    _, end, after = rest.partition(END)
-    if not begin or not end:
-        raise ValueError(
-            f"expected the lines {BEGIN} and {END} in README.md, around the results that are generated; found "
-            f"{'no end' if begin else 'no beginning'}: put both where the results belong"
-        )
-    return f"{before}{begin}\n\n{results_block()}\n\n{end}{after}"
+    """The README with what stands between its two markers made anew."""
+    return with_block(text, "results", results_block())
 
 
 def results_block() -> str:

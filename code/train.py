@@ -14,14 +14,14 @@ run that was stopped. Ranks that change over time are experiments of `reproduce.
 from __future__ import annotations
 
 import argparse
-import csv
-import io
 import json
 import shutil
 import sys
 from dataclasses import asdict, fields, replace
 from pathlib import Path
 from typing import Any
+
+import pandas as pd
 
 from experiments import EXPERIMENTS, resolve
 from records import write_atomically
@@ -119,7 +119,7 @@ def train(settings: Settings, seed: int, folder: Path, data_dir: Path | None = N
     lines = [json.dumps(prediction, ensure_ascii=False) + "\n" for prediction in predictions]
     write_atomically(folder / "predictions.jsonl", "".join(lines))
     record |= measured | {"predictions": "predictions.jsonl"}
-    write_atomically(folder / "metrics.csv", _as_csv(metrics(record)))
+    write_atomically(folder / "metrics.csv", pd.DataFrame(metrics(record)).to_csv(index=False, lineterminator="\n"))
     _write(path, record)
     shutil.rmtree(checkpoints, ignore_errors=True)
     return record
@@ -160,14 +160,6 @@ def _refuse_another(held: dict[str, Any], asked: dict[str, Any], folder: Path) -
 
 def _write(path: Path, record: dict[str, Any]) -> None:
     write_atomically(path, json.dumps(record, indent=1, ensure_ascii=False) + "\n")
-
-
-def _as_csv(rows: list[dict[str, Any]]) -> str:
-    text = io.StringIO()
-    writer = csv.DictWriter(text, rows[0], lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rows)
-    return text.getvalue()
 
 
 def _positive(text: str) -> int:

@@ -237,7 +237,7 @@ def train(
         seed=seed,
         eval_strategy="epoch",
         save_strategy="epoch",
-        save_total_limit=1,
+        save_total_limit=2,  # the best and the newest: of one, Trainer would keep the best when a sitting ends
         load_best_model_at_end=keep_best,
         metric_for_best_model=best[0] if keep_best else None,
         greater_is_better=best[1] if keep_best else None,

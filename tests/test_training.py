@@ -6,6 +6,7 @@ import random
 import signal
 from dataclasses import replace
 from functools import partial
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -13,13 +14,14 @@ import torch.nn.functional as F
 from peft import LoraConfig, get_peft_model
 from transformers import GPT2Config, GPT2LMHeadModel
 
+import sittings
 from batches import IGNORED, RowsByLength, pad_right
 from experiments_e2e import LORA
 from lora import load_lora, save_lora
 from methods import apply_method
 from optimizer import OfficialAdamW, trained_state
 from settings import Settings
-from sittings import TrainingInterrupted
+from sittings import TrainingInterrupted, newest_checkpoint
 from training import TrainingDiverged, completion_loss, train
 
 SETTINGS = Settings(
@@ -295,6 +297,54 @@ def test_a_stopped_run_continues_to_the_same_weights(tmp_path, method):
     assert result.steps == 20
     for name, p in whole.named_parameters():
         assert torch.equal(p, dict(again.named_parameters())[name]), name
+
+
+def test_a_stopped_run_goes_on_where_it_was_and_not_at_its_best_epoch(tmp_path):
+    settings = replace(SETTINGS, epochs=3, keep="best-epoch")
+
+    def sitting(folder, loss=completion_loss):
+        model = tiny_model()
+        apply_method(model, settings)
+        return train(model, some_rows(), settings, 0, folder, loss, lambda m, epoch: {"loss": float(epoch)})
+
+    whole = sitting(tmp_path / "whole")
+    with pytest.raises(TrainingInterrupted, match="after step 25"):
+        sitting(tmp_path / "cut", stop_at_call(25))
+    again = sitting(tmp_path / "cut")
+    assert (again.steps, again.kept_step, again.tokens) == (30, 10, whole.tokens)
+    assert sitting(tmp_path / "cut").tokens == whole.tokens  # as where what follows the training was cut
+
+
+def test_a_checkpoint_that_was_not_saved_whole_is_passed_over(tmp_path):
+    with pytest.raises(TrainingInterrupted, match="after step 13"):
+        run_training(tmp_path, loss=stop_at_call(13))
+    state = tmp_path / "checkpoint-13" / "trainer_state.json"
+    state.write_text(state.read_text()[:100])
+    assert newest_checkpoint(tmp_path) == str(tmp_path / "checkpoint-10")
+    assert run_training(tmp_path)[1].steps == 20
+
+
+def test_checkpoints_are_saved_by_the_clock_and_less_often_where_that_takes_long(tmp_path, monkeypatch):
+    now = 0.0
+    monkeypatch.setattr(sittings, "time", SimpleNamespace(monotonic=lambda: now))
+    monkeypatch.setattr(sittings, "peak_memory_gib", lambda: 1.0)
+    sitting = sittings.Sitting(tmp_path, tokens=lambda: 0, anywhere=lambda *flags: list(flags))
+    state = SimpleNamespace(epoch=0.5, log_history=[], is_world_process_zero=True)
+
+    def asked_at(seconds):
+        nonlocal now
+        now = seconds
+        control = SimpleNamespace(should_save=False, should_training_stop=False)
+        sitting.on_step_end(None, state, control)
+        return control.should_save
+
+    assert [asked_at(299.0), asked_at(301.0)] == [False, True]
+    now += 60  # of saving
+    sitting.on_save(None, state, None)
+    assert [asked_at(361.0 + 1199), asked_at(361.0 + 1201)] == [False, True]
+    now += 1
+    sitting.on_save(None, state, None)
+    assert [asked_at(1563.0 + 299), asked_at(1563.0 + 301)] == [False, True]
 
 
 def test_the_peak_of_memory_is_that_of_the_sitting_that_took_most(tmp_path, monkeypatch):
