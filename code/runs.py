@@ -21,23 +21,18 @@ from torch import nn
 
 import e2e_run
 import glue_run
+import paths
 import records
 from experiments import EXPERIMENTS, resolve
 from lora import base_fingerprint, load_lora, lora_layers, save_lora
 from machine import uses_bfloat16
 from methods import TRAINED_FILE, apply_method, count_trained, load_trained, save_trained
 from models import HEADS, base, head_parameters, load_model, load_tokenizer
-from paths import CHECKPOINTS
 from released_adapters import load_released_adapter, released_file
 from settings import Experiment, Settings
 from tasks import TASKS, GlueTask
 from training import ShareDone, TrainingDiverged
 from workers import Run, first_process
-
-
-def adapter_folder(name: str, scale: str, seed: int) -> Path:
-    """Where a run keeps what it learnt, the whole model only if another run starts from it; outside git."""
-    return CHECKPOINTS / "adapters" / scale / records.run_id(name, seed)
 
 
 def run(
@@ -46,43 +41,49 @@ def run(
     seed: int,
     data_dir: Path | None = None,
     say: Callable[[str], None] = print,
+    for_adapter: bool = False,
 ) -> dict[str, Any]:
-    """Do the run, or return its record where there is one.
+    """Do the run, or return its record where there is one; what it starts from has to be there.
 
-    An experiment it starts from is run first. A stopped run leaves its checkpoints and continues
-    here. A failed or interrupted run is recorded apart and its exception raised again. ValueError where
-    the record in its place has other settings or is of another task version.
+    A stopped run leaves its checkpoints and continues here. A failed or interrupted run is recorded apart and its
+    exception raised again. `for_adapter`: what a recorded run learnt is learnt again where it is not at hand, as in a
+    fresh clone, and its record stands. ValueError where the record in its place has other settings or is of another
+    task version.
     """
     this = Run(experiment, scale, seed)
-    if this.recorded:
+    recorded = this.recorded
+    if recorded and not (for_adapter and not this.adapter.exists()):
         say(f"{this}: recorded already")
         return records.read_record(experiment.name, scale, seed)
+    if recorded:
+        say(f"{this}: recorded, but what it learnt is not in {this.adapter}: it is trained again for that")
     if this.obstacle:
         raise ValueError(f"{this}: {this.obstacle}")
     settings = resolve(experiment, scale)
     if settings.method == "released" and not first_process():
         raise ShareDone  # nothing is trained, so there is nothing to share
-    start = adapter_folder(this.start.experiment.name, scale, this.start.seed) if this.start else None
-    if start and not start.exists():
-        run(this.start.experiment, scale, this.start.seed, data_dir, say)
+    start = this.start.adapter if this.start else None
     record = begin(experiment.name, scale, seed, settings)
     # Settings changed since a run was stopped are another run: its checkpoints are not continued.
     digest = hashlib.sha256(repr(settings).encode()).hexdigest()[:8]
-    folder = CHECKPOINTS / scale / f"{records.run_id(experiment.name, seed)}--{digest}"
-    adapter = adapter_folder(experiment.name, scale, seed)
+    folder = paths.CHECKPOINTS / scale / f"{records.run_id(experiment.name, seed)}--{digest}"
+    whole = _is_a_start(experiment)
     try:
-        measured, predictions = measure(settings, seed, folder, adapter, data_dir, start, _is_a_start(experiment))
+        measured, predictions = measure(settings, seed, folder, this.adapter, data_dir, start, whole)
     except (Exception, KeyboardInterrupt) as error:
         if first_process():
             ended = unfinished(error)
             path = records.write_unfinished(record | ended)
             say(f"{this}: {ended['status']}, noted in {path}")
         raise
-    if predictions:
-        path = records.write_predictions(experiment.name, scale, seed, predictions)
-        measured["predictions"] = path.name
-    record |= measured
-    records.write_record(record)
+    if recorded:
+        record = records.read_record(experiment.name, scale, seed)
+    else:
+        if predictions:
+            path = records.write_predictions(experiment.name, scale, seed, predictions)
+            measured["predictions"] = path.name
+        record |= measured
+        records.write_record(record)
     shutil.rmtree(folder, ignore_errors=True)
     return record
 
@@ -165,8 +166,8 @@ def _carry_over(model: nn.Module, settings: Settings, folder: Path) -> None:
     """
     if not folder.exists():
         raise FileNotFoundError(
-            f"{settings.start_from} is recorded, but its adapter is not in {folder}: copy it there, or delete the "
-            "record and run it again"
+            f"expected what {settings.start_from} learnt in {folder}, found no such folder; `reproduce.py run` of "
+            "what starts from it trains it first"
         )
     outputs = TASKS["mnli"].outputs
     start = load_model(settings.model, outputs)

@@ -26,12 +26,12 @@ LOG_LINES = 20  # of a dead worker's log, kept with the note of its failure
 
 
 def in_order(work: list[Run]) -> list[Run]:
-    """The work, and what it starts from where that is not recorded; each run after the one it starts from."""
+    """The work, and what it starts from where that is not at hand; each run after the one it starts from."""
     ordered: list[Run] = []
 
     def add(run: Run) -> None:
-        if not run.recorded and (start := run.start) and not start.recorded:
-            add(start)
+        if not run.recorded and run.lacks_start:
+            add(run.start)
         if run not in ordered:
             ordered.append(run)
 
@@ -119,8 +119,8 @@ class Sweep:
         """Give every free worker a run that nobody is doing and that does not wait for another one."""
         for slot in set(range(self.workers.slots)) - self.running.keys():
             open_runs = [*self.waiting, *(started.run for started in self.running.values())]
-            ready = (run for run in self.waiting if run.start not in open_runs and not taken(run))
-            if run := next(ready, None):
+            ready = (run for run in self.waiting if run.start not in open_runs)
+            if run := next((run for run in ready if not taken(run) and not (run.start and taken(run.start))), None):
                 self.say(f"{run} starts, about {self.minutes[run.experiment.name]:.1f} min")
                 self.waiting.remove(run)
                 self.attempts[str(run)] += 1

@@ -70,10 +70,20 @@ class Run:
         return paths.CHECKPOINTS / self.scale / f"{records.run_id(self.experiment.name, self.seed)}.log"
 
     @property
+    def adapter(self) -> Path:
+        """Where it keeps what it learnt, the whole model only if another run starts from it; outside git."""
+        return paths.CHECKPOINTS / "adapters" / self.scale / records.run_id(self.experiment.name, self.seed)
+
+    @property
     def start(self) -> Run | None:
         """The run whose adapter this one starts from."""
         name = resolve(self.experiment, self.scale).start_from
         return Run(find(name), self.scale, START_SEED, self.data_dir) if name else None
+
+    @property
+    def lacks_start(self) -> bool:
+        """Whether there is a run to be done before it: the record of its start is in git, what that learnt is not."""
+        return self.start is not None and not (self.start.recorded and self.start.adapter.exists())
 
     @property
     def command(self) -> list[str]:
@@ -124,19 +134,20 @@ def taken(run: Run) -> bool:
         return True
 
 
-def do(run: Run, say: Callable[[str], None] = print) -> dict[str, Any]:
-    """The run in this process, its start before it; the record. RunTaken where another process is doing it.
+def do(run: Run, say: Callable[[str], None] = print, for_adapter: bool = False) -> dict[str, Any]:
+    """The run in this process, its start before it; the record. RunTaken where another process is doing either.
 
-    Under `accelerate launch` the processes share this one run, so its start has to be recorded: ValueError if not.
+    `for_adapter`: though it is recorded, for what it learnt. Under `accelerate launch` the processes share this one
+    run, so what its start learnt has to be there: ValueError if not.
     """
     import runs
 
-    if run.start and not run.recorded and not run.start.recorded:
+    if run.lacks_start and (for_adapter or not run.recorded):
         if int(os.environ.get("WORLD_SIZE", "1")) > 1:
-            raise ValueError(f"{run} starts from {run.start}, which is not recorded: run that first")
-        do(run.start, say)
+            raise ValueError(f"{run} starts from {run.start}, and {run.start.adapter} is not there: run that first")
+        do(run.start, say, for_adapter=True)
     with run_lock(run):
-        return runs.run(run.experiment, run.scale, run.seed, run.data_dir, say)
+        return runs.run(run.experiment, run.scale, run.seed, run.data_dir, say, for_adapter)
 
 
 def launch(command: list[str], environment: dict[str, str], log: Path) -> subprocess.Popen:

@@ -1,6 +1,7 @@
 """A GLUE run: what is trained, kept and recorded, which epoch is reported, what another task's adapter gives."""
 
 import json
+import shutil
 import zlib
 from dataclasses import replace
 from importlib.util import find_spec
@@ -25,6 +26,7 @@ from methods import apply_method, save_trained
 from models import FAMILIES, MINILM_PACKAGE, architecture, head_parameters, load_model, load_tokenizer
 from tasks import TASKS
 from training import TrainingResult, train
+from workers import Run, do
 
 NAME = "table2/roberta-base/mrpc/lora-r8"
 SMALL = {"train_rows": 48, "epochs": 2, "max_length": 24, "precision": "float32"}
@@ -318,7 +320,9 @@ def test_another_method_that_starts_from_mnli_carries_all_that_it_trained_but_th
 
 def test_a_start_whose_adapter_is_gone_says_what_to_do(mnli_adapter, tmp_path):
     settings, _, model, _ = mnli_adapter("roberta-base")
-    with pytest.raises(FileNotFoundError, match=r"table2/x/mnli/lora-r2 is recorded, but its adapter is not in .*gone"):
+    with pytest.raises(
+        FileNotFoundError, match=r"expected what table2/x/mnli/lora-r2 learnt in .*gone, found no such folder"
+    ):
         runs._carry_over(model, settings, tmp_path / "gone")
 
 
@@ -332,7 +336,7 @@ def test_a_method_without_plain_pairs_cannot_start_from_those_of_another_task(mn
 @pytest.mark.parametrize("row", ["lora-r8", "full-from-mnli"])
 def test_the_experiment_that_a_run_starts_from_is_run_first_once_for_all_seeds(row, tmp_path, monkeypatch):
     monkeypatch.setattr(paths, "RESULTS", tmp_path / "results")
-    monkeypatch.setattr(runs, "CHECKPOINTS", tmp_path / "checkpoints")
+    monkeypatch.setattr(paths, "CHECKPOINTS", tmp_path / "checkpoints")
     asked = []
 
     def measure(settings, seed, folder, adapter, data_dir, start, keep_whole):
@@ -342,11 +346,21 @@ def test_the_experiment_that_a_run_starts_from_is_run_first_once_for_all_seeds(r
 
     monkeypatch.setattr(runs, "measure", measure)
     name, first = f"table2/roberta-base/mrpc/{row}", f"table2/roberta-base/mnli/{row.removesuffix('-from-mnli')}"
-    runs.run(experiments.find(name), "paper", 3, say=lambda _: None)
-    runs.run(experiments.find(name), "paper", 4, say=lambda _: None)
-    mnli = runs.adapter_folder(first, "paper", 0)
-    assert asked == [("mnli", 0, None, True), ("mrpc", 3, mnli, False), ("mrpc", 4, mnli, False)]
+    start, said = Run(experiments.find(first), "paper", 0), []
+    for seed in (3, 4):
+        do(Run(experiments.find(name), "paper", seed), said.append)
+    assert asked == [("mnli", 0, None, True), *(("mrpc", seed, start.adapter, False) for seed in (3, 4))]
     assert [r["name"] for r in records.read_records("paper")] == sorted([first, name, name])
+
+    shutil.rmtree(start.adapter)  # as in a fresh clone: records are in git, what was learnt is not
+    asked.clear()
+    before = records.record_path(first, "paper", 0).read_bytes()
+    do(Run(experiments.find(name), "paper", 3), said.append)
+    assert asked == []  # a recorded run needs no start
+    do(Run(experiments.find(name), "paper", 5), said.append)
+    assert asked == [("mnli", 0, None, True), ("mrpc", 5, start.adapter, False)]
+    assert f"{start}: recorded, but what it learnt is not in {start.adapter}: it is trained again for that" in said
+    assert records.record_path(first, "paper", 0).read_bytes() == before
 
 
 # a real run
@@ -368,7 +382,7 @@ def minilm_run(tmp_path_factory):
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(paths, "RESULTS", folder / "results")
-        patch.setattr(runs, "CHECKPOINTS", folder / "checkpoints")
+        patch.setattr(paths, "CHECKPOINTS", folder / "checkpoints")
         patch.setattr(runs, "save_lora", save_and_keep)
         patch.setattr(glue_data, "load_glue", load_some)
         experiment = experiments.find(NAME)
@@ -377,7 +391,7 @@ def minilm_run(tmp_path_factory):
         again = runs.run(experiment, "quick", 0, say=lambda _: None)
         lines = records.predictions_path(NAME, "quick", 0).read_text(encoding="utf-8").splitlines()
         splits = {split: load_some(record["settings"]["task"], split).examples for split in ("train", "validation")}
-        adapter = runs.adapter_folder(NAME, "quick", 0)
+        adapter = Run(experiment, "quick", 0).adapter
     assert json.dumps(again) == json.dumps(record)
     assert len(kept) == 1
     return {

@@ -17,7 +17,6 @@ import colab
 import make_notebooks
 import paths
 import records
-import runs
 import session
 import synthetic_records
 from experiments import resolve, select
@@ -373,14 +372,14 @@ def test_the_scale_is_paper_where_there_is_a_gpu(monkeypatch, gpu, scale):
 def recorded(tmp_path, monkeypatch):
     """Runs are stood in for by records that say the same for all; what is shown is collected. Gives the runs done."""
     monkeypatch.setattr(paths, "RESULTS", tmp_path / "results")
-    monkeypatch.setattr(runs, "CHECKPOINTS", tmp_path / "checkpoints")
+    monkeypatch.setattr(paths, "CHECKPOINTS", tmp_path / "checkpoints")
     monkeypatch.setattr(colab, "suitable_scale", lambda: "quick")
     done = []
 
     def do(run):
         done.append(str(run))
         name, scale, seed = run.experiment.name, run.scale, run.seed
-        adapter = runs.adapter_folder(name, scale, seed)
+        adapter = run.adapter
         adapter.mkdir(parents=True)
         (adapter / "adapter_model.safetensors").write_bytes(b"1")
         if isinstance(TASKS[resolve(run.experiment, scale).task], GlueTask):

@@ -22,6 +22,7 @@ from lora import lora_layers
 from methods import load_trained
 from models import load_model
 from training import ShareDone, TrainingDiverged
+from workers import Run
 
 SMALL = {"train_rows": 24, "epochs": 1, "warmup_steps": 1, "beams": 2, "max_new_tokens": 12}
 
@@ -30,8 +31,7 @@ SMALL = {"train_rows": 24, "epochs": 1, "warmup_steps": 1, "beams": 2, "max_new_
 def small_runs(tmp_path, monkeypatch):
     """Table 3 at `quick` with settings small enough for seconds; records and checkpoints in tmp_path."""
     monkeypatch.setattr(paths, "RESULTS", tmp_path / "results")
-    for module in (paths, runs):
-        monkeypatch.setattr(module, "CHECKPOINTS", tmp_path / "checkpoints")
+    monkeypatch.setattr(paths, "CHECKPOINTS", tmp_path / "checkpoints")
     shrunk = {}
     for name, experiment in experiments.EXPERIMENTS.items():
         quick = experiment.changes.get("quick", {}) | SMALL
@@ -119,7 +119,7 @@ def test_one_pair_over_all_of_c_attn_is_kept_and_comes_back(small_runs):
     experiment = experiments.find("pitfalls/e2e/packed-c-attn")
     runs.run(experiment, "quick", 0, say=lambda _: None)
     model = load_model("gpt2-mini")
-    assert load_trained(model, runs.adapter_folder(experiment.name, "quick", 0)).packed_pair
+    assert load_trained(model, Run(experiment, "quick", 0).adapter).packed_pair
     for layer in lora_layers(model).values():
         assert layer.lora_A.shape == (4, 256)
         assert all(third.any() for third in layer.lora_B.split(256))

@@ -191,8 +191,23 @@ def test_what_others_start_from_comes_first_and_only_where_it_is_missing(place):
     place.start_from("b", "c")
     names = [str(run) for run in in_order(place.runs("abc", seeds=(0,)))]
     assert names == ["t/m/c seed 0", "t/m/b seed 0", "t/m/a seed 0"]
-    records.write_record(place.record(place.runs("b")[0]))
+    [b] = place.runs("b")
+    records.write_record(place.record(b))
+    assert [str(run) for run in in_order(place.runs("a"))] == ["t/m/b seed 0", "t/m/a seed 0"]  # what b learnt lacks
+    b.adapter.mkdir(parents=True)
     assert [str(run) for run in in_order(place.runs("a"))] == ["t/m/a seed 0"]
+
+
+def test_runs_whose_start_is_being_trained_again_wait_for_it(place):
+    place.start_from("a", "b")
+    [b] = place.runs("b")
+    records.write_record(place.record(b))  # without what it learnt
+    sweep = place.sweep("a", Processes(2), seeds=(0, 1))
+    with workers.run_lock(b):  # as by the worker of the one seed
+        sweep.start()
+        assert not sweep.running
+    sweep.run()
+    assert not sweep.failed and all(run.recorded for run in place.runs("a", seeds=(0, 1)))
 
 
 def test_a_worker_that_is_killed_once_is_tried_again_and_nothing_failed(place, capsys):
