@@ -11,7 +11,7 @@ batches wait most; once a run of the same kind is recorded, its own time is used
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 
 from settings import Settings
 from tasks import TASKS
@@ -30,6 +30,15 @@ class Estimate:
     trainable: int
     total: int
     basis: str
+
+    def described(self, settings: Settings) -> str:
+        """The settings and what a run with them costs, a line each."""
+        lines = asdict(settings) | {
+            "parameters": f"{self.trainable:,} trainable of {self.total:,}, the head included",
+            "optimizer steps": f"{self.steps:,}",
+            "about": f"{self.minutes:.1f} min, {self.gigabytes:.1f} GiB a run ({self.basis})",
+        }
+        return "\n".join(f"  {key:18} {value}" for key, value in lines.items())
 
 
 def _machine_flops(precision: str) -> tuple[float, str]:

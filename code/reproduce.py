@@ -13,11 +13,11 @@ import os
 import shlex
 import signal
 import sys
-from dataclasses import asdict
 from pathlib import Path
 
 import records
 from experiments import EXPERIMENTS, SCALES, Experiment, find, resolve, select
+from sweeps import Sweep, in_order
 from workers import INTERRUPTED, TAKEN, InProcess, Processes, RayCluster, Run, RunTaken, do, first_process
 
 
@@ -34,28 +34,25 @@ def list_command(arguments: argparse.Namespace) -> None:
             print(f"{experiment.name:48} {experiment.about}  [{scales}]")
 
 
-def dry_run(experiments: list[Experiment], scale: str, seeds: list[int]) -> None:
-    """Print the resolved settings and the cost of each run; start nothing."""
-    minutes = 0.0
-    for experiment in experiments:
+def dry_run(asked: list[Run]) -> None:
+    """Print the resolved settings and the cost of each run, and of what it starts from; start nothing."""
+    minutes, runs = 0.0, in_order(asked)
+    for experiment in {run.experiment.name: run.experiment for run in runs}.values():
+        seeds, scale = [run.seed for run in runs if run.experiment is experiment], runs[0].scale
         cost = _estimate(experiment, scale)
         minutes += cost.minutes * len(seeds)
         print(f"{experiment.name} at scale {scale}, seeds {' '.join(map(str, seeds))}")
-        for key, value in asdict(resolve(experiment, scale)).items():
-            print(f"  {key:18} {value}")
-        print(f"  parameters         {cost.trainable:,} trainable of {cost.total:,}")
-        print(f"  optimizer steps    {cost.steps:,}")
-        print(f"  about              {cost.minutes:.1f} min, {cost.gigabytes:.1f} GiB a run ({cost.basis})")
-    print(f"{len(experiments) * len(seeds)} runs, about {minutes:.0f} min; nothing was started")
+        print(cost.described(resolve(experiment, scale)))
+    print(f"{len(runs)} runs, about {minutes:.0f} min; nothing was started")
 
 
 def run_command(arguments: argparse.Namespace) -> None:
-    experiment = find(arguments.name)
+    run = Run(find(arguments.name), arguments.scale, arguments.seed, arguments.data_dir)
     if arguments.dry_run:
-        return dry_run([experiment], arguments.scale, [arguments.seed])
-    run = Run(experiment, arguments.scale, arguments.seed, arguments.data_dir)
+        return dry_run([run])
     if first_process() and not run.recorded:
-        print(f"{run}: about {_estimate(experiment, run.scale).minutes:.1f} min", flush=True)
+        for each in in_order([run]):
+            print(f"{each}: about {_estimate(each.experiment, each.scale).minutes:.1f} min", flush=True)
     say = print if first_process() else lambda _: None
     record = do(run, say)
     shown = record.get("scores") or {k: record[k] for k in ("dev_loss", "selection_score") if k in record}
@@ -65,19 +62,13 @@ def run_command(arguments: argparse.Namespace) -> None:
 def sweep_command(arguments: argparse.Namespace) -> None:
     if arguments.address and arguments.engine != "ray":
         raise ValueError("--address is of --engine ray: give that too, or leave --address out")
-    experiments = select(arguments.table, arguments.scale, arguments.rows, arguments.variant)
+    scale, experiments = arguments.scale, select(arguments.table, arguments.scale, arguments.rows, arguments.variant)
+    asked = [Run(e, scale, seed, arguments.data_dir) for seed in arguments.seeds for e in experiments]
     if arguments.dry_run:
-        return dry_run(experiments, arguments.scale, arguments.seeds)
-    _run_all(experiments, arguments)
-
-
-def _run_all(experiments: list[Experiment], arguments: argparse.Namespace) -> None:
-    from sweeps import Sweep, in_order
-
+        return dry_run(asked)
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         raise ValueError("a sweep does one run a GPU; `accelerate launch` shares one run among several: give it `run`")
-    scale = arguments.scale
-    runs = in_order([Run(e, scale, seed, arguments.data_dir) for seed in arguments.seeds for e in experiments])
+    runs = in_order(asked)
     open_runs = [run for run in runs if not run.recorded]
     print(f"{len(runs)} runs at scale {scale}, {len(runs) - len(open_runs)} of them recorded already", flush=True)
     open_experiments = {run.experiment.name: run.experiment for run in open_runs}
@@ -127,7 +118,7 @@ def _parser() -> argparse.ArgumentParser:
     )  # fmt: skip
     doing = argparse.ArgumentParser(add_help=False)
     doing.add_argument(
-        "--data-dir", type=Path, help="folder with e2e/*.csv; else LORA_DATA_DIR, data/cache, the internet"
+        "--data-dir", type=Path, help="folder with e2e/ and glue/; else LORA_DATA_DIR, data/cache, the internet"
     )
     doing.add_argument(
         "--dry-run", action="store_true", help="resolved settings, parameters, time and memory; start nothing"

@@ -15,13 +15,12 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import shutil
 import sys
-from dataclasses import asdict, fields, replace
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
-
-import pandas as pd
 
 from experiments import EXPERIMENTS, resolve
 from records import write_atomically
@@ -99,6 +98,8 @@ def train(settings: Settings, seed: int, folder: Path, data_dir: Path | None = N
 
     Raises ValueError where `folder` holds a run of other settings, which stays as it is.
     """
+    import pandas as pd
+
     from runs import begin, measure, unfinished
 
     path, checkpoints = folder / "record.json", folder / "checkpoints"
@@ -220,12 +221,7 @@ def _run(arguments: argparse.Namespace) -> None:
     from costs import estimate
 
     cost = estimate(settings, SCALE)  # before anything is written: a model that does not fit the task ends here
-    print(f"as {name}, where no flag says otherwise:")
-    for key, value in asdict(settings).items():
-        print(f"  {key:18} {value}")
-    print(f"  parameters         {cost.trainable:,} trainable of {cost.total:,}, the head included")
-    print(f"  optimizer steps    {cost.steps:,}")
-    print(f"  about              {cost.minutes:.1f} min, {cost.gigabytes:.1f} GiB ({cost.basis})", flush=True)
+    print(f"as {name}, where no flag says otherwise:\n{cost.described(settings)}", flush=True)
     if arguments.dry_run:
         return print("nothing was started")
     folder = arguments.output_dir
@@ -239,6 +235,8 @@ def _run(arguments: argparse.Namespace) -> None:
 def main() -> None:
     try:
         _run(_parser().parse_args())
+    except BrokenPipeError:  # `| head` has read enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except KeyboardInterrupt as stop:
         sys.exit(f"\nstopped: {stop or 'interrupted'}")
     except (ValueError, FileNotFoundError, FloatingPointError, RunTaken) as error:
