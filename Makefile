@@ -23,7 +23,7 @@ summary: .venv/.installed  ## tables, figures and the README's results, made ane
 	$(BIN)/python code/make_summary.py
 
 notebooks: .venv/.installed  ## execute all notebooks anew at quick scale (some: python code/make_notebooks.py 01 07)
-	$(BIN)/python code/make_notebooks.py
+	$(BIN)/python code/make_notebooks.py $(UNCHANGED)
 
 documents: .venv/.installed  ## the report and the poster as PDF, from the summary
 	$(BIN)/python code/make_documents.py

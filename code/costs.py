@@ -67,7 +67,7 @@ def estimate(settings: Settings, scale: str, earlier: list[dict] | None = None) 
     from methods import apply_method, count_trained
     from models import architecture
 
-    model = architecture(settings.model, getattr(TASKS[settings.task], "outputs", None))
+    model = architecture(settings.model, TASKS[settings.task].outputs)
     growing = settings.method == "sequential-lora"  # costs at most what its last stage does
     last = {"method": "lora", "rank": settings.rank_stages[-1], "rank_stages": ()} if growing else {}
     apply_method(model, replace(settings, **last))

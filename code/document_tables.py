@@ -79,7 +79,7 @@ def _sheet(
     summary: Summary, table: str, scale: str, columns: tuple[str, ...], cells: Callable[[Lines], list[str]]
 ) -> Table:
     rows, run, chosen = [], 0, _chosen(table, scale)
-    titles = {e.name: getattr(TASKS[resolve(e, scale).task], "title", "E2E") for e in chosen}
+    titles = {e.name: TASKS[resolve(e, scale).task].title for e in chosen}
     for experiment in chosen:
         lines = summary[experiment.name, scale]
         run += bool(lines)

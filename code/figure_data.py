@@ -48,7 +48,7 @@ def label(experiment: Experiment) -> str:
 def _panel(settings: Settings, found: list[dict[str, Any]], metric: str = "") -> str:
     """What may share axes: one base model, one task, one metric."""
     subset = any(any(record.get("subset", {}).values()) for record in found)
-    task = getattr(TASKS[settings.task], "title", "E2E") + (" (subset)" if subset else "")
+    task = TASKS[settings.task].title + (" (subset)" if subset else "")
     return f"{settings.model}, {task}" + (f": {metric}" if metric else "")
 
 

@@ -134,7 +134,7 @@ def grid(data: pd.DataFrame) -> Figure:
             name.replace("query-key-value-output", "query, key,\nvalue, output").replace("-", ", ")
             for name in table.index
         ]
-        _heat(ax, table, _metric(rows), 1)
+        _heat(ax, table, _metric(rows), 2)
         ax.set_xlabel("rank r")
     return figure
 

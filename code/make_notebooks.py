@@ -2,6 +2,7 @@
 
 python code/make_notebooks.py             all of them
 python code/make_notebooks.py 01 07       these
+python code/make_notebooks.py --unchanged as without, and red where one shows other words than it did before
 python code/make_notebooks.py --check     executes nothing: does each notebook have the cells of its source?
 
 A source is in the percent format that editors and jupytext read: a line `# %%` begins a cell of code, `# %% [markdown]`
@@ -12,7 +13,8 @@ and with the records of the repository, so that what is shown is what a first re
 What is committed is stable: no execution times, no progress bars, no warnings of a terminal, no identifiers that are
 drawn at random. The notebook carries a SHA-256 of its cells and outputs. `--check` compares the cells with the source's
 and this digest with the outputs: it is red after an edit of either file by hand. It is red as well if a notebook
-that shows what is recorded was built from other records.
+that shows what is recorded was built from other records. Whether the code that shows the outputs says something else
+by now is known by executing it: `--unchanged` compares headings, notes and the names of rows and columns.
 """
 
 from __future__ import annotations
@@ -146,9 +148,22 @@ def _passing(output: dict[str, Any]) -> bool:
 
 def digest(book: nbformat.NotebookNode, name: str) -> str:
     """Of everything that is shown, and of the records it was made from if it shows those."""
-    seen = [(cell.cell_type, cell.source, cell.get("outputs"), cell.get("execution_count")) for cell in book.cells]
+    seen = [
+        (cell.cell_type, cell.source.replace(REPOSITORY, ""), cell.get("outputs"), cell.get("execution_count"))
+        for cell in book.cells
+    ]
     text = json.dumps(seen, sort_keys=True) + (summary_files.files()["summary.csv"] if name in SHOWS_RECORDS else "")
     return hashlib.sha256(text.encode()).hexdigest()
+
+
+def wording(book: nbformat.NotebookNode) -> list[str]:
+    """Headings, notes and the names of rows and columns that are shown: no number of a run is among them."""
+    shown = [output.get("data", {}) for cell in book.cells for output in cell.get("outputs", [])]
+    return [
+        text
+        for data in shown
+        for text in (data.get("text/markdown", ""), *re.findall("<th[^>]*>(.*?)</th>", data.get("text/html", "")))
+    ]
 
 
 def build(source: Path, target: Path) -> None:
@@ -197,14 +212,24 @@ def chosen(words: list[str]) -> list[Path]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("notebooks", nargs="*", metavar="NOTEBOOK", help="such as 01 or 07_results (default: all)")
-    parser.add_argument("--check", action="store_true", help="execute nothing, compare sources and notebooks")
+    how = parser.add_mutually_exclusive_group()
+    how.add_argument("--check", action="store_true", help="execute nothing, compare sources and notebooks")
+    how.add_argument(
+        "--unchanged", action="store_true", help="other words than before are an error"
+    )
     arguments = parser.parse_args()
     try:
         sources = chosen(arguments.notebooks)
         if not arguments.check:
+            changed = []
             for source in sources:
                 print(f"{source.stem} ...", flush=True)
-                build(source, source.with_suffix(".ipynb"))
+                target = source.with_suffix(".ipynb")
+                before = wording(nbformat.read(target, as_version=4)) if target.exists() else []
+                build(source, target)
+                changed += [source.stem] if wording(nbformat.read(target, as_version=4)) != before else []
+            if changed and arguments.unchanged:
+                sys.exit(f"these showed other words than the code gives now: {', '.join(changed)}; they are built anew")
         elif found := [text for text in map(difference, sources) if text]:
             listed, names = "\n".join(f"- {text}" for text in found), " ".join(text[:2] for text in found)
             sys.exit(

@@ -25,7 +25,7 @@ SIZES = {  # setting -> how it is said
 
 def trained_parameters(settings: Settings) -> tuple[int, int]:
     """(without the head, of the head), as a run with these settings trains them."""
-    model = architecture(settings.model, getattr(TASKS[settings.task], "outputs", None))
+    model = architecture(settings.model, TASKS[settings.task].outputs)
     apply_method(model, settings)
     return count_trained(model)[:2]
 

@@ -16,8 +16,9 @@ from experiments import find, select
 from paper_values import OTHER_METRIC, OTHER_METRIC_MEANS
 from quantities import MARGIN, MARGINS, RULES
 from statistics_seeds import DIFFERENCE_LEVEL
-from summary import FULL_ROWS, cells
+from summary import FULL_ROWS, NO_REFERENCE, cells
 from summary_tables import parts, sheets, shown, wide
+from tasks import TASKS, GlueTask
 
 TITLES = {
     "table2": "Table 2: GLUE",
@@ -45,7 +46,8 @@ def table(name: str, scale: str, only: list[str] | None = None, variant: str = "
 
 def notes(part: pd.DataFrame, scale: str) -> list[str]:
     """What a reader has to know to read the numbers of one of `parts`, a sentence an item."""
-    first, glue = part.iloc[0], "paper's rule" in part and part["paper's rule"].notna().any()
+    first = part.iloc[0]
+    glue = isinstance(TASKS[first["task"]], GlueTask) and first["rule"] != "selection"
     statistic = f"{first['statistic']}s"
     said = [
         f"Scale `{scale}`: {SCALE_MEANS[scale]}.",
@@ -68,6 +70,8 @@ def notes(part: pd.DataFrame, scale: str) -> list[str]:
             f"{DIFFERENCE_LEVEL:.0%} interval (Student's t): *equivalent* within ±{MARGIN:g} point{margins}; *better* "
             "or *worse* on one side of 0; else *inconclusive*. One seed has no interval."
         )
+    if (part["verdict"] == NO_REFERENCE).any():
+        said.append(f"*{NO_REFERENCE}*: the table has nothing that the row is measured against, or it is not run.")
     papers = [column for column in part.columns if column.startswith("paper") and column != "paper's rule"]
     if part[papers].notna().any(axis=None):
         models = "GPT-3 175B" if first["table"] in ("table5", "table6") else "its own models"
@@ -81,8 +85,9 @@ def notes(part: pd.DataFrame, scale: str) -> list[str]:
         said.append("*subset*: some split at hand has fewer rows than the released one.")
     if (part["data"] == "mixed").any():
         said.append("*mixed*: the runs had different rows; no difference is between runs on different data.")
-    if rows := sorted({int(n) for n in part["train_rows"] if n == n and n is not None}):
-        said.append(f"Trained on {' or '.join(f'{n:,}' for n in rows)} rows at most.")
+    for rows, of in part[part["train_rows"].notna()].groupby("train_rows"):
+        some = f" ({', '.join(TASKS[task].title for task in of['task'].unique())})" if len(of) < len(part) else ""
+        said.append(f"Trained on {rows:,.0f} rows at most{some}.")
     if part["alarms"].notna().any() and part["alarms"].fillna(0).sum():
         said.append("*alarms*: runs that give nearly always the same answer, or do no better than that.")
     if left_out := int(part["left_out"].sum()):

@@ -124,8 +124,7 @@ def measure(
     """
     task = TASKS[settings.task]
     torch.manual_seed(seed)
-    glue = isinstance(task, GlueTask)
-    model = load_model(settings.model, task.outputs if glue else None, settings.head_dropout)
+    model = load_model(settings.model, task.outputs, settings.head_dropout)
     device = torch.device(f"cuda:{os.environ.get('LOCAL_RANK', 0)}" if torch.cuda.is_available() else "cpu")
     measured = {
         "base_fingerprint": base_fingerprint(model, head_parameters(model)),
@@ -151,7 +150,7 @@ def measure(
         elif settings.method != "full" or keep_whole:
             save_trained(trained_model, settings, adapter)
 
-    workflow = glue_run.train_and_score if glue else e2e_run.train_and_score
+    workflow = glue_run.train_and_score if isinstance(task, GlueTask) else e2e_run.train_and_score
     tokenizer = load_tokenizer(settings.model)
     results, predictions = workflow(model.to(device), tokenizer, settings, seed, folder, data_dir, keep_adapter)
     return measured | results, predictions

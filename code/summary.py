@@ -32,6 +32,7 @@ from settings import OFFICIAL, Experiment, Settings
 from statistics_seeds import bootstrap_interval, difference_interval, paired_differences, spread, verdict
 
 STATISTICS = {"mean": (fmean, np.mean), "median": (median, np.median)}  # of the seeds, of many resamples
+NO_REFERENCE = "no reference"  # a verdict
 FULL_ROWS = ("full", "full-from-mnli")
 SAME_WORK = (  # settings that a run and its reference have in common
     "task", "model", "train_rows", "evaluate", "protocol", "keep", "beams", "length_penalty", "no_repeat_ngram",
@@ -180,7 +181,7 @@ def _compared(
         return {"verdict": "reference"}
     differences = paired_differences({s: value for s, value in ours.items() if s not in other_data}, theirs)
     if not differences:
-        return {"verdict": "other data" if other_data else "no seed in common" if theirs else "no reference"}
+        return {"verdict": "other data" if other_data else "no seed in common" if theirs else NO_REFERENCE}
     low, high = difference_interval(differences) or (None, None)
     found = verdict(differences, quantity.margin, quantity.higher_is_better)
     return {

@@ -159,7 +159,7 @@ def _grids(rows: list[dict[str, Any]]) -> Iterator[tuple[str, pd.DataFrame]]:
 def _place(row: dict[str, Any], column: str) -> tuple[str, str, str]:
     """(grid, row, column) of a number in it."""
     table, model, *middle, last = row["experiment"].removesuffix(f"/{OFFICIAL}").split("/")
-    task = getattr(TASKS[row["task"]], "title", "E2E")
+    task = TASKS[row["task"]].title
     if table == "learning-rate":
         return f"{row['metric']} {column}, by learning rate", f"{task}, {middle[0]}", last
     if table == "table6":

@@ -21,6 +21,12 @@ class Task:
     test_inputs: int  # distinct inputs that a table's score is over
     mean_tokens: int  # typical tokens a training row, for estimates only
     version: int = 1
+    title: str = "E2E"  # as the paper's tables have it
+
+    @property
+    def outputs(self) -> int | None:
+        """Width of the head; None of a task whose answers are written."""
+        return None
 
     @property
     def trained_rows(self) -> int:
@@ -32,7 +38,6 @@ class Task:
 class GlueTask(Task):
     """A sentence or a pair of sentences: which class is it, or (no `labels`) how similar are they from 0 to 5."""
 
-    title: str  # as the paper's Table 2 has it
     columns: tuple[str, ...]  # of the one sentence or the two
     labels: tuple[str, ...]  # class names in the order of their ids; the last of two is the positive class
     validation: dict[str, int]  # split -> rows, as released; tables report the first
@@ -44,7 +49,6 @@ class GlueTask(Task):
 
     @property
     def outputs(self) -> int:
-        """Width of the head."""
         return len(self.labels) or 1
 
     @property

@@ -107,6 +107,40 @@ def test_a_notebook_has_the_cells_of_its_source_and_the_outputs_of_a_build(sourc
         assert found is None
 
 
+@pytest.fixture
+def showing(tmp_path, monkeypatch):
+    """Build a notebook whose one output is a note; what is said of it."""
+    monkeypatch.setattr(make_notebooks, "NOTEBOOKS", tmp_path)
+    (tmp_path / "08_new.py").write_text(SOURCE, encoding="utf-8")
+
+    def build(note, *words):
+        def execute(book, results, checkpoints):
+            data = {"text/markdown": note, "text/html": "<th></th><th>BLEU</th><td>60.1</td>"}
+            book.cells[-1].outputs = [nbformat.v4.new_output("display_data", data=data)]
+
+        monkeypatch.setattr(make_notebooks, "execute", execute)
+        monkeypatch.setattr(sys, "argv", ["make_notebooks.py", *words])
+        make_notebooks.main()
+
+    return build
+
+
+def test_a_notebook_that_shows_other_words_than_before_is_an_error_where_that_is_asked(showing):
+    showing("scored by the course's metrics")
+    showing("scored by the course's metrics", "--unchanged")
+    showing("scored by NLTK")
+    with pytest.raises(SystemExit, match="other words than the code gives now: 08_new; they are built anew"):
+        showing("scored by the course's metrics", "--unchanged")
+
+
+def test_a_copy_under_another_name_needs_no_build(built, monkeypatch):
+    texts = {path: path.read_text(encoding="utf-8") for path in (built, built.with_suffix(".ipynb"))}
+    for path, text in texts.items():
+        path.write_text(text.replace(make_notebooks.REPOSITORY, "you/your-copy"), encoding="utf-8")
+    monkeypatch.setattr(make_notebooks, "REPOSITORY", "you/your-copy")
+    assert make_notebooks.difference(built) is None
+
+
 @pytest.mark.parametrize("name", NAMES)
 def test_what_is_committed_tells_nothing_of_the_machine_it_was_built_on(name):
     book = nbformat.read(make_notebooks.NOTEBOOKS / f"{name}.ipynb", as_version=4)
