@@ -50,7 +50,8 @@ def _smaller(names: tuple[str, ...]) -> Pairs:
         paper, ours = (resolve(find(name), scale) for scale in ("paper", "cpu"))
         for setting, value in vars(paper).items():
             if value != getattr(ours, setting):
-                yield setting, paper.method, value, getattr(ours, setting)
+                none = "all" if setting == "train_rows" else None
+                yield setting, paper.method, *(none if v is None else v for v in (value, getattr(ours, setting)))
 
 
 def declared() -> dict[tuple[str, str], tuple[str, str]]:

@@ -53,7 +53,10 @@ BOTH: Mistakes = {
     # denizbt/lora-cs4782
     "query-key": ("query and key adapted, not query and value", {"targets": ("query", "key")}),
     # kyx4/CS4782-LoRA, denizbt/lora-cs4782, and the official code itself
-    "padded": ("every batch padded to the maximum: no other loss, more time", {"pad_to_maximum": True}),
+    "padded": (
+        "every batch padded to the maximum: more time, no other loss but by the dropout drawn",
+        {"pad_to_maximum": True},
+    ),
 }
 E2E_MISTAKES: Mistakes = BOTH | {
     # kyx4/CS4782-LoRA, edwinlin13/cs4782-lora-replication, anthonylitwin/odu-cs722-lora-repro
@@ -107,7 +110,7 @@ def _part(
         # rahul2-byte, denizbt, Althealam, Zjy-0601, MZaranZahir; the other way round rohan-shankar
         experiment("learning-rate-of-full", "LoRA at the learning rate of full", "lora", "full", {}),
         experiment("full-correct", "full fine-tuning without a mistake", "full", "full", {}),
-        experiment("full-learning-rate-of-lora", "full fine-tuning at that of LoRA", "full", "lora", {}),
+        experiment("full-learning-rate-of-lora", "full fine-tuning at the learning rate of LoRA", "full", "lora", {}),
     ]
 
 

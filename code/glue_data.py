@@ -135,8 +135,8 @@ def encode(examples: list[Example], tokenizer: PreTrainedTokenizerBase, max_leng
 def collate(rows: list[dict[str, Any]], pad_token_id: int, pad_to: int | None = None) -> dict[str, Tensor]:
     """Rows -> (rows, longest) ids, attention mask and token types, and (rows,) labels: int64 classes, float32 numbers.
 
-    Padded at the right to the longest row, or to `pad_to` tokens, which costs time and changes no result: the official
-    code does it, and the benchmark measures it.
+    Padded at the right to the longest row, or to `pad_to` tokens, which costs time and changes nothing but the dropout
+    that is drawn: the official code does it, and the benchmark measures it.
     """
     length = pad_to or max(len(row["input_ids"]) for row in rows)
     fill = {"input_ids": pad_token_id, "token_type_ids": 0}

@@ -214,9 +214,7 @@ def main() -> None:
     parser.add_argument("notebooks", nargs="*", metavar="NOTEBOOK", help="such as 01 or 07_results (default: all)")
     how = parser.add_mutually_exclusive_group()
     how.add_argument("--check", action="store_true", help="execute nothing, compare sources and notebooks")
-    how.add_argument(
-        "--unchanged", action="store_true", help="other words than before are an error"
-    )
+    how.add_argument("--unchanged", action="store_true", help="other words than before are an error")
     arguments = parser.parse_args()
     try:
         sources = chosen(arguments.notebooks)

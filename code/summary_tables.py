@@ -152,6 +152,8 @@ def _grids(rows: list[dict[str, Any]]) -> Iterator[tuple[str, pd.DataFrame]]:
                 found.setdefault(title, {}).setdefault(across, {})[down] = text
     for title, lines in found.items():
         grid = pd.DataFrame.from_dict(lines, orient="index").fillna("-")
+        if rows[0]["table"] == "learning-rate":
+            grid = grid[sorted(grid.columns, key=float)]
         if len(grid.columns) > 1:
             yield title, grid.rename_axis("").reset_index()
 

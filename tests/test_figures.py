@@ -100,7 +100,7 @@ def test_scores_after_every_epoch_are_shown_on_both_splits():
 
 def test_the_heat_map_has_a_number_in_every_cell_and_says_which_was_not_run():
     ax = drawn("grid", "table6").axes[0]
-    assert [text.get_text() for text in ax.texts] == ["70.0", "80.0", "90.0", "not run"]
+    assert [text.get_text() for text in ax.texts] == ["70.00", "80.00", "90.00", "not run"]
     assert [label.get_text() for label in ax.get_yticklabels()] == ["query", "mlp"]
 
 
