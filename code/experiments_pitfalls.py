@@ -54,7 +54,7 @@ BOTH: Mistakes = {
     "query-key": ("query and key adapted, not query and value", {"targets": ("query", "key")}),
     # kyx4/CS4782-LoRA, denizbt/lora-cs4782, and the official code itself
     "padded": (
-        "every batch padded to the maximum: more time, no other loss but by the dropout drawn",
+        "every batch padded to the maximum: more time, other dropout",
         {"pad_to_maximum": True},
     ),
 }

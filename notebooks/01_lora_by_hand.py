@@ -175,8 +175,9 @@ print(f"stored transposed    {transposed.std():.4f}   larger by about {(d / RANK
 # %% [markdown]
 # ## What there is to keep
 #
-# An adapter is a folder with the pairs and nothing else. It knows the model it belongs to: loaded onto other weights it
-# is refused. Onto the right ones, expect the trained model back.
+# An adapter is a folder with the pairs and nothing else, in PEFT's format: one pair a module, so that for the packed
+# matrix zeros stand where nothing is adapted, and the file has twice the trained numbers. It knows the model it
+# belongs to: loaded onto other weights it is refused. Onto the right ones, expect the trained model back.
 
 # %%
 from pathlib import Path
