@@ -70,7 +70,12 @@ def all_of_it(tmp_path_factory):
     return facts_without_figures(everything(), tmp_path_factory.mktemp("everything"))
 
 
-@pytest.mark.parametrize("world", ["nothing", "all_of_it"])
+@pytest.fixture(scope="module")
+def both_scales(tmp_path_factory):
+    return facts_without_figures(everything() + everything("paper"), tmp_path_factory.mktemp("both"))
+
+
+@pytest.mark.parametrize("world", ["nothing", "all_of_it", "both_scales"])
 def test_report_and_poster_stand_with_holes_and_full(tree, world, request):
     write_facts(tree, request.getfixturevalue(world))
     assert 4 <= pages("report") <= 8
