@@ -47,8 +47,10 @@ def _full(model: nn.Module, settings: Settings) -> None:
     model.requires_grad_(True)
 
 
-def _config(settings: Settings, rank: int) -> LoRAConfig:
+def _config(settings: Settings, rank: int | None) -> LoRAConfig:
     """Of pairs of that rank. Rank-stabilised (arXiv:2312.03732), alpha / rank becomes alpha / sqrt(rank)."""
+    if rank is None or settings.alpha is None:
+        raise ValueError(f"{settings.method} takes a rank and alpha; found rank {rank} and alpha {settings.alpha}")
     alpha = settings.alpha * (math.sqrt(rank) if settings.rank_stabilised else 1)
     return LoRAConfig(rank, alpha, settings.lora_dropout, settings.targets)
 

@@ -35,9 +35,11 @@ PairName = tuple[str, int]  # ("0.query", 3): the fourth pair of the first layer
 def uniform_rank(model: nn.Module, settings: Settings) -> int:
     """The rank that each adapted projection of a plain model starts with.
 
-    Raises ValueError for a budget of less than one pair a projection, and without `schedule_every`.
+    Raises ValueError for a budget of less than one pair a projection, without targets, and without `schedule_every`.
     """
     places = sum(len({*projections(name)} & {*settings.targets}) for name, _ in model.named_modules())
+    if not places:
+        raise ValueError(f"targets are matrices of the model, as ('query', 'value'); found {settings.targets!r}")
     if (settings.rank_budget or 0) < places:
         raise ValueError(
             f"rank_budget is to give each of the {places} adapted projections a pair of rank 1 at least; "

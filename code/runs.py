@@ -145,6 +145,8 @@ def measure(
     measured["parameters"] = {"trainable": trained, "head": head, "total": total}
 
     def keep_adapter(trained_model: nn.Module) -> None:
+        if settings.new_tokens or not settings.train_head:
+            return  # what it learnt belongs to weights that are drawn anew in every run
         if lora_layers(trained_model) and not settings.packed_pair:
             save_lora(trained_model, adapter)
         elif settings.method != "full" or keep_whole:

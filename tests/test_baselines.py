@@ -586,6 +586,7 @@ def test_a_run_keeps_what_its_method_learnt_and_no_whole_model(tmp_path, monkeyp
         ("top-layers", "gpt2", {"top_layers": 4}, "top_layers must be 1 to 3, the layers of GPT2LMHeadModel; found 4"),
         ("top-layers", "bert", {"top_layers": 0}, "top_layers must be 1 to 3, .*; found 0"),
         ("top-layers", "bert", {"top_layers": None}, "top_layers must be 1 to 3, .*; found None"),
+        ("lora", "gpt2", {"rank": None}, "lora takes a rank and alpha; found rank None and alpha None"),
         ("adapter-h", "bert", {"bottleneck": 0}, "bottleneck, the width of an adapter, must be at least 1, found 0"),
         ("adapter-l", "gpt2", {"bottleneck": None}, "bottleneck, .* must be at least 1, found None"),
         ("adapter-p", "bert", {"bottleneck": -1}, "bottleneck, .* must be at least 1, found -1"),

@@ -75,6 +75,8 @@ def test_the_budget_is_spread_evenly_at_the_start(budget, expected):
         ({"rank_budget": None}, "found None"),
         ({"schedule_every": None}, "number of steps between two reallocations; found None"),
         ({"schedule_every": 0}, "found 0"),
+        ({"targets": ()}, r"targets are matrices of the model, as \('query', 'value'\); found \(\)"),
+        ({"targets": ("qeury",)}, r"targets are matrices of the model, .* found \('qeury',\)"),
     ],
 )
 def test_settings_that_make_no_sense_are_refused_before_training(wrong, message):
