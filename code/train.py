@@ -37,6 +37,8 @@ METHODS_WITH = {  # setting -> its flag, the methods that have it
     "alpha": ("--alpha", ("lora",)),
     "lora_dropout": ("--dropout", ("lora",)),
     "targets": ("--lora_target_weights", ("lora",)),
+    "rank_stabilised": ("--rank_stabilised", ("lora",)),
+    "b_learning_rate_ratio": ("--b_lr_ratio", ("lora",)),
     "top_layers": ("--top_layers", ("top-layers",)),
     "bottleneck": ("--bottleneck", ADAPTERS),
     "dropped_layers": ("--dropped_layers", ADAPTERS),
@@ -198,6 +200,8 @@ def _parser() -> argparse.ArgumentParser:
     add("--alpha", type=float, help="LoRA's alpha; the pair is scaled by alpha / r")
     add("--dropout", dest="lora_dropout", type=float, help="on the input of LoRA's pairs")
     add("--lora_target_weights", dest="targets", nargs="+", choices=TARGETS, help="the matrices that get a pair")
+    add("--rank_stabilised", action="store_true", default=None, help="rsLoRA: scaled by alpha / sqrt(r)")
+    add("--b_lr_ratio", dest="b_learning_rate_ratio", type=float, metavar="RATIO", help="LoRA+: B learns at RATIO * lr")
     add("--top_layers", type=_positive, help="so many of the last layers are trained")
     add("--bottleneck", type=_positive, help="width of an adapter")
     add("--dropped_layers", type=_not_negative, help="AdapterDrop: so many of the first layers have no adapter")

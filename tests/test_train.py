@@ -94,9 +94,11 @@ def test_a_model_without_a_row_takes_the_settings_of_the_tasks_first_one():
 def test_every_flag_reaches_its_setting():
     flags = "--task mnli --r 4 --alpha 16 --dropout 0.2 --lora_target_weights key mlp_in --epochs 3 --batch_size 7 "
     flags += "--lr 1e-3 --max_seq_length 99 --warmup_ratio 0.2 --weight_decay 0 --train_rows 500 --model roberta-large"
+    flags += " --rank_stabilised --b_lr_ratio 16"
     changed = {
         "rank": 4, "alpha": 16.0, "lora_dropout": 0.2, "targets": ("key", "mlp_in"), "epochs": 3, "batch_size": 7,
         "learning_rate": 1e-3, "max_length": 99, "warmup_ratio": 0.2, "weight_decay": 0.0, "train_rows": 500,
+        "rank_stabilised": True, "b_learning_rate_ratio": 16.0,
     }  # fmt: skip
     assert settings_of(*flags.split()) == replace(settings_of("--task", "mnli", "--model", "roberta-large"), **changed)
 
