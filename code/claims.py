@@ -14,6 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from math import exp, log
 from statistics import fmean
 
@@ -117,10 +118,13 @@ def _evidence(names: str, metric: str, found: Sequence[float], tasks: Sequence[s
     return f"{names}: {shown[0]} {what}{within}{over}"
 
 
-def _comparison(
-    good: Sequence[str], bad: Sequence[str], names: str, ours: tuple, theirs: tuple
-) -> Callable[[pd.DataFrame], Finding]:
-    """A judge of `ours` against `theirs`, each (table, row): HOLDS for words of `good`, FAILS for those of `bad`."""
+# What a verdict of `statistics_seeds` says of a claim; of another word, nothing.
+NO_WORSE = {"equivalent": HOLDS, "better": HOLDS, "worse": FAILS}
+BETTER = {"better": HOLDS, "equivalent": FAILS, "worse": FAILS}
+
+
+def _comparison(outcomes: dict[str, str], names: str, ours: tuple, theirs: tuple) -> Callable[[pd.DataFrame], Finding]:
+    """A judge of `ours` against `theirs`, each (table, row)."""
 
     def judge(summary: pd.DataFrame) -> Finding:
         mine, other = rows(summary, *ours), rows(summary, *theirs)
@@ -128,19 +132,13 @@ def _comparison(
         if not found:
             return Finding(MISSING)
         metric = mine.set_index("task")["metric"][tasks[0]] if len(tasks) == 1 else ""
-        word = compared(found, MARGIN)
-        outcome = HOLDS if word in good else FAILS if word in bad else OPEN
+        outcome = outcomes.get(compared(found, MARGIN), OPEN)
         return Finding(outcome, _evidence(names, metric, found, tasks), len(found))
 
     return judge
 
 
-def no_worse(names: str, ours: tuple, theirs: tuple) -> Callable[[pd.DataFrame], Finding]:
-    return _comparison(("equivalent", "better"), ("worse",), names, ours, theirs)
-
-
-def better(names: str, ours: tuple, theirs: tuple) -> Callable[[pd.DataFrame], Finding]:
-    return _comparison(("better",), ("equivalent", "worse"), names, ours, theirs)
+no_worse, better = partial(_comparison, NO_WORSE), partial(_comparison, BETTER)
 
 
 def glue_average(rule: str) -> Callable[[pd.DataFrame], Finding]:
@@ -156,8 +154,7 @@ def glue_average(rule: str) -> Callable[[pd.DataFrame], Finding]:
         if 2 * len(tasks) < len(GLUE):
             evidence += f"; {len(tasks)} of {len(GLUE)} tasks, too few to decide"
             return Finding(OPEN, evidence, len(found))
-        outcome = {"equivalent": HOLDS, "better": HOLDS, "worse": FAILS}.get(compared(found, MARGIN), OPEN)
-        return Finding(outcome, evidence, len(found))
+        return Finding(NO_WORSE.get(compared(found, MARGIN), OPEN), evidence, len(found))
 
     return judge
 
@@ -208,10 +205,9 @@ def same_dev_loss(summary: pd.DataFrame) -> Finding:
     if not found:
         return Finding(MISSING)
     word = compared(found, LOSS_MARGIN, higher_is_better=False)
-    verdicts = {"equivalent": HOLDS, "better": HOLDS, "worse": FAILS}
     evidence = f"{lora['value'].iloc[0]} (LoRA r=4) and {full['value'].iloc[0]} (full); "
     evidence += _evidence("difference", "dev_loss", found, tasks)
-    return Finding(verdicts.get(word, OPEN), evidence, len(found))
+    return Finding(NO_WORSE.get(word, OPEN), evidence, len(found))
 
 
 def cheaper(metric: str, unit: str) -> Callable[[pd.DataFrame], Finding]:
@@ -230,7 +226,7 @@ def cheaper(metric: str, unit: str) -> Callable[[pd.DataFrame], Finding]:
         within = f" (90% interval {' to '.join(interval)})" if interval else ""
         evidence = f"{lora['value'].iloc[0]} and {full['value'].iloc[0]} {unit}, ratio {ratio}{within}"
         word = compared(found, -log(1 - SAVING), higher_is_better=False)
-        return Finding({"better": HOLDS, "equivalent": FAILS, "worse": FAILS}.get(word, OPEN), evidence, len(found))
+        return Finding(BETTER.get(word, OPEN), evidence, len(found))
 
     return judge
 

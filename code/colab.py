@@ -22,12 +22,12 @@ OF_THE_KERNEL = ("ipython", "jupyter", "nbclient", "nbformat")  # Colab runs on 
 DRIVE = Path("/content/drive")
 
 
-def install_missing(requirements: Path = ROOT / "requirements.txt") -> None:
+def install_missing() -> None:
     """Install what requirements.txt names and the environment lacks; the torch that is there stays as it is.
 
     Raises CalledProcessError, after pip has said why, if that is impossible with this torch.
     """
-    lines = requirements.read_text(encoding="utf-8").splitlines()
+    lines = (ROOT / "requirements.txt").read_text(encoding="utf-8").splitlines()
     wanted = [line for line in lines if not line.startswith(OF_THE_KERNEL)]
     with suppress(PackageNotFoundError):
         wanted.append(f"torch=={version('torch')}")

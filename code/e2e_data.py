@@ -10,9 +10,8 @@ A protocol decides the text on both sides, and scores of the two are never compa
   is not known; here everything follows test, so that a model is trained on the spelling it is scored on.
 
 Files are `trainset.csv`, `devset.csv` and `testset_w_refs.csv` of https://github.com/tuetschek/e2e-dataset
-(CC BY-SA 4.0), never shipped with this project. The first place that has one wins: `data_dir`, or the environment's
-LORA_DATA_DIR; the cache `data/cache`; a folder `shared/data` beside the repository; the release, downloaded into the
-cache. Each folder holds `e2e/<file>`. Every file is checked by SHA-256, wherever it is from.
+(CC BY-SA 4.0), never shipped with this project: `e2e/<file>` of the places of `data_places.py`, else the release,
+downloaded into the cache. Every file is checked by SHA-256, wherever it is from.
 
     examples = load_e2e("test")             # 4,693 rows
     inputs = group_by_context(examples)     # 630 distinct contexts with their references, in file order
@@ -25,20 +24,17 @@ import functools
 import hashlib
 import io
 import re
-import urllib.request
 from dataclasses import dataclass
-from http.client import HTTPException
 from pathlib import Path
 from typing import Any
 
 import e2e_generator
-from data_places import find_file
+from data_places import download, find_file, fingerprint
 from slot_matching import parse_mr
 
 PROTOCOLS = ("challenge", "lora")
 RELEASE_URL = "https://raw.githubusercontent.com/tuetschek/e2e-dataset/master"
 RELEASE_PAGE = "https://github.com/tuetschek/e2e-dataset/releases/tag/v1.0.0"
-DOWNLOAD_TIMEOUT = 60  # seconds
 COLUMNS = "mr,ref"
 FILES = {  # split -> file, SHA-256 of the release
     "train": ("trainset.csv", "f27d48df45815288ab15619d47a79028c300fbb7f42e373668aba0b98c1d57c6"),
@@ -74,7 +70,7 @@ def pretokenise(text: str) -> str:
 
 
 def to_context(mr: str, protocol: str = "lora") -> str:
-    """What a model reads for a raw meaning representation , which may be a user's own; ValueError as `parse_mr`."""
+    """What a model reads for a raw meaning representation, which may be a user's own; ValueError as `parse_mr`."""
     _require("protocol", protocol, PROTOCOLS)
     slots = parse_mr(mr)
     if protocol == "challenge":
@@ -141,11 +137,7 @@ def encode(
 
 
 def data_fingerprint(examples: list[Example]) -> str:
-    """First 16 hex digits of the SHA-256 of all rows in order: names in a record exactly what was loaded."""
-    digest = hashlib.sha256()
-    for example in examples:
-        digest.update("\0".join((example.mr, example.context, example.reference, "")).encode())
-    return digest.hexdigest()[:16]
+    return fingerprint((example.mr, example.context, example.reference) for example in examples)
 
 
 def _examples(rows: list[tuple[str, str]], protocol: str) -> list[Example]:
@@ -166,11 +158,7 @@ def _find(split: str, data_dir: Path | None) -> Path:
 
 
 def _download(url: str, checksum: str) -> bytes:
-    try:
-        with urllib.request.urlopen(url, timeout=DOWNLOAD_TIMEOUT) as response:
-            content = response.read()
-    except HTTPException as error:  # a connection cut half-way is no OSError
-        raise OSError(f"{type(error).__name__}: {error}") from error
+    content = download(url)
     _check(content, checksum, url)
     return content
 

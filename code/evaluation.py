@@ -7,7 +7,7 @@ slot errors, lengths, the share of outputs cut at the cap, and the `course` prot
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from statistics import fmean
 from typing import Any
@@ -24,6 +24,8 @@ from machine import uses_bfloat16
 from settings import Settings
 from training import completion_loss
 
+ROWS = 64  # of a batch
+
 
 @dataclass(frozen=True)
 class Evaluation:
@@ -31,20 +33,27 @@ class Evaluation:
     predictions: list[dict[str, Any]]  # one an input: what the model read, what it wrote
 
 
-@torch.no_grad()
-def validation_loss(model: nn.Module, rows: list[dict[str, list[int]]], batch_size: int = 64) -> float:
-    """Unsmoothed cross-entropy per completion token (end token included) over all rows, in nats."""
-    was_training = model.training
+def _batches(
+    model: nn.Module, rows: list[dict[str, Any]], collate: Callable[[list[dict[str, Any]]], Batch]
+) -> Iterator[tuple[list[int], Batch]]:
+    """(numbers of rows of similar length, their batch on the model's device), the model in eval mode meanwhile."""
+    was_training, device = model.training, next(model.parameters()).device
     model.eval()
-    device = next(model.parameters()).device
-    ordered = sorted(rows, key=lambda row: len(row["input_ids"]))
+    order = sorted(range(len(rows)), key=lambda i: len(rows[i]["input_ids"]))
+    for start in range(0, len(order), ROWS):
+        chosen = order[start : start + ROWS]
+        yield chosen, {k: v.to(device) for k, v in collate([rows[i] for i in chosen]).items()}
+    model.train(was_training)
+
+
+@torch.no_grad()
+def validation_loss(model: nn.Module, rows: list[dict[str, list[int]]]) -> float:
+    """Unsmoothed cross-entropy per completion token (end token included) over all rows, in nats."""
     total, tokens = 0.0, 0
-    for start in range(0, len(ordered), batch_size):
-        batch = {k: v.to(device) for k, v in pad_right(ordered[start : start + batch_size]).items()}
+    for _, batch in _batches(model, rows, pad_right):
         count = int((batch["labels"] != IGNORED).sum())
         total += completion_loss(model, batch).item() * count
         tokens += count
-    model.train(was_training)
     return total / tokens
 
 
@@ -54,26 +63,18 @@ def classify(
     rows: list[dict[str, Any]],
     collate: Callable[[list[dict[str, Any]]], Batch],
     settings: Settings,
-    batch_size: int = 64,
 ) -> tuple[list[float], float]:
     """Predictions in the rows' order (class ids, or numbers where the head has one output), and the mean loss."""
-    was_training = model.training
-    model.eval()
-    device = next(model.parameters()).device
-    order = sorted(range(len(rows)), key=lambda i: len(rows[i]["input_ids"]))
     predictions: list[float] = [0.0] * len(rows)
     total = 0.0
-    for start in range(0, len(order), batch_size):
-        chosen = order[start : start + batch_size]
-        batch = {k: v.to(device) for k, v in collate([rows[i] for i in chosen]).items()}
-        with torch.autocast(device.type, torch.bfloat16, enabled=uses_bfloat16(settings)):
+    for chosen, batch in _batches(model, rows, collate):
+        with torch.autocast(batch["labels"].device.type, torch.bfloat16, enabled=uses_bfloat16(settings)):
             output = model(**batch)
         logits = output.logits.float().view(len(chosen), -1)  # DeBERTa's come flat where there is one output
         answers = logits.argmax(-1) if logits.shape[1] > 1 else logits[:, 0]
         for i, answer in zip(chosen, answers.tolist(), strict=True):
             predictions[i] = answer
         total += output.loss.item() * len(chosen)
-    model.train(was_training)
     return predictions, total / len(rows)
 
 

@@ -88,13 +88,11 @@ def cpu_rate(rates: dict[str, float], task: str) -> float:
     return rates.get(task, rates["mrpc"])
 
 
-def hyperparameters() -> tuple[dict[str, str], ...]:
-    """The rows of data/glue_hyperparameters.csv: LoRA as published and as coded, adapters as published."""
-    return read_table("glue_hyperparameters.csv")
+HYPERPARAMETERS = read_table("glue_hyperparameters.csv")  # LoRA as published and as coded, adapters as published
 
 
 def _lora_rows() -> list[Experiment]:
-    rows = [row for row in hyperparameters() if row["row"].startswith("lora")]
+    rows = [row for row in HYPERPARAMETERS if row["row"].startswith("lora")]
     found = []
     for row in rows:
         model, task, official = row["model"], row["task"], row["variant"] == OFFICIAL

@@ -123,7 +123,7 @@ def _minilm(task: str, method: str, start: str, **changes: Any) -> dict[str, dic
 
 def _table2() -> list[Experiment]:
     found = []
-    for row in glue.hyperparameters():
+    for row in glue.HYPERPARAMETERS:
         if (row["model"], row["variant"]) != ("roberta-base", "paper"):
             continue
         task = row["task"]
@@ -144,7 +144,7 @@ def _table2() -> list[Experiment]:
 def _table2_large() -> list[Experiment]:
     """Adapters of RoBERTa-large in the restricted setting (dagger rows): Table 9."""
     found = []
-    for row in glue.hyperparameters():
+    for row in glue.HYPERPARAMETERS:
         if not row["row"].startswith("adapter-"):
             continue
         task, method = row["task"], row["row"][: len("adapter-h")]

@@ -28,7 +28,7 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 import glue_generator
-from data_places import find_file
+from data_places import find_file, fingerprint
 from tasks import GlueTask, glue_task
 
 REPOSITORY = "nyu-mll/glue"
@@ -96,11 +96,7 @@ def load_glue(name: str, split: str, data_dir: Path | None = None) -> GlueSplit:
 
 
 def data_fingerprint(examples: list[Example]) -> str:
-    """First 16 hex digits of the SHA-256 of all rows in order: names in a record exactly what was loaded."""
-    digest = hashlib.sha256()
-    for example in examples:
-        digest.update("\0".join((*example.texts, repr(example.label), "")).encode())
-    return digest.hexdigest()[:16]
+    return fingerprint((*example.texts, repr(example.label)) for example in examples)
 
 
 def held_out_tenth(examples: Sequence[Any], seed: int = 0) -> tuple[list[Any], list[Any]]:

@@ -3,8 +3,8 @@
 python code/make_documents.py
 
 Writes `report/facts.json`, compiles `report/report.typ`, `poster/poster.typ` and the README's picture of the method
-with Typst, which comes as a Python package, and sets the README's table of costs. Seconds; no TeX, no model. A sentence
-that the summary contradicts stops it.
+with Typst, which comes as a Python package, and sets the README's tables of costs and speed. Seconds; no TeX, no model.
+A sentence that the summary contradicts stops it.
 """
 
 from __future__ import annotations

@@ -2,8 +2,8 @@
 
 The paper adapts models that were pre-trained on general text (section 1). A reader without a
 model hub needs one too: this script makes it from a folder of text files, in a few hours on
-two CPU cores, and writes the weights, the byte-level BPE and a model card to
-`data/models/gpt2-mini/`.
+two CPU cores, and writes the weights, the byte-level BPE and what was measured to
+`data/models/gpt2-mini/`, from which `make_model_card.py` makes the card.
 
     python code/pretrain_gpt2_mini.py --corpus FOLDER [--steps 8000]
 

@@ -20,14 +20,13 @@ in the scripts for RoBERTa. Layers: https://github.com/microsoft/LoRA/blob/c4593
 
 from __future__ import annotations
 
-import urllib.request
 from pathlib import Path
 from pickle import UnpicklingError
 
 import torch
 from torch import Tensor, nn
 
-from data_places import find_file
+from data_places import download, find_file
 from lora import LoRAConfig, add_lora, base_parameters, lora_layers, projections, remove_lora
 
 RELEASES = {  # model -> the release, and the files in it
@@ -49,12 +48,7 @@ def released_file(model: str, task: str, data_dir: Path | None = None) -> Path:
     release, pattern = RELEASES[model]
     name = pattern.format(task)
     url = f"https://github.com/microsoft/LoRA/releases/download/{release}/{name}"
-
-    def fetch() -> bytes:
-        with urllib.request.urlopen(url, timeout=60) as response:
-            return response.read()
-
-    return find_file(f"released/{name}", data_dir, fetch, published=url)
+    return find_file(f"released/{name}", data_dir, lambda: download(url), published=url)
 
 
 def read_state_dict(file: str | Path) -> dict[str, Tensor]:
