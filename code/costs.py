@@ -3,7 +3,7 @@
 Arithmetic on floating-point operations (2 a parameter and token forward, twice that again
 backward for full fine-tuning, once for a frozen base, and the forward pass once more where it is
 recomputed), divided by the share that a training step reaches of the matrix product's rate in the
-run's precision: an A100's peak at `paper` scale, elsewhere what this machine is measured to do.
+run's precision: what this machine is measured to do, at `paper` scale without a GPU an A100's peak.
 The shares are estimates. Good to about a factor of two, in bfloat16 less surely, where small
 batches wait most; once a run of the same kind is recorded, its own time is used instead.
 """
@@ -62,7 +62,12 @@ def _machine_flops(precision: str) -> tuple[float, str]:
 
 
 def estimate(settings: Settings, scale: str, earlier: list[dict] | None = None) -> Estimate:
-    """Of one run; `earlier` are records of the scale, whose measured time is preferred."""
+    """Of one run here; `earlier` are records of the scale, whose measured time is preferred.
+
+    At `paper` scale here is the GPU, or an A100 where there is none; without `earlier` (None) always an A100.
+    """
+    import torch
+
     from machine import uses_bfloat16
     from methods import apply_method, count_trained
     from models import architecture
@@ -110,6 +115,7 @@ def estimate(settings: Settings, scale: str, earlier: list[dict] | None = None) 
             return Estimate(
                 seconds / 60, record["peak_memory_gib"], steps, trainable, total, f"as {record['name']} took"
             )
-    speed, where = (A100_FLOPS[precision], "one A100") if scale == "paper" else _machine_flops(precision)
+    reference = scale == "paper" and (earlier is None or not torch.cuda.is_available())
+    speed, where = (A100_FLOPS[precision], "one A100") if reference else _machine_flops(precision)
     minutes = flops / (speed * EFFICIENCY[precision]) / 60
     return Estimate(minutes, gigabytes, steps, trainable, total, f"arithmetic for {where}")
