@@ -21,7 +21,7 @@ from statistics import fmean
 import pandas as pd
 
 import paths
-from experiments_glue import TASKS as GLUE
+from experiments_glue import GLUE_TASKS
 from quantities import MARGIN, printed
 from statistics_seeds import difference_interval, paired_differences, verdict
 from tasks import TASKS, GlueTask
@@ -151,8 +151,8 @@ def glue_average(rule: str) -> Callable[[pd.DataFrame], Finding]:
         if not found:
             return Finding(MISSING)
         evidence = _evidence("LoRA r=8 minus full", "", found, tasks)
-        if 2 * len(tasks) < len(GLUE):
-            evidence += f"; {len(tasks)} of {len(GLUE)} tasks, too few to decide"
+        if 2 * len(tasks) < len(GLUE_TASKS):
+            evidence += f"; {len(tasks)} of {len(GLUE_TASKS)} tasks, too few to decide"
             return Finding(OPEN, evidence, len(found))
         return Finding(NO_WORSE.get(compared(found, MARGIN), OPEN), evidence, len(found))
 

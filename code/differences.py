@@ -14,12 +14,12 @@ from typing import Any
 
 from data_tables import read_table
 from experiments import find, resolve
-from experiments_glue import TASKS, WEIGHT_TYPES
+from experiments_glue import GLUE_TASKS, WEIGHT_TYPES
 
 METHODS = {"LoRA": "lora", "full": "full"}  # as it is shown -> Settings.method
 E2E = ("table3/gpt2-medium/lora-r4", "table3/gpt2-medium/full")
 GRID = tuple(f"table6/roberta-base/{task}/{types}-r8" for task in ("mnli", "sst2") for types in WEIGHT_TYPES)
-GLUE = tuple(f"table2/roberta-base/{task}/{row}" for task in TASKS for row in ("lora-r8", "full"))
+GLUE = tuple(f"table2/roberta-base/{task}/{row}" for task in GLUE_TASKS for row in ("lora-r8", "full"))
 OF_LORA = ("rank", "alpha", "lora_dropout")  # lines of Table 11 that full fine-tuning has no part in
 
 

@@ -16,8 +16,7 @@ import pandas as pd
 
 from claims import BASES
 from experiments import EXPERIMENTS, resolve, select
-from experiments_glue import RANKS, WEIGHT_TYPES
-from experiments_glue import TASKS as GLUE
+from experiments_glue import GLUE_TASKS, RANKS, WEIGHT_TYPES
 from figure_data import label
 from settings import Experiment
 from tasks import E2E_METRICS, TASKS
@@ -169,7 +168,7 @@ def of(summary: Summary, table: str, scale: str) -> Table:
     if table == "table3":
         return _sheet(summary, table, scale, E2E_COLUMNS, _e2e)
     if table == "table2":
-        return _by_task(summary, table, scale, {task: TASKS[task].title for task in GLUE})
+        return _by_task(summary, table, scale, {task: TASKS[task].title for task in GLUE_TASKS})
     if table == "table5":
         return _by_task(summary, table, scale, {task: TASKS[task].title for task in ("mnli", "sst2")})
     if table in ("table6-mnli", "table6-sst2"):

@@ -23,7 +23,7 @@ GLUE = Settings(
     task="mrpc", model="roberta-base", method="full", learning_rate=2e-5, epochs=10, batch_size=16, warmup_ratio=0.06,
     weight_decay=0.1, label_smoothing=0.0, adam_epsilon=1e-8, max_grad_norm=1.0, decay="matrices", max_length=512,
 )  # fmt: skip
-TASKS = ("mnli", "sst2", "mrpc", "cola", "qnli", "qqp", "rte", "stsb")
+GLUE_TASKS = ("mnli", "sst2", "mrpc", "cola", "qnli", "qqp", "rte", "stsb")
 MODELS = {  # model -> its name in Table 2, the trainable parameters printed there for full fine-tuning and LoRA
     "roberta-base": ("RoBERTa-base", "125.0M", "0.3M"),
     "roberta-large": ("RoBERTa-large", "355.0M", "0.8M"),
@@ -72,7 +72,7 @@ def smaller(task: str, learning_rate: float, **changes: Any) -> dict[str, dict[s
     return {"cpu": CPU | cpu | changes, "quick": QUICK | {"task": builtin} | changes}
 
 
-def _smaller(task: str, method: str, start: str | None = None, **changes: Any) -> dict[str, dict[str, Any]]:
+def _smaller_row(task: str, method: str, start: str | None = None, **changes: Any) -> dict[str, dict[str, Any]]:
     alpha = {"alpha": 16.0} if method == "lora" else {}
     at = smaller(task, cpu_rate(CPU_LEARNING_RATES[method], task), **alpha, **changes)
     return at | {"cpu": at["cpu"] | cpu_start(task, start)}
@@ -116,7 +116,7 @@ def _lora_rows() -> list[Experiment]:
         variant = row["variant"]
         about = f"LoRA r={row['rank']} of {model} on {task}" + (", as the official code runs it" if official else "")
         name += f"/{OFFICIAL}" if official else ""
-        changes = _smaller(task, "lora", CPU_STARTS["lora"] if start else None, rank=8)
+        changes = _smaller_row(task, "lora", CPU_STARTS["lora"] if start else None, rank=8)
         found.append(Experiment(name, about, settings, changes, cell=cell, variant=variant))
     return found
 
@@ -125,14 +125,14 @@ def _full_rows() -> list[Experiment]:
     """From the pre-trained model, and from MNLI where LoRA starts there, as section 5.2 says of full fine-tuning."""
     found = []
     for model, (label, trainable, _) in MODELS.items():
-        for task in TASKS:
+        for task in GLUE_TASKS:
             name, about = f"table2/{model}/{task}/full", f"full fine-tuning of {model} on {task}"
             settings = replace(GLUE, model=model, task=task, **FULL[model])
-            found.append(Experiment(name, about, settings, _smaller(task, "full"), cell=(label, "FT", trainable)))
+            found.append(Experiment(name, about, settings, _smaller_row(task, "full"), cell=(label, "FT", trainable)))
             if task in FROM_MNLI:
                 settings = replace(settings, start_from=f"table2/{model}/mnli/full")
                 scales = ("cpu", "paper") if task in CPU_FROM_MNLI else ("paper",)
-                changes = _smaller(task, "full", CPU_STARTS["full"])
+                changes = _smaller_row(task, "full", CPU_STARTS["full"])
                 found.append(Experiment(f"{name}-from-mnli", f"{about}, from MNLI", settings, changes, scales=scales))
     return found
 
@@ -179,7 +179,7 @@ def _grid() -> list[Experiment]:
             f"{table}/roberta-base/{task}/{row}",
             f"LoRA r={rank} on {', '.join(targets)} of roberta-base on {task}",
             replace(GRID, task=task, rank=rank, targets=targets),
-            _smaller(task, "lora") | {"cpu": _smaller(task, "lora")["cpu"] | GRID_CPU},
+            _smaller_row(task, "lora") | {"cpu": _smaller_row(task, "lora")["cpu"] | GRID_CPU},
         )
         for table, rows in (("table6", table6), ("table5", table5))
         for task in ("mnli", "sst2")
@@ -193,13 +193,18 @@ def _curves() -> list[Experiment]:
     for task in ("mrpc", "rte"):
         full = replace(GLUE, task=task, max_length=128)
         found.append(
-            Experiment(f"curves/roberta-base/{task}/full", f"full fine-tuning, {task}", full, _smaller(task, "full"))
+            Experiment(
+                f"curves/roberta-base/{task}/full", f"full fine-tuning, {task}", full, _smaller_row(task, "full")
+            )
         )
         for rank in (4, 8, 16):
             lora = replace(CURVE, task=task, rank=rank)
             found.append(
                 Experiment(
-                    f"curves/roberta-base/{task}/lora-r{rank}", f"LoRA r={rank}, {task}", lora, _smaller(task, "lora")
+                    f"curves/roberta-base/{task}/lora-r{rank}",
+                    f"LoRA r={rank}, {task}",
+                    lora,
+                    _smaller_row(task, "lora"),
                 )
             )
     xlarge = replace(GLUE, task="sst2", model="deberta-v2-xlarge", **DEBERTA, epochs=4, batch_size=32, max_length=128)
@@ -210,7 +215,7 @@ def _curves() -> list[Experiment]:
         settings = replace(xlarge, **changes)
         name = f"curves/deberta-v2-xlarge/sst2/{row}"
         found.append(
-            Experiment(name, f"{row} of deberta-v2-xlarge on sst2", settings, _smaller("sst2", settings.method))
+            Experiment(name, f"{row} of deberta-v2-xlarge on sst2", settings, _smaller_row("sst2", settings.method))
         )
     return found
 

@@ -197,7 +197,7 @@ PARTS: dict[str, tuple[Settings, str, dict[str, dict[str, Any]], dict[str, tuple
         {"paper": (100, 0.01, 150), "cpu": (50, 0.01, 75), "quick": (10, 0.01, 5)},
     ),
 }  # fmt: skip
-PROJECTIONS = {"gpt2": 24, "gpt2-medium": 48, "gpt2-mini": 8, "roberta-base": 24, "minilm": 12}  # query and value
+ADAPTED = {"gpt2": 24, "gpt2-medium": 48, "gpt2-mini": 8, "roberta-base": 24, "minilm": 12}  # query and value
 
 
 def _rank_over_time() -> list[Experiment]:
@@ -207,7 +207,7 @@ def _rank_over_time() -> list[Experiment]:
         rows: dict[str, dict[str, dict[str, Any]]] = {
             "adaptive": {
                 scale: {"method": "adaptive-lora", "rank": None, "schedule_every": reallocations,
-                        "rank_budget": 8 * PROJECTIONS[models[scale]]}
+                        "rank_budget": 8 * ADAPTED[models[scale]]}
                 for scale, (_, _, reallocations) in every.items()
             }
         }  # fmt: skip

@@ -85,7 +85,7 @@ def load_glue(name: str, split: str, data_dir: Path | None = None) -> GlueSplit:
     if split not in known:
         hidden = "; GLUE does not publish the labels of its test splits" if split.startswith("test") else ""
         raise ValueError(f"{name} has no labelled split {split!r}: expected one of {', '.join(known)}{hidden}")
-    if name in glue_generator.TASKS:
+    if name in glue_generator.BUILTIN:
         examples = [Example(texts, label) for texts, label in glue_generator.generate(name, split)]
     else:
         file = f"{name}/{split}-00000-of-00001.parquet"

@@ -18,7 +18,7 @@ import re
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-TASKS = ("sentiment-builtin", "paraphrase-builtin")
+BUILTIN = ("sentiment-builtin", "paraphrase-builtin")
 SPLITS = {"train": 2_000, "validation": 200}
 Row = tuple[tuple[str, ...], int]  # one sentence or two; 1 is positive, or a paraphrase
 

@@ -143,7 +143,7 @@ def test_large_adapters_of_either_kind_have_about_as_many_parameters(task):
 
 def test_glue_s_full_fine_tuning_has_a_row_that_starts_where_lora_does():
     for model in experiments_glue.MODELS:
-        for task in experiments_glue.TASKS:
+        for task in experiments_glue.GLUE_TASKS:
             of = {row: resolve(e, "paper") for row in ("full", "full-from-mnli", "lora-r8")
                   if (e := EXPERIMENTS.get(f"table2/{model}/{task}/{row}"))}  # fmt: skip
             assert of["full"].start_from is None
@@ -170,7 +170,7 @@ def test_at_cpu_rte_alone_starts_from_mnli_with_every_method_and_lora_and_full_f
 
 
 def test_three_tasks_have_the_rows_of_a_subset_at_cpu_and_all_at_paper():
-    for task in experiments_glue.TASKS:
+    for task in experiments_glue.GLUE_TASKS:
         full = find(f"table2/roberta-base/{task}/full")
         assert resolve(full, "cpu").train_rows == (8_100 if task in ("mnli", "qnli", "qqp") else None)
         assert resolve(full, "paper").train_rows is None

@@ -23,8 +23,8 @@ from transformers import (
 import glue_data
 import runs
 from experiments import EXPERIMENTS, find
+from experiments_glue import GLUE_TASKS
 from experiments_glue import MODELS as GLUE_MODELS
-from experiments_glue import TASKS as GLUE_TASKS
 from lora import count_parameters, lora_layers
 from released_adapters import load_released_adapter, released_file
 

@@ -8,7 +8,7 @@ import re
 import pytest
 
 from data_tables import read_table
-from experiments_glue import TASKS as GLUE
+from experiments_glue import GLUE_TASKS
 from tasks import TASKS
 
 MODELS = {"RoBERTa-base": "roberta-base", "RoBERTa-large": "roberta-large", "DeBERTa-XXL": "deberta-v2-xxlarge"}
@@ -50,7 +50,7 @@ def test_every_cell_of_tables_2_and_3_is_at_its_row_and_metric(transcribed):
         version = next(v for v in ("arXiv v2", "ICLR 2022") if v.split()[0] in row["paper_version"])
         method = row["method"] + "†" * (row["restricted_setup_dagger"] == "yes")
         of = ("table2", row["model"], method, row["trainable_params_reported"], version)
-        for task in (TASKS[name] for name in GLUE):
+        for task in (TASKS[name] for name in GLUE_TASKS):
             expected[(*of, f"{task.title} {task.main_metric}")] = (row[task.title], row[f"{task.title}_std"])
         expected[(*of, "average")] = (row["Avg_reported"], "")
     for row in transcribed("table3_e2e"):
@@ -69,7 +69,7 @@ def test_every_setting_of_the_glue_rows_is_that_of_the_paper_or_the_scripts(tran
     for row in transcribed("hyperparameters"):
         version = "paper" if "v2" in row["source_type"] else "official-code"
         if row["model"] in MODELS and row["method"] in ROWS and "ICLR" not in row["source_type"]:
-            task = next(name for name in GLUE if TASKS[name].title == row["task"])
+            task = next(name for name in GLUE_TASKS if TASKS[name].title == row["task"])
             batch = row["batch_size" if version == "paper" else "global_batch_if_run_as_is"]
             expected[MODELS[row["model"]], ROWS[row["method"]], task, version] = (
                 number(batch), *(number(row[column]) for column in COLUMNS.values()),
