@@ -47,6 +47,8 @@ class Finding:
 
 @dataclass(frozen=True)
 class Claim:
+    """A statement of the paper or of this project, and the predicate that judges it at one scale."""
+
     name: str
     source: str
     says: str

@@ -24,6 +24,8 @@ DECODED_TOKENS = 30  # typical E2E output
 
 @dataclass(frozen=True)
 class Estimate:
+    """What one run takes, and what that rests on (`basis`: arithmetic, or an earlier run)."""
+
     minutes: float
     gigabytes: float
     steps: int

@@ -195,6 +195,7 @@ def _figure(table: str, kind: str, scale: str) -> dict[str, str]:
 
 
 def facts_text(summary: pd.DataFrame) -> str:
+    """`facts` as the text of report/facts.json."""
     return json.dumps(facts(summary), indent=1, ensure_ascii=False) + "\n"
 
 

@@ -137,6 +137,7 @@ def encode(
 
 
 def data_fingerprint(examples: list[Example]) -> str:
+    """Of all that a model reads of the rows, as `data_places.fingerprint` has it."""
     return fingerprint((example.mr, example.context, example.reference) for example in examples)
 
 

@@ -29,6 +29,8 @@ ROWS = 64  # of a batch
 
 @dataclass(frozen=True)
 class Evaluation:
+    """Metrics of the decoded texts, in the units of the official script, and the texts."""
+
     scores: dict[str, float | None]
     predictions: list[dict[str, Any]]  # one an input: what the model read, what it wrote
 

@@ -208,6 +208,8 @@ def _predictions(record: dict[str, Any]) -> list[dict[str, Any]]:
 
 @dataclass(frozen=True)
 class Kind:
+    """A kind of figure: what gives its rows for a table at a scale."""
+
     rows: Callable[[str, str], Rows]
     tables: tuple[str, ...]  # of which `make summary` draws it
 

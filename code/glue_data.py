@@ -96,6 +96,7 @@ def load_glue(name: str, split: str, data_dir: Path | None = None) -> GlueSplit:
 
 
 def data_fingerprint(examples: list[Example]) -> str:
+    """Of the sentences and labels of the rows, as `data_places.fingerprint` has it."""
     return fingerprint((*example.texts, repr(example.label)) for example in examples)
 
 

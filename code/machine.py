@@ -25,6 +25,7 @@ def has_fast_bfloat16() -> bool:
 
 
 def uses_bfloat16(settings: Settings) -> bool:
+    """Whether a run computes in bfloat16 here: asked for, or `auto` where the machine has it in hardware."""
     return settings.precision == "bfloat16" or (settings.precision == "auto" and has_fast_bfloat16())
 
 

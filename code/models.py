@@ -61,6 +61,8 @@ logging.getLogger("transformers.modeling_utils").addFilter(lambda record: "LOAD 
 
 @dataclass(frozen=True)
 class Base:
+    """A pre-trained model: where its weights are, and its architecture without them."""
+
     family: str
     source: str  # a hub name, or a folder of data/models, or an installed package
     shape: dict[str, Any]  # what differs from the family's default configuration
@@ -112,6 +114,7 @@ BASES: dict[str, Base] = {
 
 
 def base(name: str) -> Base:
+    """The base model of that name; ValueError naming those there are otherwise."""
     if name not in BASES:
         raise ValueError(f"no model is called {name!r}; the models are {', '.join(BASES)}")
     return BASES[name]
@@ -172,6 +175,7 @@ def _head(outputs: int | None) -> dict[str, int]:
 
 
 def load_tokenizer(name: str) -> PreTrainedTokenizerBase:
+    """The tokenizer that belongs to the model; from the hub, the repository or a package, as its weights are."""
     return AutoTokenizer.from_pretrained(_location(name))
 
 

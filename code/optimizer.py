@@ -52,6 +52,7 @@ def trained_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
 
 
 def trained_state(model: nn.Module) -> dict[str, Tensor]:
+    """The parameters that require a gradient, by name, detached: what a checkpoint holds."""
     return {name: p.detach() for name, p in trained_parameters(model).items()}
 
 

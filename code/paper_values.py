@@ -23,6 +23,8 @@ OTHER_METRIC_MEANS = "‡: probably F1 and not accuracy, from prior work; not to
 
 @dataclass(frozen=True)
 class PaperValue:
+    """A cell of the paper as it is printed."""
+
     row: str  # model, method, trainable parameters
     value: str  # as printed
     spread: str  # empty where the paper prints none

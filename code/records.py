@@ -27,18 +27,22 @@ PACKAGES = ("torch", "transformers", "tokenizers", "datasets", "numpy", "nltk", 
 
 
 def run_id(name: str, seed: int) -> str:
+    """The name of a run's files: `table3--gpt2--lora-r4--seed0`."""
     return f"{name.replace('/', '--')}--seed{seed}"
 
 
 def record_path(name: str, scale: str, seed: int) -> Path:
+    """Where the record of the run is, or would be."""
     return paths.RESULTS / "runs" / scale / f"{run_id(name, seed)}.json"
 
 
 def predictions_path(name: str, scale: str, seed: int) -> Path:
+    """Where what the run's model answered is, or would be."""
     return paths.RESULTS / "predictions" / scale / f"{run_id(name, seed)}.jsonl"
 
 
 def write_atomically(path: Path, text: str) -> None:
+    """Write the file so that it is there whole or, if the process is killed, as it was before."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
     try:
@@ -70,12 +74,14 @@ def write_unfinished(record: dict[str, Any]) -> Path:
 
 
 def write_predictions(name: str, scale: str, seed: int, predictions: list[dict[str, Any]]) -> Path:
+    """Write the answers, a JSON object a line; where they are."""
     path = predictions_path(name, scale, seed)
     write_atomically(path, "".join(json.dumps(p, ensure_ascii=False) + "\n" for p in predictions))
     return path
 
 
 def read_record(name: str, scale: str, seed: int) -> dict[str, Any] | None:
+    """The finished record of the run, whatever its settings were; None where there is none."""
     path = record_path(name, scale, seed)
     return json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
 

@@ -124,6 +124,7 @@ def as_text(frame: pd.DataFrame, name: str, scale: str) -> str:
 
 
 def markdown(sheet: pd.DataFrame) -> str:
+    """The cells as a Markdown table."""
     rows = [list(sheet.columns), ["---"] * len(sheet.columns), *sheet.to_numpy().tolist()]
     return "\n".join("| " + " | ".join(row) + " |" for row in rows)
 

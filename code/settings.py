@@ -81,6 +81,8 @@ class Settings:
 
 @dataclass(frozen=True)
 class Experiment:
+    """One row of one table by name: its settings at `paper` scale, and what the smaller scales change."""
+
     name: str
     about: str
     paper: Settings

@@ -63,11 +63,14 @@ def main_score(record: dict[str, Any]) -> tuple[str, float]:
 
 
 def alarming(record: dict[str, Any]) -> bool:
+    """Whether the scores of the record are those of a model that has learnt nothing."""
     return bool(record.get("scores", {}).get("alarm"))
 
 
 @dataclass
 class Started:
+    """A run that a worker is doing."""
+
     run: Run
     handle: Any
     at: float  # seconds of time.time()

@@ -14,6 +14,8 @@ from numbers import Real
 
 @dataclass(frozen=True)
 class Task:
+    """What is learnt and how it is judged."""
+
     name: str
     metrics: dict[str, bool]  # metric -> is higher better
     main_metric: str

@@ -49,6 +49,8 @@ class ShareDone(SystemExit):
 
 @dataclass
 class TrainingResult:
+    """How the training of a run went."""
+
     steps: int
     seconds: float  # of training and of each epoch's validation, over all the sittings of an interrupted run
     tokens: int

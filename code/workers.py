@@ -123,10 +123,12 @@ def lock(path: Path, what: str) -> Iterator[None]:
 
 
 def run_lock(run: Run) -> AbstractContextManager[None]:
+    """The lock of the run, as `lock`."""
     return lock(run.log.with_suffix(".lock"), f"{run} at scale {run.scale}")
 
 
 def taken(run: Run) -> bool:
+    """Whether another process is doing the run."""
     try:
         with run_lock(run):
             return False
@@ -161,6 +163,7 @@ def launch(command: list[str], environment: dict[str, str], log: Path) -> subpro
 
 
 def folders() -> dict[str, str]:
+    """The environment that gives another process this one's results and checkpoints."""
     return {"LORA_RESULTS_DIR": str(paths.RESULTS), "LORA_CHECKPOINT_DIR": str(paths.CHECKPOINTS)}
 
 
