@@ -18,7 +18,8 @@ from pathlib import Path
 import records
 from experiments import EXPERIMENTS, SCALES, Experiment, find, resolve, select
 from sweeps import Sweep, in_order
-from workers import INTERRUPTED, TAKEN, InProcess, Processes, RayCluster, Run, RunTaken, do, first_process
+from work import Run, RunTaken, first_process
+from workers import INTERRUPTED, TAKEN, InProcess, Processes, RayCluster
 
 
 def _estimate(experiment: Experiment, scale: str):
@@ -53,6 +54,8 @@ def run_command(arguments: argparse.Namespace) -> None:
     if first_process() and not run.recorded:
         for each in in_order([run]):
             print(f"{each}: about {_estimate(each.experiment, each.scale).minutes:.1f} min", flush=True)
+    from runs import do
+
     say = print if first_process() else lambda _: None
     record = do(run, say)
     shown = record.get("scores") or {k: record[k] for k in ("dev_loss", "selection_score") if k in record}

@@ -2,7 +2,7 @@
 
     prepare -> train -> fold or keep -> score -> record
 
-`run` is what the command line, the notebooks and the sweeps call.
+`do` is what the command line, the notebooks and the sweeps call.
 """
 
 from __future__ import annotations
@@ -32,49 +32,53 @@ from released_adapters import load_released_adapter, released_file
 from settings import Experiment, Settings
 from tasks import TASKS, GlueTask
 from training import ShareDone, TrainingDiverged
-from workers import Run, first_process
+from work import Run, first_process, run_lock
 
 
-def run(
-    experiment: Experiment,
-    scale: str,
-    seed: int,
-    data_dir: Path | None = None,
-    say: Callable[[str], None] = print,
-    for_adapter: bool = False,
-) -> dict[str, Any]:
-    """Do the run, or return its record where there is one; what it starts from has to be there.
+def do(run: Run, say: Callable[[str], None] = print, for_adapter: bool = False) -> dict[str, Any]:
+    """The run in this process, its start before it; its record, made now or there already.
 
     A stopped run leaves its checkpoints and continues here. A failed or interrupted run is recorded apart and its
     exception raised again. `for_adapter`: what a recorded run learnt is learnt again where it is not at hand, as in a
-    fresh clone, and its record stands. ValueError where the record in its place has other settings or is of another
-    task version.
+    fresh clone, and its record stands.
+
+    Raises RunTaken where another process is doing it or its start, and ValueError where the record in its place has
+    other settings or is of another task version. Under `accelerate launch` the processes share this one run, so what
+    its start learnt has to be there: ValueError if not.
     """
-    this = Run(experiment, scale, seed)
-    recorded = this.recorded
-    if recorded and not (for_adapter and not this.adapter.exists()):
-        say(f"{this}: recorded already")
+    if run.obstacle:
+        raise ValueError(f"{run}: {run.obstacle}")
+    if run.lacks_start and (for_adapter or not run.recorded):
+        if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+            raise ValueError(f"{run} starts from {run.start}, and {run.start.adapter} is not there: run that first")
+        do(run.start, say, for_adapter=True)
+    with run_lock(run):
+        return _do(run, say, for_adapter)
+
+
+def _do(run: Run, say: Callable[[str], None], for_adapter: bool) -> dict[str, Any]:
+    experiment, scale, seed, recorded = run.experiment, run.scale, run.seed, run.recorded
+    if recorded and not (for_adapter and not run.adapter.exists()):
+        say(f"{run}: recorded already")
         return records.read_record(experiment.name, scale, seed)
     if recorded:
-        say(f"{this}: recorded, but what it learnt is not in {this.adapter}: it is trained again for that")
-    if this.obstacle:
-        raise ValueError(f"{this}: {this.obstacle}")
+        say(f"{run}: recorded, but what it learnt is not in {run.adapter}: it is trained again for that")
     settings = resolve(experiment, scale)
     if settings.method == "released" and not first_process():
         raise ShareDone  # nothing is trained, so there is nothing to share
-    start = this.start.adapter if this.start else None
+    start = run.start.adapter if run.start else None
     record = begin(experiment.name, scale, seed, settings)
     # Settings changed since a run was stopped are another run: its checkpoints are not continued.
     digest = hashlib.sha256(repr(settings).encode()).hexdigest()[:8]
     folder = paths.CHECKPOINTS / scale / f"{records.run_id(experiment.name, seed)}--{digest}"
     whole = _is_a_start(experiment)
     try:
-        measured, predictions = measure(settings, seed, folder, this.adapter, data_dir, start, whole)
+        measured, predictions = measure(settings, seed, folder, run.adapter, run.data_dir, start, whole)
     except (Exception, KeyboardInterrupt) as error:
         if first_process():
             ended = unfinished(error)
             path = records.write_unfinished(record | ended)
-            say(f"{this}: {ended['status']}, noted in {path}")
+            say(f"{run}: {ended['status']}, noted in {path}")
         raise
     if recorded:
         record = records.read_record(experiment.name, scale, seed)

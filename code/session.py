@@ -30,10 +30,11 @@ from figure_data import KINDS, figure_data
 from figures import draw_text
 from quantities import printed, quantities
 from result_tables import TITLES, notes
+from runs import do
 from summary import cells
 from summary_tables import parts, sheets, wide
 from sweeps import in_order
-from workers import Run, do
+from work import Run
 
 WHOLE = ("display.max_rows", None, "display.max_columns", None, "display.max_colwidth", None)
 COSTS = "Cost of a run"  # a sheet that says nothing at `quick`, where a run is over before a machine has warmed up

@@ -19,7 +19,8 @@ import records
 from experiments import resolve
 from summary import seeds_of
 from tasks import TASKS
-from workers import INTERRUPTED, POLL_SECONDS, TAKEN, InProcess, Processes, RayCluster, Run, taken
+from work import Run, taken
+from workers import INTERRUPTED, POLL_SECONDS, TAKEN, InProcess, Processes, RayCluster
 
 ATTEMPTS = 2
 LOG_LINES = 20  # of a dead worker's log, kept with the note of its failure

@@ -26,7 +26,7 @@ from experiments import EXPERIMENTS, resolve
 from records import write_atomically
 from settings import SCALES, Settings
 from tasks import TASKS, GlueTask
-from workers import RunTaken, lock
+from work import RunTaken, lock
 
 SCALE = "free"
 ADAPTERS, PREFIXES = ("adapter-h", "adapter-l", "adapter-p"), ("preembed", "prelayer")

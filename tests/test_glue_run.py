@@ -27,7 +27,7 @@ from methods import apply_method, save_trained
 from models import FAMILIES, MINILM_PACKAGE, architecture, head_parameters, load_model, load_tokenizer
 from tasks import TASKS
 from training import TrainingResult, train
-from workers import Run, do
+from work import Run
 
 NAME = "table2/roberta-base/mrpc/lora-r8"
 SMALL = {"train_rows": 48, "epochs": 2, "max_length": 24, "precision": "float32"}
@@ -350,16 +350,16 @@ def test_the_experiment_that_a_run_starts_from_is_run_first_once_for_all_seeds(r
     name, first = f"table2/roberta-base/mrpc/{row}", f"table2/roberta-base/mnli/{row.removesuffix('-from-mnli')}"
     start, said = Run(experiments.find(first), "paper", 0), []
     for seed in (3, 4):
-        do(Run(experiments.find(name), "paper", seed), said.append)
+        runs.do(Run(experiments.find(name), "paper", seed), said.append)
     assert asked == [("mnli", 0, None, True), *(("mrpc", seed, start.adapter, False) for seed in (3, 4))]
     assert [r["name"] for r in records.read_records("paper")] == sorted([first, name, name])
 
     shutil.rmtree(start.adapter)  # as in a fresh clone: records are in git, what was learnt is not
     asked.clear()
     before = records.record_path(first, "paper", 0).read_bytes()
-    do(Run(experiments.find(name), "paper", 3), said.append)
+    runs.do(Run(experiments.find(name), "paper", 3), said.append)
     assert asked == []  # a recorded run needs no start
-    do(Run(experiments.find(name), "paper", 5), said.append)
+    runs.do(Run(experiments.find(name), "paper", 5), said.append)
     assert asked == [("mnli", 0, None, True), ("mrpc", 5, start.adapter, False)]
     assert f"{start}: recorded, but what it learnt is not in {start.adapter}: it is trained again for that" in said
     assert records.record_path(first, "paper", 0).read_bytes() == before
@@ -389,8 +389,8 @@ def minilm_run(tmp_path_factory):
         patch.setattr(glue_data, "load_glue", load_some)
         experiment = experiments.find(NAME)
         experiment = replace(experiment, changes={"quick": experiment.changes["quick"] | SMALL})
-        record = runs.run(experiment, "quick", 0, say=lambda _: None)
-        again = runs.run(experiment, "quick", 0, say=lambda _: None)
+        record = runs.do(Run(experiment, "quick", 0), say=lambda _: None)
+        again = runs.do(Run(experiment, "quick", 0), say=lambda _: None)
         lines = records.predictions_path(NAME, "quick", 0).read_text(encoding="utf-8").splitlines()
         splits = {split: load_some(record["settings"]["task"], split).examples for split in ("train", "validation")}
         adapter = Run(experiment, "quick", 0).adapter

@@ -24,7 +24,7 @@ LAYERS = {
     "declaration": "tasks settings experiments experiments_e2e experiments_glue experiments_methods "
     "experiments_pitfalls data_tables data_places glue_data e2e_data models",
     "doing": "methods rank_schedule rank_allocation stacked_lora batches machine optimizer sittings training "
-    "generation evaluation records released_adapters e2e_run glue_run runs workers sweeps costs parameter_counts "
+    "generation evaluation records released_adapters e2e_run glue_run work runs workers sweeps costs parameter_counts "
     "quantities paper_values summary summary_tables result_tables summary_files figure_data figure_style "
     "figures session timing benchmark_e2e benchmark_glue claims differences document_tables documents",
     "verb": "reproduce train benchmark pretrain_gpt2_mini",

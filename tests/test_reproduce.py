@@ -22,7 +22,7 @@ from lora import lora_layers
 from methods import load_trained
 from models import load_model
 from training import ShareDone, TrainingDiverged
-from workers import Run
+from work import Run
 
 SMALL = {"train_rows": 24, "epochs": 1, "warmup_steps": 1, "beams": 2, "max_new_tokens": 12}
 
@@ -85,7 +85,7 @@ def test_a_sweep_records_every_run_once_and_the_table_and_figure_come_from_the_r
 
 def test_a_record_of_other_settings_is_not_shown_as_this_experiment(small_runs):
     experiment = experiments.find("table3/gpt2/lora-r4")
-    runs.run(experiment, "quick", 0, say=lambda _: None)
+    runs.do(Run(experiment, "quick", 0), say=lambda _: None)
     assert len(summary.seeds_of(experiment, "quick")) == 1
     assert (
         summary.seeds_of(replace(experiment, changes={"quick": {**experiment.changes["quick"], "rank": 8}}), "quick")
@@ -95,10 +95,10 @@ def test_a_record_of_other_settings_is_not_shown_as_this_experiment(small_runs):
 
 def test_the_same_seed_gives_the_same_scores_and_another_seed_others(small_runs):
     experiment = experiments.find("table3/gpt2/lora-r4")
-    first = runs.run(experiment, "quick", 0, say=lambda _: None)
+    first = runs.do(Run(experiment, "quick", 0), say=lambda _: None)
     records.record_path(experiment.name, "quick", 0).unlink()
-    again = runs.run(experiment, "quick", 0, say=lambda _: None)
-    other = runs.run(experiment, "quick", 1, say=lambda _: None)
+    again = runs.do(Run(experiment, "quick", 0), say=lambda _: None)
+    other = runs.do(Run(experiment, "quick", 1), say=lambda _: None)
     assert again["dev_loss"] == first["dev_loss"]
     assert again["scores"] == first["scores"]
     assert other["dev_loss"] != first["dev_loss"]
@@ -109,7 +109,7 @@ def test_a_learning_rate_run_never_looks_at_the_test_set(small_runs, monkeypatch
     load = e2e_run.load_split
     monkeypatch.setattr(e2e_run, "load_split", lambda s, split, d: seen.append(split) or load(s, split, d))
     name = next(n for n in experiments.EXPERIMENTS if n.startswith("learning-rate/e2e/lora"))
-    record = runs.run(experiments.find(name), "quick", 0, say=lambda _: None)
+    record = runs.do(Run(experiments.find(name), "quick", 0), say=lambda _: None)
     assert set(seen) == {"train", "dev"}
     assert record["dev_loss"] > 0
     assert "scores" not in record
@@ -117,7 +117,7 @@ def test_a_learning_rate_run_never_looks_at_the_test_set(small_runs, monkeypatch
 
 def test_one_pair_over_all_of_c_attn_is_kept_and_comes_back(small_runs):
     experiment = experiments.find("pitfalls/e2e/packed-c-attn")
-    runs.run(experiment, "quick", 0, say=lambda _: None)
+    runs.do(Run(experiment, "quick", 0), say=lambda _: None)
     model = load_model("gpt2-mini")
     assert load_trained(model, Run(experiment, "quick", 0).adapter).packed_pair
     for layer in lora_layers(model).values():
@@ -130,7 +130,7 @@ def test_a_run_says_whether_it_used_bfloat16_where_the_machine_decides(small_run
     quick = experiment.changes["quick"] | {"precision": "auto"}
     for seed, has in enumerate((True, False)):
         monkeypatch.setattr("machine.has_fast_bfloat16", lambda has=has: has)
-        record = runs.run(replace(experiment, changes={"quick": quick}), "quick", seed, say=lambda _: None)
+        record = runs.do(Run(replace(experiment, changes={"quick": quick}), "quick", seed), say=lambda _: None)
         assert (record["settings"]["precision"], record["bfloat16"]) == ("auto", has)
 
 
@@ -140,7 +140,7 @@ def test_a_diverging_run_is_recorded_apart_and_its_error_reaches_the_user(small_
 
     monkeypatch.setattr(e2e_run, "train", diverge)
     with pytest.raises(TrainingDiverged):
-        runs.run(experiments.find("table3/gpt2/full"), "quick", 0, say=lambda _: None)
+        runs.do(Run(experiments.find("table3/gpt2/full"), "quick", 0), say=lambda _: None)
     assert records.unfinished("quick", "diverged") == 1
     assert records.read_records("quick") == []
 
@@ -183,7 +183,7 @@ def test_a_released_adapter_is_measured_by_the_first_process_alone(small_runs, m
     monkeypatch.setenv("RANK", rank)
     monkeypatch.setattr(runs, "measure", lambda *_: ({}, []))
     with pytest.raises(ShareDone) if rank == "1" else nullcontext():
-        runs.run(released, "paper", 0, say=lambda _: None)
+        runs.do(Run(released, "paper", 0), say=lambda _: None)
     assert len(records.read_records("paper")) == (rank == "0")
 
 

@@ -21,10 +21,12 @@ import experiments
 import paths
 import records
 import reproduce
+import runs
 import workers
 from settings import Experiment, Settings
 from sweeps import Sweep, in_order, minutes_left
-from workers import INTERRUPTED, InProcess, Processes, RayCluster, Run, RunTaken, run_lock
+from work import Run, RunTaken, run_lock
+from workers import INTERRUPTED, InProcess, Processes, RayCluster
 
 SETTINGS = Settings("e2e-builtin", "gpt2-mini", "lora", learning_rate=1e-3, epochs=1, batch_size=8)
 
@@ -34,7 +36,8 @@ from pathlib import Path
 from types import SimpleNamespace
 sys.path.insert(0, sys.argv[1])
 import paths, records
-from workers import INTERRUPTED, TAKEN, Run, RunTaken, run_lock
+from work import Run, RunTaken, run_lock
+from workers import INTERRUPTED, TAKEN
 record, plan, journal = json.loads(sys.argv[2]), json.loads(sys.argv[3]), Path(sys.argv[4])
 name, scale, seed = record["name"], record["scale"], record["seed"]
 saved = paths.CHECKPOINTS / scale / (records.run_id(name, seed) + ".saved")
@@ -51,7 +54,7 @@ def stop(*_):
 signal.signal(signal.SIGTERM, stop)
 try:
     with run_lock(Run(SimpleNamespace(name=name), scale, seed)):
-        if records.read_record(name, scale, seed):  # as `runs.run`: another process may just have finished it
+        if records.read_record(name, scale, seed):  # as `runs.do`: another process may just have finished it
             sys.exit(0)
         note("continues" if saved.exists() else "starts")
         tried = sum(json.loads(line)[:2] == ["starts", f"{name} seed {seed}"] for line in journal.open())
@@ -169,7 +172,7 @@ def test_a_record_that_does_not_count_keeps_its_place_and_its_run_is_open_but_no
     assert path.read_bytes() == before
     assert records.unfinished("quick", "failed") == 0
     with pytest.raises(ValueError, match=r"t/m/a seed 0: recorded with other settings or of another task version; del"):
-        workers.do(run)
+        runs.do(run)
     path.unlink()
     place.sweep("a", Processes(1)).run()
     assert run.recorded and run.obstacle is None
@@ -203,7 +206,7 @@ def test_runs_whose_start_is_being_trained_again_wait_for_it(place):
     [b] = place.runs("b")
     records.write_record(place.record(b))  # without what it learnt
     sweep = place.sweep("a", Processes(2), seeds=(0, 1))
-    with workers.run_lock(b):  # as by the worker of the one seed
+    with run_lock(b):  # as by the worker of the one seed
         sweep.start()
         assert not sweep.running
     sweep.run()
@@ -321,7 +324,7 @@ def test_in_this_process_a_failing_run_is_passed_over_too(place, monkeypatch, ca
             raise ValueError("no such data")
         records.write_record(place.record(run))
 
-    monkeypatch.setattr(workers, "do", do)
+    monkeypatch.setattr(runs, "do", do)
     sweep = place.sweep("ab", InProcess())
     sweep.run()
     assert done == ["t/m/a seed 0", "t/m/a seed 0", "t/m/b seed 0"]

@@ -21,7 +21,7 @@ from evaluation import Evaluation
 from lora import load_lora
 from models import MINILM_PACKAGE, load_model
 from sittings import TrainingInterrupted
-from workers import lock
+from work import lock
 
 SMALL = ("--r", "2", "--train_rows", "32", "--epochs", "2", "--batch_size", "16", "--max_seq_length", "24")
 PARAPHRASES = ("--task", "paraphrase-builtin", *SMALL)
