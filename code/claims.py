@@ -243,6 +243,8 @@ CLAIMS = (
           same_dev_loss, "learning-rate"),
     Claim("e2e-adapters", "Table 3", "On E2E, LoRA r=4 is better than an adapter layer of the same size.",
           better("LoRA r=4 minus Adapter L", LORA_E2E, ("table3", "adapter-l")), "table3"),
+    Claim("e2e-prefix", "Table 3", "On E2E, LoRA r=4 is better than trained prefixes (PreLayer) of the same size.",
+          better("LoRA r=4 minus PreLayer", LORA_E2E, ("table3", "prelayer")), "table3"),
     Claim("e2e-rank", "Table 18", "On E2E, rank 4 is no worse than rank 8.",
           no_worse("r=4 minus r=8", LORA_E2E, ("table3", "lora-r8")), "table3"),
     Claim("glue-matches", "Table 2", "On GLUE, LoRA r=8 is on average no worse than full fine-tuning.",

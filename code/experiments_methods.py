@@ -26,7 +26,7 @@ from settings import Experiment, Settings
 # The smaller models' learning rates. Where `learning-rate/...` is recorded at `cpu`, the best of its grid on the
 # development set (E2E) or on held-out training rows (GLUE); else the middle of it (tests/test_experiments.py).
 E2E_RATES = {
-    "top2": 4e-3, "bitfit": 6.4e-2, "adapter-l": 1.6e-2, "adapter-l-11M": 4e-3, "adapter-h": 4e-3, "prelayer": 2.56e-1,
+    "top2": 4e-3, "bitfit": 6.4e-2, "adapter-l": 1.6e-2, "adapter-l-11M": 4e-3, "adapter-h": 4e-3, "prelayer": 1.024,
     "rank-stabilised": 4e-3, "lora-plus": 1e-3, "all-matrices": 4e-3,
 }  # fmt: skip
 E2E_GRID = {  # row of Table 3 or of the variants -> rates
