@@ -577,6 +577,18 @@ def test_a_run_keeps_what_its_method_learnt_and_no_whole_model(tmp_path, monkeyp
     assert measured["parameters"]["trainable"] > 0
 
 
+def test_behind_a_layernorm_a_prefix_has_a_direction_and_no_size():
+    model, ids = adapted("prelayer"), torch.arange(1, 13).view(2, 6)
+    activations = model.get_parameter("transformer.prefix.activations")
+    with torch.no_grad():
+        activations.normal_()
+        before = model(input_ids=ids).logits
+        activations.mul_(10)
+        torch.testing.assert_close(model(input_ids=ids).logits, before, atol=1e-3, rtol=1e-3)
+        activations.normal_()
+        assert (model(input_ids=ids).logits - before).abs().max() > 0.1
+
+
 # Bad input --------------------------------------------------------------------------------------------------------
 
 
