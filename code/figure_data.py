@@ -71,18 +71,25 @@ def parameters(table: str, scale: str) -> Rows:
                 }  # fmt: skip
 
 
+CURVES = {"loss": "training", "eval_loss": "validation", "validation_loss": "validation"}  # as logged -> as shown
+
+
+def _losses(record: dict[str, Any]) -> Rows:
+    """Training and validation loss as logged: while training means over so many steps, of whole such windows."""
+    history = record.get("history", [])
+    every = next((entry["step"] for entry in history if "loss" in entry), 1)
+    for entry in history:
+        for key in (key for key in CURVES if key in entry):
+            if key != "loss" or entry["step"] % every == 0:
+                yield {"curve": CURVES[key], "step": entry["step"], "value": f"{entry[key]:.4f}"}
+
+
 def training(table: str, scale: str) -> Rows:
-    """Training and validation loss of every seed, as logged: means over so many steps, of whole such windows."""
+    """Training and validation loss of every seed."""
     for experiment, settings, found in _runs(table, scale):
         for record in found:
-            every = next((entry["step"] for entry in record.get("history", []) if "loss" in entry), 1)
-            for entry in record.get("history", []):
-                for curve, key in (("training", "loss"), ("validation", "eval_loss")):
-                    if key in entry and (curve == "validation" or entry["step"] % every == 0):
-                        yield {
-                            "panel": _panel(settings, found), "label": label(experiment), "method": settings.method,
-                            "seed": record["seed"], "curve": curve, "step": entry["step"], "loss": f"{entry[key]:.4f}",
-                        }  # fmt: skip
+            of_run = {"panel": _panel(settings, found), "label": label(experiment), "method": settings.method}
+            yield from (of_run | {"seed": record["seed"]} | point for point in _losses(record))
 
 
 def epochs(table: str, scale: str) -> Rows:
@@ -146,14 +153,7 @@ def stages(table: str, scale: str) -> Rows:
             changes = changes or [(0, float(settings.rank))]
             for step, rank in [*changes, (max(entry["step"] for entry in history), changes[-1][1])]:
                 yield what | {"curve": "rank", "step": step, "value": f"{rank:g}"}
-            for entry in history:
-                for curve, key in (
-                    ("training", "loss"),
-                    ("validation", "validation_loss"),
-                    ("validation", "eval_loss"),
-                ):
-                    if key in entry:
-                        yield what | {"curve": curve, "step": entry["step"], "value": f"{entry[key]:.4f}"}
+            yield from (what | point for point in _losses(record))
 
 
 def ranks(table: str, scale: str) -> Rows:

@@ -10,11 +10,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from io import StringIO
+from itertools import product
 from pathlib import Path
 
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator, NullFormatter
 
 import paths
@@ -66,40 +68,44 @@ def parameters(data: pd.DataFrame) -> Figure:
     return figure
 
 
-def training(data: pd.DataFrame) -> Figure:
+def _curves(
+    data: pd.DataFrame, column: str, kinds: tuple[str, ...], x: str, y: str, size: tuple[float, float]
+) -> tuple[Figure, list[tuple[Axes, str, str, pd.DataFrame]]]:
+    """A row of axes a panel, one for each kind of `column`, a line a seed: (axes, panel, kind, rows) of each."""
     names = list(data["panel"].unique())
-    figure, axes = panels(2 * len(names), columns=2, size=(3.9, 3.0 if len(names) < 3 else 2.1))
-    looks, handles = styles(data["label"]), {}
-    for number, ax in enumerate(axes):
-        curve = ("training", "validation")[number % 2]
-        rows = data[(data["panel"] == names[number // 2]) & (data["curve"] == curve)]
+    figure, axes = panels(len(kinds) * len(names), columns=len(kinds), size=size)
+    looks = styles(data["label"])
+    found = []
+    for ax, (panel, kind) in zip(axes, product(names, kinds), strict=True):
+        rows = data[(data["panel"] == panel) & (data[column] == kind)]
+        dense = {"marker": ""} if kind == "training" else {}
         for (name, _), line in rows.groupby(["label", "seed"], sort=False):
-            look = looks[name] | ({"marker": ""} if curve == "training" else {})
-            ax.plot(line["step"], line["loss"], alpha=0.8, **look)
-            handles[name] = ax.plot([], [], **looks[name])[0]
-        ax.set_title(f"{names[number // 2]}: {curve}" + (", as it is minimised" if curve == "training" else ""))
+            steps = {"drawstyle": "steps-post"} if kind == "rank" else {}
+            ax.plot(line[x], line[y], alpha=0.8, **looks[name] | dense | steps)
+        found.append((ax, panel, kind, rows))
+    legend_below(figure, {name: Line2D([], [], **look) for name, look in looks.items()})
+    return figure, found
+
+
+def training(data: pd.DataFrame) -> Figure:
+    height = 3.0 if data["panel"].nunique() < 3 else 2.1
+    figure, found = _curves(data, "curve", ("training", "validation"), "step", "value", (3.9, height))
+    for ax, panel, curve, _ in found:
+        ax.set_title(f"{panel}: {curve}" + (", as it is minimised" if curve == "training" else ""))
         ax.set_xlabel("optimizer steps")
         ax.set_ylabel("loss (nats)")
-        ax.set_xlim(0, 1.05 * data[data["panel"] == names[number // 2]]["step"].max())
-    legend_below(figure, {name: handles[name] for name in looks})
+        ax.set_xlim(0, 1.05 * data[data["panel"] == panel]["step"].max())
     return figure
 
 
 def epochs(data: pd.DataFrame) -> Figure:
-    names, splits = list(data["panel"].unique()), list(data["split"].unique())
-    figure, axes = panels(2 * len(names), columns=2, size=(3.9, 2.8))
-    looks, handles = styles(data["label"]), {}
-    for number, ax in enumerate(axes):
-        panel, split = names[number // 2], splits[number % 2]
-        rows = data[(data["panel"] == panel) & (data["split"] == split)]
-        for (name, _), line in rows.groupby(["label", "seed"], sort=False):
-            (handles[name],) = ax.plot(line["epoch"], line["score"], alpha=0.8, **looks[name])
+    figure, found = _curves(data, "split", tuple(data["split"].unique()), "epoch", "score", (3.9, 2.8))
+    for ax, panel, split, rows in found:
         where = "held-out training rows" if split == "held_out" else "the split that is reported"
         ax.set_title(f"{panel.partition(':')[0]}: {where}")
         ax.set_xlabel("epoch")
         ax.set_ylabel(_metric(rows))
         ax.xaxis.set_major_locator(MaxNLocator(integer=True))
-    legend_below(figure, {name: handles[name] for name in looks})
     return figure
 
 
@@ -158,21 +164,11 @@ def choice(data: pd.DataFrame) -> Figure:
 
 
 def stages(data: pd.DataFrame) -> Figure:
-    names, curves = list(data["panel"].unique()), ("rank", "training", "validation")
-    figure, axes = panels(3 * len(names), columns=3, size=(3.4, 3.0))
-    looks, handles = styles(data["label"]), {}
-    for number, ax in enumerate(axes):
-        panel, curve = names[number // 3], curves[number % 3]
-        rows = data[(data["panel"] == panel) & (data["curve"] == curve)]
-        for (name, _), line in rows.groupby(["label", "seed"], sort=False):
-            look = looks[name] | ({"marker": ""} if curve == "training" else {})
-            look |= {"drawstyle": "steps-post"} if curve == "rank" else {}
-            ax.plot(line["step"], line["value"], alpha=0.8, **look)
-            handles[name] = ax.plot([], [], **looks[name])[0]
+    figure, found = _curves(data, "curve", ("rank", "training", "validation"), "step", "value", (3.4, 3.0))
+    for ax, panel, curve, _ in found:
         ax.set_title(f"{panel}: {curve}")
         ax.set_xlabel("optimizer steps")
         ax.set_ylabel("rank of a projection" if curve == "rank" else "loss (nats)")
-    legend_below(figure, {name: handles[name] for name in looks})
     return figure
 
 
