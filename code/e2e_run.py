@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 import time
-from dataclasses import replace
+from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -102,4 +102,4 @@ def _train(
     )
     by_step = {entry["step"]: entry["eval_loss"] for entry in result.history if "eval_loss" in entry}
     reached = conclude(model) if schedule else {}
-    return result.as_record() | reached | {"dev_loss": by_step[result.kept_step]}
+    return asdict(result) | reached | {"dev_loss": by_step[result.kept_step]}

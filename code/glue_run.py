@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 import random
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -71,7 +72,7 @@ def train_and_score(
     reached = conclude(model) if schedule else {}
     keep_adapter(model)
     epochs = _epochs(task, splits, folder, result.history)
-    measured = facts | result.as_record() | reached | {"epochs": epochs}
+    measured = facts | asdict(result) | reached | {"epochs": epochs}
     chosen = {rule: _best_epoch(epochs, rule, task.main_metric) for rule in (best, HELD_OUT)}
     measured["selected_epoch"] = {"held_out": chosen[HELD_OUT]["epoch"]}
     if not reported:

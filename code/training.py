@@ -49,24 +49,14 @@ class ShareDone(SystemExit):
 
 @dataclass
 class TrainingResult:
-    """How the training of a run went."""
+    """How the training of a run went, as its record says it."""
 
     steps: int
-    seconds: float  # of training and of each epoch's validation, over all the sittings of an interrupted run
-    tokens: int
+    training_seconds: float  # and of each epoch's validation, over all the sittings of an interrupted run
+    training_tokens: int
     peak_memory_gib: float  # of the sitting that took most
     kept_step: int  # the step whose weights the model has now
     history: list[dict[str, Any]]
-
-    def as_record(self) -> dict[str, Any]:
-        return {
-            "steps": self.steps,
-            "training_seconds": round(self.seconds, 1),
-            "training_tokens": self.tokens,
-            "peak_memory_gib": round(self.peak_memory_gib, 3),
-            "kept_step": self.kept_step,
-            "history": self.history,
-        }
 
 
 def completion_loss(model: nn.Module, batch: Batch, label_smoothing: float = 0.0) -> Tensor:
@@ -287,9 +277,9 @@ def train(
     spent = sitting.spent()
     return TrainingResult(
         steps=trainer.state.global_step,
-        seconds=spent["seconds"],
-        tokens=int(spent["tokens"]),
-        peak_memory_gib=spent["peak_memory_gib"],
+        training_seconds=round(spent["seconds"], 1),
+        training_tokens=int(spent["tokens"]),
+        peak_memory_gib=round(spent["peak_memory_gib"], 3),
         kept_step=(trainer.state.best_global_step if keep_best else None) or trainer.state.global_step,
         history=[entry for entry in trainer.state.log_history if LOGGED & entry.keys()],
     )

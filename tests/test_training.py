@@ -249,8 +249,8 @@ def test_training_lowers_the_loss_and_reports_every_epoch(tmp_path):
     assert len(losses) == 5
     assert train_losses[-1] < train_losses[0] - 0.2
     assert result.steps == result.kept_step == 50
-    assert result.tokens > 0
-    assert result.seconds > 0
+    assert result.training_tokens > 0
+    assert result.training_seconds > 0
 
 
 def test_best_epoch_is_kept_when_asked_for(tmp_path):
@@ -311,8 +311,10 @@ def test_a_stopped_run_goes_on_where_it_was_and_not_at_its_best_epoch(tmp_path):
     with pytest.raises(TrainingInterrupted, match="after step 25"):
         sitting(tmp_path / "cut", stop_at_call(25))
     again = sitting(tmp_path / "cut")
-    assert (again.steps, again.kept_step, again.tokens) == (30, 10, whole.tokens)
-    assert sitting(tmp_path / "cut").tokens == whole.tokens  # as where what follows the training was cut
+    assert (again.steps, again.kept_step, again.training_tokens) == (30, 10, whole.training_tokens)
+    assert (
+        sitting(tmp_path / "cut").training_tokens == whole.training_tokens
+    )  # as where what follows the training was cut
 
 
 def test_a_checkpoint_that_was_not_saved_whole_is_passed_over(tmp_path):

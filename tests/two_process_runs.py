@@ -86,7 +86,12 @@ def runs(folder: Path) -> dict[str, dict]:
             return {"error": str(error)}
         weights = {key: value.flatten().tolist() for key, value in trained_state(model).items()}
         measured = [{k: entry.get(k) for k in ("loss", "grad_norm", "eval_loss")} for entry in result.history]
-        return {"weights": weights, "history": measured, "tokens": result.tokens, "kept_step": result.kept_step}
+        return {
+            "weights": weights,
+            "history": measured,
+            "tokens": result.training_tokens,
+            "kept_step": result.kept_step,
+        }
 
     calls = 0
 
