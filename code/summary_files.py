@@ -107,7 +107,8 @@ def results_block() -> str:
                 rows = part[part["n"] > 0].to_dict("records")
                 block += [f"**{TITLES[table]}, scale `{scale}`**"]
                 block += [markdown(sheet_of(rows, README_E2E if rows[0]["metric"] == "BLEU" else README_GLUE))]
-                block += [f"{len(missing(part))} more rows are not run yet."] if missing(part) else []
+                more = len(missing(part))
+                block += [f"{more} more {'row is' if more == 1 else 'rows are'} not run yet."] if more else []
                 block += ["\n".join(f"- {note}" for note in notes(part, scale))]
                 commands = "\n".join(row["command"] for row in rows)
                 block += ["<details><summary>The command of every row</summary>", f"```\n{commands}\n```", "</details>"]
