@@ -7,7 +7,7 @@ REPRODUCE := HF_HUB_OFFLINE=1 $(BIN)/python code/reproduce.py
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help reproduce summary documents notebooks check test lint benchmark clean
+.PHONY: help reproduce summary documents notebooks check test lint parity benchmark clean
 
 help:  ## show this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "make %-10s %s\n", $$1, $$2}' Makefile
@@ -40,6 +40,9 @@ test: lint  ## the linter, then all tests that need no GPU, no network and no pa
 lint: .venv/.installed-tests  ## ruff: rules and formatting
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
+
+parity: .venv/.installed-tests  ## adapters against AdapterHub's, in an environment of their own (downloaded once)
+	$(BIN)/python -m pytest -m slow tests/test_baselines_parity.py
 
 benchmark: .venv/.installed-tests  ## time and memory against PEFT and transformers, as ratios
 	$(BIN)/python code/benchmark.py

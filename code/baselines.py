@@ -67,10 +67,15 @@ def prefix_parameters(width: int, tokens: int, layers: int = 1) -> int:
 # Parts of the model -----------------------------------------------------------------------------------------------
 
 
+def require_plain(model: nn.Module) -> None:
+    """ValueError for a model that has pairs of LoRA, adapters or a prefix: methods are not stacked on each other."""
+    if changed := [n for n, _ in model.named_modules() if n.endswith((".base_layer", ".adapters", ".prefix"))]:
+        raise ValueError(f"expected a plain model, found {changed[0]} in it, of another method; load the model anew")
+
+
 def _layers(model: nn.Module) -> nn.ModuleList:
-    """The layers of a model that no method of this module has changed yet."""
-    if any(isinstance(module, (Adapter, PreEmbed, PreLayer)) for module in model.modules()):
-        raise ValueError("expected a plain model, found adapters or a prefix in it; load the model anew")
+    """The layers of a plain model."""
+    require_plain(model)
     kind = model.config.model_type
     if kind != "gpt2" and kind not in ENCODERS:
         raise ValueError(f"expected GPT-2, BERT, RoBERTa or DeBERTa-v2, found {type(model).__name__}")

@@ -57,7 +57,8 @@ SEARCH: dict[str, dict[str, Any]] = {  # task -> what a candidate learning rate 
     "sst2": {"epochs": 1, "train_rows": 8_000},
 }  # fmt: skip
 LEARNING_RATE_GRID = {"full": (2.5e-5, 5e-5, 1e-4, 2e-4), "lora": (5e-4, 1e-3, 2e-3, 4e-3)}
-FURTHER_RATES = {("rte", "lora"): (2.5e-4,)}  # task and method -> rates beyond an end of the grid that was its best
+# task and method -> rates beyond an end of the grid that was its best
+FURTHER_RATES: dict[tuple[str, str], tuple[float, ...]] = {("rte", "lora"): (2.5e-4,), ("rte", "bitfit"): (5e-4,)}
 FROM_MNLI = ("mrpc", "rte", "stsb")  # LoRA starts there, but in the restricted rows
 CPU_FROM_MNLI = ("rte",)  # of these at `cpu`
 CPU_STARTS = {"full": "roberta-base/mnli/full", "lora": "roberta-base/mnli/lora-r8"}

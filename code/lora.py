@@ -125,10 +125,10 @@ def add_lora(model: nn.Module, config: LoRAConfig) -> list[str]:
     """Give the target matrices their pairs, in place, and freeze all else; returns the names of the adapted modules.
 
     B is zero, so the model computes what it did before. A new classification head is frozen too: unfreeze it after.
-    Raises ValueError if a target is not in the model, a rank exceeds a matrix, or the model has LoRA layers already.
+    Raises ValueError if a target is not in the model, a rank exceeds a matrix, or the model is not plain any more.
     """
-    if lora_layers(model):
-        raise ValueError("expected a plain model, found LoRA layers in it; call remove_lora(model) first")
+    if any(name.endswith((".base_layer", ".adapters", ".prefix")) for name, _ in model.named_modules()):
+        raise ValueError("expected a plain model, found LoRA, adapters or a prefix in it; remove_lora, or load it anew")
     wanted = {n: module for n, module in model.named_modules() if set(projections(n)) & set(config.targets)}
     missing = set(config.targets).difference(*map(projections, wanted))
     if missing:

@@ -13,7 +13,7 @@ import copy
 import json
 import math
 from collections.abc import Callable
-from dataclasses import asdict
+from dataclasses import asdict, fields, replace
 from pathlib import Path
 
 import torch
@@ -21,7 +21,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import nn
 
-from baselines import PreEmbed, PreLayer, add_adapters, add_prefix, train_biases, train_top_layers
+from baselines import PreEmbed, PreLayer, add_adapters, add_prefix, require_plain, train_biases, train_top_layers
 from lora import (
     LoRAConfig,
     LoRALinear,
@@ -30,6 +30,7 @@ from lora import (
     count_parameters,
     lora_layers,
     merge_lora,
+    projections,
     remove_lora,
 )
 from models import head_parameters
@@ -49,22 +50,41 @@ def _full(model: nn.Module, settings: Settings) -> None:
 
 def _config(settings: Settings, rank: int | None) -> LoRAConfig:
     """Of pairs of that rank. Rank-stabilised (arXiv:2312.03732), alpha / rank becomes alpha / sqrt(rank)."""
-    if rank is None or settings.alpha is None:
-        raise ValueError(f"{settings.method} takes a rank and alpha; found rank {rank} and alpha {settings.alpha}")
+    if rank is None or not (settings.alpha or 0) > 0:
+        found = f"found rank {rank} and alpha {settings.alpha}"
+        raise ValueError(f"{settings.method} takes a rank and an alpha above 0; {found}")
+    if not settings.b_learning_rate_ratio > 0:
+        raise ValueError(
+            "b_learning_rate_ratio is the learning rate of B over that of A, above 0 (1: plain LoRA, 16: LoRA+); "
+            f"found {settings.b_learning_rate_ratio}"
+        )
     alpha = settings.alpha * (math.sqrt(rank) if settings.rank_stabilised else 1)
     return LoRAConfig(rank, alpha, settings.lora_dropout, settings.targets)
 
 
 def _lora(model: nn.Module, settings: Settings) -> None:
     """LoRA (section 4): low-rank pairs beside the frozen matrices of `settings.targets`."""
-    add_lora(model, _config(settings, settings.rank))
-    if settings.packed_pair:
-        for name, layer in lora_layers(model).items():  # as if the matrix made one thing: the query, to be adapted
-            model.set_submodule(name, LoRALinear(layer.base_layer, ("query",), layer.config))
+    config = _config(settings, settings.rank)
+    packed = _packed(model, settings) if settings.packed_pair else []
+    add_lora(model, config)
+    for name in packed:  # as if the matrix made one thing: the query, to be adapted
+        base_layer = model.get_submodule(name).base_layer
+        model.set_submodule(name, LoRALinear(base_layer, ("query",), replace(config, targets=("query",))))
     if settings.transposed_init:
         for layer in lora_layers(model).values():
             for A in layer.lora_A.data.split(settings.rank):
                 nn.init.kaiming_uniform_(A.T, a=math.sqrt(5))
+
+
+def _packed(model: nn.Module, settings: Settings) -> list[str]:
+    """The matrices that make several projections, a target among them; ValueError if there is none."""
+    matrices = {name: {*projections(name)} for name, _ in model.named_modules()}
+    if packed := [name for name, made in matrices.items() if len(made) > 1 and made & {*settings.targets}]:
+        return packed
+    raise ValueError(
+        "packed_pair is one pair over all of GPT-2's c_attn, whose query, key or value is a target; found "
+        f"{type(model).__name__} with targets {settings.targets!r}: leave it out"
+    )
 
 
 def _sequential_lora(model: nn.Module, settings: Settings) -> None:
@@ -100,8 +120,8 @@ def apply_method(model: nn.Module, settings: Settings) -> None:
     """Change `model` in place as the method says; afterwards exactly its trained set requires a gradient.
 
     A head is part of that set with every method, as in the official code (run_glue.py; issue 16 of
-    microsoft/LoRA: "even though they were trained"). Raises ValueError for an unknown method, and for a
-    model without the task's kind of head.
+    microsoft/LoRA: "even though they were trained"). Raises ValueError for an unknown method, for a model
+    without the task's kind of head or that a method has changed already, and for settings that make no sense.
     """
     if settings.method not in METHODS:
         raise ValueError(f"no method is called {settings.method!r}; the methods are {', '.join(METHODS)}")
@@ -110,9 +130,24 @@ def apply_method(model: nn.Module, settings: Settings) -> None:
             f"{settings.model} does not fit {settings.task}: a GLUE task needs an encoder (BERT, RoBERTa, DeBERTa), "
             f"E2E a GPT-2; found {type(model).__name__}"
         )
+    require_plain(model)
+    _check(settings)
     METHODS[settings.method](model, settings)
     for parameter in head_parameters(model).values():
         parameter.requires_grad_(settings.train_head)
+
+
+def _check(settings: Settings) -> None:
+    """ValueError for a fraction where a number counts, None where it means nothing, and plain LoRA's own elsewhere."""
+    for field in fields(settings):
+        value = getattr(settings, field.name)
+        numbers = value if isinstance(value, tuple) else (value,)
+        fraction = "int" in field.type and any(isinstance(number, float) for number in numbers)
+        if fraction or (value is None and "None" not in field.type):
+            raise ValueError(f"{field.name} is to be of type {field.type}; found {value!r}")
+    others = [name for name in ("packed_pair", "transposed_init") if getattr(settings, name)]
+    if others and settings.method != "lora":
+        raise ValueError(f"{' and '.join(others)}: method {settings.method!r} has no such setting; leave it out")
 
 
 def count_trained(model: nn.Module) -> tuple[int, int, int]:
@@ -144,13 +179,15 @@ def load_trained(model: nn.Module, folder: Path) -> Settings:
     """Change the plain base model as `save_trained`'s was, with what that one learnt; returns the settings.
 
     Raises ValueError if the file is incomplete or not for this model, which then stays as it is: another base,
-    missing or further names, other shapes.
+    missing or further names, other shapes; or a model that is not plain.
     """
+    require_plain(model)
     try:
         with safe_open(folder / TRAINED_FILE, "pt") as file:
             header = json.loads((file.metadata() or {})["method"])
             found = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118, not a dict
-        settings, base_sha256 = Settings(**header["settings"]), header["base_sha256"]
+        saved = {key: tuple(value) if isinstance(value, list) else value for key, value in header["settings"].items()}
+        settings, base_sha256 = Settings(**saved), header["base_sha256"]
     except (OSError, SafetensorError, json.JSONDecodeError, KeyError, TypeError) as error:
         raise ValueError(
             f"expected a whole {TRAINED_FILE} of save_trained in {folder}, found {error!r}; save or copy it again "

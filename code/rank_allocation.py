@@ -5,8 +5,9 @@ with the same rank. Every `schedule_every` steps the importance of each pair is 
 important ones are pruned, and what they free goes to the projections that lost none (`reallocate`). As in the paper
 an eighth of the budget moves at a time, at most eight times (section 4.3: n_A of R_target, N_A); the rest of
 training settles. Different from it: a round follows a number of steps, not a quarter of an epoch, and the first one
-as many as all others. There is no code of the authors to follow. A round takes two evaluations of 32 validation rows
-(the same each time) for every pair.
+as many as all others. Ours too is that a round prunes no more than it can give back (`prunable`), so that the budget
+stays whole. There is no code of the authors to follow. A round takes two evaluations of 32 validation rows (the same
+each time) for every pair.
 
 The budget is checked after every step. The trainer's log, and so the record's `history`, has the ranks of all
 projections after every round: what a heat map of layer x projection x step is drawn from. With it an interrupted
@@ -16,6 +17,7 @@ run needs no further state (`rank_schedule.py`). The scale is alpha / r for the 
 from __future__ import annotations
 
 from collections.abc import Callable
+from itertools import cycle
 from statistics import fmean
 
 import torch
@@ -35,15 +37,21 @@ PairName = tuple[str, int]  # ("0.query", 3): the fourth pair of the first layer
 def uniform_rank(model: nn.Module, settings: Settings) -> int:
     """The rank that each adapted projection of a plain model starts with.
 
-    Raises ValueError for a budget of less than one pair a projection, without targets, and without `schedule_every`.
+    Raises ValueError for a budget of less than one pair a projection or more than they can take, without targets, and
+    without `schedule_every`.
     """
-    places = sum(len({*projections(name)} & {*settings.targets}) for name, _ in model.named_modules())
-    if not places:
+    highest = [  # rank of each; the parts of c_attn are square
+        min(module.weight.shape)
+        for name, module in model.named_modules()
+        for _ in {*projections(name)} & {*settings.targets}
+    ]
+    if not highest:
         raise ValueError(f"targets are matrices of the model, as ('query', 'value'); found {settings.targets!r}")
-    if (settings.rank_budget or 0) < places:
+    places, most = len(highest), min(highest)
+    if not places <= (settings.rank_budget or 0) <= places * most:
         raise ValueError(
-            f"rank_budget is to give each of the {places} adapted projections a pair of rank 1 at least; "
-            f"found {settings.rank_budget}"
+            f"rank_budget is to give each of the {places} adapted projections a pair of rank 1 at least, and {most} at "
+            f"most; found {settings.rank_budget}"
         )
     if (settings.schedule_every or 0) < 1:
         raise ValueError(
@@ -87,25 +95,42 @@ def importances(model: nn.Module, loss: Callable[[nn.Module], float]) -> dict[Pa
     return found
 
 
+def prunable(scores: dict[PairName, float], room: dict[str, int], number: int) -> set[PairName]:
+    """The `number` least important pairs, but for those that nobody could take if they were pruned.
+
+    `room` is how many more pairs each projection can take: those that lose none are to take all that is pruned.
+    """
+    pruned: set[PairName] = set()
+    for pair in sorted(scores, key=scores.__getitem__):
+        spared = {place: pairs for place, pairs in room.items() if place != pair[0]}
+        if len(pruned) < min(number, sum(spared.values())):
+            pruned, room = pruned | {pair}, spared
+    return pruned
+
+
 def reallocate(model: nn.Module, scores: dict[PairName, float], number: int) -> None:
     """Prune the `number` least important pairs and give as many new ones to the projections that lost none.
 
     New pairs (B zero) are dealt out in turn, beginning with the projection whose pairs are the most important on
-    average. If every projection lost one, the pruned pairs are not replaced, as in the paper. A projection without
-    any pair gets none.
+    average, and passing over those that are full. A projection without any pair gets none. What could not be given
+    back is not pruned: every projection may lose a pair but one.
     """
-    pruned = set(sorted(scores, key=scores.__getitem__)[:number])
+    places, held = adapted_projections(model), ranks(model)
+    room = {place: layer.highest_rank - held[place] for place, (layer, _) in places.items() if held[place]}
+    pruned = prunable(scores, room, number)
     mean = {}
-    for place, (layer, target) in adapted_projections(model).items():
-        names = [(place, i) for i in range(len(layer.pairs(target)))]
+    for place, (layer, target) in places.items():
+        names = [(place, i) for i in range(held[place])]
         if names and pruned.isdisjoint(names):
             mean[place] = fmean(scores[name] for name in names)
         kept = [pair for name, pair in zip(names, layer.pairs(target), strict=True) if name not in pruned]
         layer.set_pairs(target, kept)
-    in_need = sorted(mean, key=mean.__getitem__, reverse=True)
-    for i in range(len(pruned) if in_need else 0):
-        layer, target = adapted_projections(model)[in_need[i % len(in_need)]]
+    turns = cycle(sorted(mean, key=mean.__getitem__, reverse=True))
+    for _ in pruned:
+        place = next(place for place in turns if room[place])
+        layer, target = places[place]
         layer.set_pairs(target, [*layer.pairs(target), layer.fresh_pair(1)])
+        room[place] -= 1
 
 
 class AdaptiveRank:
@@ -125,5 +150,9 @@ class AdaptiveRank:
         if due:
             reallocate(model, importances(model, self.validation), max(1, int(self.budget * SHARE_MOVED)))
         used = sum(ranks(model).values())
-        assert used <= self.budget, f"{used} pairs of rank 1 at step {state.global_step}, of a budget of {self.budget}"
+        if used != self.budget:
+            raise RuntimeError(
+                f"expected the budget of {self.budget} pairs of rank 1 after step {state.global_step}, found {used}: "
+                "`reallocate` gave more or fewer than it pruned. Correct it, and start the run anew"
+            )
         return due

@@ -54,12 +54,12 @@ def checked_stages(settings: Settings) -> tuple[int, ...]:
     if settings.stage_trigger not in ("fixed", "plateau"):
         raise ValueError(f"stage_trigger is 'fixed' or 'plateau', found {settings.stage_trigger!r}")
     if settings.stage_trigger == "plateau":
-        at_least = {"schedule_every": 1, "patience": 1, "grace": 0}
+        at_least = {"schedule_every": 1, "patience": 1, "grace": 0, "min_improvement": 0}
         for name, least in at_least.items():
             if (found := getattr(settings, name) or 0) < least:
                 raise ValueError(
                     "a plateau takes schedule_every, the steps between two validations, patience and grace, in "
-                    f"validations; {name} is at least {least}, found {found}"
+                    f"validations, and min_improvement, in nats; {name} is at least {least}, found {found}"
                 )
     return stages
 

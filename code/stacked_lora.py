@@ -38,6 +38,7 @@ class StackedLoRALinear(nn.Module):
         self.places = {part: i for i, part in enumerate(parts) if part in config.targets}  # {"query": 0, "value": 2}
         weight = base_layer.weight if isinstance(base_layer, nn.Linear) else base_layer.weight.T  # (d_out, d_in)
         self.part_size, self.d_in = len(weight) // len(parts), weight.shape[1]
+        self.highest_rank = min(self.part_size, self.d_in)  # of a projection's pairs together
         self.lora_A = nn.ModuleDict({target: nn.ParameterList() for target in self.places})
         self.lora_B = nn.ModuleDict({target: nn.ParameterList() for target in self.places})
         self.dropout = nn.Dropout(config.dropout) if config.dropout else nn.Identity()

@@ -91,11 +91,11 @@ def gpt2_layer(plain: nn.Module, x: Tensor, kind: str, adapters: list[dict[str, 
 def encoder_layer(plain: nn.Module, x: Tensor, kind: str, adapters: list[dict[str, Tensor]], **options) -> Tensor:
     """A layer of BERT, RoBERTa or DeBERTa with its adapters, from a plain layer's parts, self-attention left out."""
     after, output = plain.attention.output, plain.output
-    attention = after.dense(x)
+    attention = after.dropout(after.dense(x))
     if kind == "houlsby":
         attention = attention + bottleneck(attention, adapters[0], kind, **options)
     x = after.LayerNorm(attention + x)
-    feed_forward = output.dense(plain.intermediate(x))
+    feed_forward = output.dropout(output.dense(plain.intermediate(x)))
     if kind == "houlsby":
         feed_forward = feed_forward + bottleneck(feed_forward, adapters[1], kind, **options)
     elif kind == "pfeiffer":
@@ -113,10 +113,13 @@ def our_layer(layer: nn.Module, x: Tensor) -> Tensor:
     return layer.output(layer.intermediate(x), x)
 
 
-def compared(kind: str, family: str, **options) -> list[bool]:
+def compared(kind: str, family: str, dropout: float = 0.0, **options) -> list[bool]:
     """Whether output, gradient of the input and of every weight are equal, from a layer of ours and by the formula."""
-    layer = layers_of(adapted(kind, family))[1]
-    plain = copy.deepcopy(layers_of(tiny(family))[1]).requires_grad_(False)
+    layer = layers_of(adapted(kind, family))[1].train()
+    plain = copy.deepcopy(layers_of(tiny(family))[1]).requires_grad_(False).train()
+    for module in (*layer.modules(), *plain.modules()):
+        if isinstance(module, nn.Dropout):
+            module.p = dropout
     weights = [
         {name: p.detach().clone().requires_grad_(True) for name, p in adapter.named_parameters()}
         for adapter in layer.adapters
@@ -125,7 +128,10 @@ def compared(kind: str, family: str, **options) -> list[bool]:
     x, direction = torch.randn(2, 6, WIDTH), torch.randn(2, 6, WIDTH)
     inputs = [x.clone().requires_grad_(True) for _ in range(2)]
     formula = gpt2_layer if family == "gpt2" else encoder_layer
-    outputs = [our_layer(layer, inputs[0]), formula(plain, inputs[1], kind, weights, **options)]
+    torch.manual_seed(4)
+    outputs = [our_layer(layer, inputs[0])]
+    torch.manual_seed(4)  # the same is dropped again
+    outputs.append(formula(plain, inputs[1], kind, weights, **options))
     for output in outputs:
         (output * direction).sum().backward()
     ours = [outputs[0], inputs[0].grad, *(p.grad for adapter in layer.adapters for p in adapter.parameters())]
@@ -140,6 +146,20 @@ def test_output_and_gradients_of_a_layer_are_those_of_the_papers_formula(kind, f
     found = compared(kind, family)
     assert found == [True] * len(found)
     assert len(found) == 2 + {"houlsby": 8, "lin": 6, "pfeiffer": 4}[kind]
+
+
+@pytest.mark.parametrize(("kind", "family"), CASES)
+def test_an_adapter_reads_what_dropout_leaves_and_nothing_that_it_adds_is_dropped(kind, family):
+    found = compared(kind, family, dropout=0.5)
+    assert found == [True] * len(found)
+
+
+@pytest.mark.parametrize("family", ["gpt2", "bert"])
+def test_an_adapter_before_dropout_would_be_noticed(family, monkeypatch):
+    before = (("attn.c_proj", "mlp.c_proj"), ("attention.output.dense", "output.dense"))
+    monkeypatch.setitem(ADAPTERS, "houlsby", (*before, *ADAPTERS["houlsby"][2:]))
+    assert all(compared("houlsby", family))
+    assert not any(compared("houlsby", family, dropout=0.5)[:2])
 
 
 @pytest.mark.parametrize(("kind", "family"), CASES)

@@ -199,6 +199,62 @@ def test_adaptive_rank_has_the_budget_of_plain_lora(scale):
         assert plain.rank == 8 and counts[0] == counts[1]
 
 
+# Rank over time: part -> scale -> steps between validations, the fall that is no plateau, steps between reallocations,
+# pairs of rank 1.
+SCHEDULES = {
+    "gpt2": {"paper": (1000, 0.01, 2000, 192), "cpu": (150, 0.02, 400, 64), "quick": (40, 0.01, 40, 64)},
+    "gpt2-medium": {"paper": (1000, 0.01, 2000, 384), "cpu": (150, 0.02, 400, 64), "quick": (40, 0.01, 40, 64)},
+    "roberta-base/mrpc": {"paper": (100, 0.01, 150, 192), "cpu": (50, 0.01, 75, 96), "quick": (10, 0.01, 5, 96)},
+}
+OLD_STAGES = {"frozen": {}, "hybrid": {"old_stages": 0.1}, "unfrozen": {"old_stages": 1.0}}  # frozen where not set
+VARIANTS = {
+    "rank-stabilised": {"rank_stabilised": True},
+    "lora-plus": {"b_learning_rate_ratio": 16.0},
+    "all-matrices": {"targets": ("query", "key", "value", "output", "mlp_in", "mlp_out")},
+}
+
+
+def declared_over_time(part, scale):
+    """Row -> the settings in which it differs from plain LoRA."""
+    validations, fall, reallocations, budget = SCHEDULES[part][scale]
+    sequential = {"method": "sequential-lora", "rank": None, "rank_stages": (2, 4, 6, 8)}
+    plateau = {"stage_trigger": "plateau", "schedule_every": validations, "min_improvement": fall, "grace": 1}
+    rows = {
+        "adaptive": {"method": "adaptive-lora", "rank": None, "schedule_every": reallocations, "rank_budget": budget}
+    }
+    for old, share in OLD_STAGES.items():
+        rows[f"sequential-fixed-{old}"] = sequential | {"stage_trigger": "fixed"} | share
+        rows[f"sequential-plateau-{old}"] = sequential | plateau | share
+    return rows
+
+
+def differences_from_plain_lora(table, scale):
+    """Name -> the settings of the table's experiment in which it differs from the one it is measured against."""
+    found = {}
+    for experiment in (e for e in EXPERIMENTS.values() if e.table == table):
+        ours, plain = (vars(resolve(each, scale)) for each in (experiment, find(experiment.against)))
+        found[experiment.name] = {key: value for key, value in ours.items() if value != plain[key]}
+    return found
+
+
+@pytest.mark.parametrize("scale", SCALES)
+def test_rank_over_time_differs_from_plain_lora_in_its_schedule_and_nowhere_else(scale):
+    assert differences_from_plain_lora("rank-over-time", scale) == {
+        f"rank-over-time/{part}/{row}": facts
+        for part in SCHEDULES
+        for row, facts in declared_over_time(part, scale).items()
+    }
+
+
+@pytest.mark.parametrize("scale", SCALES)
+def test_a_variant_of_lora_differs_from_plain_lora_in_one_setting_and_where_it_has_its_own_in_the_rate(scale):
+    rates = {"lora-plus": 5e-5} if scale == "paper" else {row: E2E_RATES[row] for row in VARIANTS}
+    assert differences_from_plain_lora("variants", scale) == {
+        f"variants/gpt2/{row}": facts | ({"learning_rate": rates[row]} if row in rates else {})
+        for row, facts in VARIANTS.items()
+    }
+
+
 def test_an_unknown_name_is_answered_with_the_nearest():
     with pytest.raises(
         ValueError, match=r"no experiment is called 'table3/gpt2/lora-r5'; nearest: .*table3/gpt2/lora-r"

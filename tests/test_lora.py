@@ -465,7 +465,7 @@ def test_a_target_that_the_model_does_not_have_is_refused():
 
 
 def test_lora_on_top_of_lora_is_refused():
-    with pytest.raises(ValueError, match="expected a plain model, found LoRA layers"):
+    with pytest.raises(ValueError, match="expected a plain model, found LoRA, adapters or a prefix in it; remove_lora"):
         add_lora(trained_gpt2(), LoRAConfig())
 
 

@@ -4,11 +4,13 @@ weights in both they have to give the same numbers, forwards and backwards, and 
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import loralib
 import pytest
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
+from peft.optimizers import create_loraplus_optimizer
 from torch import nn
 from transformers import (
     BertConfig,
@@ -23,6 +25,9 @@ from transformers import (
 from transformers.pytorch_utils import Conv1D
 
 from lora import LoRAConfig, LoRALinear, add_lora, load_lora, lora_layers, save_lora
+from methods import apply_method
+from optimizer import parameter_groups
+from settings import Settings
 
 # PEFT asks transformers for a property that transformers 5.23 has renamed.
 pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")
@@ -198,6 +203,56 @@ def test_peft_computes_the_same_from_our_folder_with_a_trained_head(tmp_path, na
     theirs = PeftModel.from_pretrained(encoder(name), tmp_path).eval()
     assert torch.allclose(logits(theirs), logits(model), atol=1e-5)
     assert not torch.allclose(logits(encoder(name)), logits(model), atol=1e-2)
+
+
+VARIANT = Settings(
+    task="e2e", model="any", method="lora", learning_rate=1e-3, epochs=1, batch_size=1, rank=RANK, alpha=ALPHA,
+    targets=("query", "value"), train_head=False,
+)  # fmt: skip
+ALIKE = {  # where a pair of ours is one of PEFT's: over all of c_attn, and for each of BERT's matrices
+    "gpt2": (gpt2, {"packed_pair": True}, {"target_modules": ["c_attn"], "fan_in_fan_out": True}),
+    "bert": (encoder, {"task": "mrpc"}, {"target_modules": ["query", "value"]}),
+}
+
+
+def ours_and_pefts(family: str, ours: dict, theirs: dict) -> tuple[nn.Module, nn.Module, dict[str, str]]:
+    """A model of ours and PEFT's, each with its variant of LoRA and the same random pairs; our names -> PEFT's."""
+    build, as_pefts, as_ours = ALIKE[family]
+    model = build()
+    apply_method(model, replace(VARIANT, **as_pefts, **ours))
+    pefts = get_peft_model(build(), LoraConfig(r=RANK, lora_alpha=ALPHA, **as_ours, **theirs)).eval()
+    names = {n: f"base_model.model.{n}.default.weight" for n, _ in model.named_parameters() if ".lora_" in n}
+    for name, parameter in randomise(model).named_parameters():
+        if name in names:
+            pefts.get_parameter(names[name]).data.copy_(parameter)
+    return model, pefts, names
+
+
+@pytest.mark.parametrize("family", ALIKE)
+def test_rank_stabilised_logits_and_gradients_are_pefts(family):
+    ours, theirs, names = ours_and_pefts(family, {"rank_stabilised": True}, {"use_rslora": True})
+    for model in (ours, theirs):
+        model(TOKENS).logits.square().sum().backward()
+    assert torch.allclose(logits(ours), logits(theirs), rtol=1e-4, atol=1e-5)
+    for name, pefts in names.items():
+        gradient = ours.get_parameter(name).grad
+        assert gradient.any() and torch.allclose(gradient, theirs.get_parameter(pefts).grad, rtol=1e-4, atol=1e-4)
+    plain, *_ = ours_and_pefts(family, {}, {})
+    assert not torch.allclose(logits(plain), logits(theirs), atol=1e-2)  # the other scale would be noticed
+
+
+@pytest.mark.parametrize("family", ALIKE)
+def test_with_lora_plus_every_matrix_has_the_learning_rate_that_peft_gives_it(family):
+    model, pefts, names = ours_and_pefts(family, {}, {})
+    theirs = create_loraplus_optimizer(pefts, torch.optim.AdamW, lr=1e-3, loraplus_lr_ratio=16.0)
+
+    def rates(model: nn.Module, groups: list[dict]) -> dict[str, float]:
+        by_parameter = {p: group["lr"] for group in groups for p in group["params"]}
+        return {name: by_parameter[p] for name, p in model.named_parameters() if p in by_parameter}
+
+    ours = rates(model, parameter_groups(model, replace(VARIANT, b_learning_rate_ratio=16.0), (), {}))
+    assert {names[name]: rate for name, rate in ours.items()} == rates(pefts, theirs.param_groups)
+    assert set(ours.values()) == {1e-3, 16e-3}
 
 
 def peft_folder(folder, model, **settings):

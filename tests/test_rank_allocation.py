@@ -5,12 +5,12 @@ from __future__ import annotations
 import copy
 from dataclasses import replace
 from functools import partial
+from types import SimpleNamespace
 
 import pytest
 import torch
 from torch import nn
 
-import rank_allocation
 import training
 from evaluation import validation_loss
 from lora import load_lora, lora_layers, save_lora
@@ -19,7 +19,7 @@ from rank_allocation import ROUNDS, AdaptiveRank, importances, reallocate
 from rank_schedule import conclude, schedule_of
 from settings import Settings
 from sittings import TrainingInterrupted
-from stacked_lora import adapted_projections, ranks
+from stacked_lora import adapted_projections, fold, ranks
 from test_training import run_training, some_rows, stop_at_call, tiny_model
 from training import completion_loss
 
@@ -71,7 +71,8 @@ def test_the_budget_is_spread_evenly_at_the_start(budget, expected):
 @pytest.mark.parametrize(
     ("wrong", "message"),
     [
-        ({"rank_budget": 3}, "each of the 4 adapted projections a pair of rank 1 at least; found 3"),
+        ({"rank_budget": 3}, "each of the 4 adapted projections a pair of rank 1 at least, and 32 at most; found 3"),
+        ({"rank_budget": 4 * 32 + 1}, "and 32 at most; found 129"),
         ({"rank_budget": None}, "found None"),
         ({"schedule_every": None}, "number of steps between two reallocations; found None"),
         ({"schedule_every": 0}, "found 0"),
@@ -146,7 +147,6 @@ SCORES = {("0.query", 0): 1.0, ("0.query", 1): 5.0, ("0.value", 0): 3.0, ("0.val
         (2, [1, 3, 3, 1]),  # then "0.value"
         (3, [1, 1, 5, 1]),
         (4, [1, 0, 6, 1]),  # both pairs of "0.value"
-        (7, [0, 0, 1, 0]),  # every projection lost one: nobody to give them to
     ],
 )
 def test_the_least_important_pairs_are_pruned_and_the_projections_that_kept_all_get_theirs(number, expected):
@@ -182,6 +182,49 @@ def test_a_projection_without_a_pair_gets_none():
     assert list(ranks(model).values()) == [0, 0, 8, 0]
 
 
+def test_the_projection_in_need_is_that_of_the_highest_mean_whatever_its_number_of_pairs():
+    model = adapted()
+    for place, number in (("1.query", 1), ("1.value", 3)):
+        layer, target = adapted_projections(model)[place]
+        layer.set_pairs(target, [layer.fresh_pair(1) for _ in range(number)])
+    scores = {("1.query", 0): 5.0} | {("1.value", i): 4.0 for i in range(3)}  # a mean of 5 and of 4, sums of 5 and 12
+    scores |= {(place, i): 1.0 for place in ("0.query", "0.value") for i in (0, 1)}
+    reallocate(model, scores, 1)
+    assert list(ranks(model).values()) == [1, 2, 2, 3]
+
+
+def test_a_round_in_which_every_projection_would_lose_a_pair_spares_the_one_that_is_to_take_them():
+    model = adapted()
+    reallocate(model, SCORES, 7)
+    assert list(ranks(model).values()) == [0, 0, 8, 0]
+    reallocate(model, {("1.query", i): 0.0 for i in range(8)}, 7)  # nobody else is left
+    assert list(ranks(model).values()) == [0, 0, 8, 0]
+
+
+def of_width_8(*held):
+    """A model whose projections, of width 8, have so many pairs, those of later projections more important."""
+    model = tiny_model(n_embd=8)
+    apply_method(model, replace(SETTINGS, rank_budget=4))
+    for (layer, target), number in zip(adapted_projections(model).values(), held, strict=True):
+        layer.set_pairs(target, [layer.fresh_pair(1) for _ in range(number)])
+    return model, {(name, i): float(n) for n, (name, rank) in enumerate(ranks(model).items()) for i in range(rank)}
+
+
+@pytest.mark.parametrize(
+    ("held", "number", "expected"),
+    [
+        ((4, 4, 1, 7), 4, [0, 5, 3, 8]),  # in turn to the last, which is full then, and to the two before it
+        ((8, 8, 8, 7), 3, [7, 8, 8, 8]),  # one pair is all that can be taken
+        ((8, 8, 8, 8), 3, [8, 8, 8, 8]),
+    ],
+)
+def test_a_projection_whose_rank_is_that_of_its_matrix_gets_no_more(held, number, expected):
+    model, scores = of_width_8(*held)
+    reallocate(model, scores, number)
+    assert list(ranks(model).values()) == expected
+    fold(model)  # which refuses a rank that is larger than the matrix
+
+
 # a run
 
 
@@ -211,14 +254,30 @@ def test_ranks_settle_after_eight_rounds(tmp_path):
     assert list(rank_log(result)) == list(range(ROUNDS + 1)) == list(range(9))
 
 
-def test_a_budget_that_is_exceeded_ends_the_run(tmp_path, monkeypatch):
-    def generous(model, scores, number):
-        layer, target = adapted_projections(model)["0.query"]
-        layer.set_pairs(target, [*layer.pairs(target), layer.fresh_pair(1)])
+def test_the_budget_stays_whole_when_one_projection_has_come_to_have_all_of_it(tmp_path):
+    settings = replace(SETTINGS, targets=("query",), schedule_every=1)
+    _, result = run(tmp_path, settings, schedule=AdaptiveRank(settings, lambda model: 0.0))
+    assert [list(held.values()) for held in rank_log(result).values()] == [
+        [8, 8], [6, 10], [4, 12], [2, 14], *[[0, 16]] * 5,
+    ]  # fmt: skip
 
-    monkeypatch.setattr(rank_allocation, "reallocate", generous)
-    with pytest.raises(AssertionError, match="17 pairs of rank 1 at step 4, of a budget of 16"):
-        run(tmp_path, schedule=AdaptiveRank(SETTINGS, lambda model: 0.0))
+
+def at_step_4(budget, model):
+    """One round of a schedule with that budget, on four projections."""
+    schedule = AdaptiveRank(replace(SETTINGS, rank_budget=budget), lambda model: 0.0)
+    schedule.after_step(model, SimpleNamespace(global_step=4, max_steps=20), None)
+
+
+def test_of_a_budget_below_eight_one_pair_moves():
+    model = adapted(4)
+    at_step_4(4, model)
+    assert list(ranks(model).values()) == [0, 2, 1, 1]
+
+
+@pytest.mark.parametrize("number", [3, 5])
+def test_more_or_fewer_pairs_than_the_budget_end_the_run(number):
+    with pytest.raises(RuntimeError, match=f"expected the budget of 4 pairs of rank 1 after step 4, found {number}: "):
+        at_step_4(4, of_width_8(1, 1, 1, number - 3)[0])
 
 
 def test_the_optimizer_forgets_a_pruned_pair_and_knows_nothing_of_a_new_one(tmp_path, monkeypatch):

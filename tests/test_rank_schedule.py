@@ -472,7 +472,11 @@ def test_a_schedule_judges_by_so_many_rows_at_most_from_all_over_the_split(setti
         ({"stage_trigger": "plateau"}, "a plateau takes schedule_every, .*; schedule_every is at least 1, found 0"),
         ({"stage_trigger": "plateau", "schedule_every": 5, "patience": 0}, "patience is at least 1, found 0"),
         ({"stage_trigger": "plateau", "schedule_every": 5, "grace": -1}, "grace is at least 0, found -1"),
-        ({"alpha": None}, "sequential-lora takes a rank and alpha; found rank 8 and alpha None"),
+        (
+            {"stage_trigger": "plateau", "schedule_every": 5, "min_improvement": -0.1},
+            "in nats; min_improvement is at least 0, found -0.1",
+        ),
+        ({"alpha": None}, "sequential-lora takes a rank and an alpha above 0; found rank 8 and alpha None"),
         ({"rank_stages": (2, 64)}, "rank 64 is larger than the matrix"),
     ],
 )
