@@ -25,6 +25,11 @@ class OfficialAdamW(torch.optim.AdamW):
     def __init__(self, params: Any, epsilon: float, **settings: Any):
         super().__init__(params, eps=epsilon, fused=True, **settings)
         self.epsilon = epsilon
+        self.taken: dict[nn.Parameter, int] = {}  # steps; torch's own count is on the GPU, where to read it is to wait
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        super().load_state_dict(state_dict)
+        self.taken = {p: int(state["step"]) for p, state in self.state.items()}
 
     def step(self, closure: Callable[[], float] | None = None) -> float | None:
         groups = self.param_groups
@@ -33,12 +38,14 @@ class OfficialAdamW(torch.optim.AdamW):
             return super().step(closure)
         finally:
             self.param_groups = groups
+            moved = (p for group in groups for p in group["params"] if p.grad is not None)
+            self.taken |= {p: self.taken.get(p, 0) + 1 for p in moved}
 
     def _by_steps_taken(self, group: dict[str, Any]) -> list[dict[str, Any]]:
         """The group in parts that have one epsilon each: pairs that are added later have taken fewer steps."""
         parts: dict[int, list[nn.Parameter]] = {}
         for p in group["params"]:
-            parts.setdefault(int(self.state[p]["step"]) if p in self.state else 0, []).append(p)
+            parts.setdefault(self.taken.get(p, 0), []).append(p)
         decay = group["betas"][1]
         return [
             group | {"params": params, "eps": self.epsilon / math.sqrt(1 - decay ** (taken + 1))}

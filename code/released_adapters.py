@@ -20,11 +20,15 @@ in the scripts for RoBERTa. Layers: https://github.com/microsoft/LoRA/blob/c4593
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from pickle import UnpicklingError
+from typing import Any
 
 import torch
 from torch import Tensor, nn
+from transformers.models.deberta_v2.modeling_deberta_v2 import DisentangledSelfAttention
 
 from data_places import download, find_file
 from lora import LoRAConfig, add_lora, base_parameters, lora_layers, projections, remove_lora
@@ -97,4 +101,19 @@ def load_released_adapter(model: nn.Module, file: str | Path, alpha: float, rank
         )
     for name, parameter in slots.items():
         parameter.requires_grad_(True).data.copy_(state[name])
+    for attention in (module for module in model.modules() if isinstance(module, DisentangledSelfAttention)):
+        plain = partial(_by_frozen_query, attention, attention.disentangled_attention_bias)
+        attention.disentangled_attention_bias = plain
     return list(lora_layers(model))
+
+
+def _by_frozen_query(attention: nn.Module, bias: Callable[..., Tensor], *inputs: Any) -> Tensor:
+    """DeBERTa's bias for relative positions without the query's pair: so the adapters were trained.
+
+    The authors' code projects positions by the frozen weight; transformers sends words and positions through one layer.
+    """
+    adapted, attention.query_proj = attention.query_proj, attention.query_proj.base_layer
+    try:
+        return bias(*inputs)
+    finally:
+        attention.query_proj = adapted

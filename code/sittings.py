@@ -19,6 +19,7 @@ from rank_schedule import ended
 from records import write_atomically
 
 CHECKPOINT_SECONDS = 300
+SIZES = "sizes.json"  # in a checkpoint: its other files, by size
 SAVING_SHARE = 0.05  # of the time between two of them, at most: gigabytes to a slow disk are saved less often
 
 
@@ -50,7 +51,7 @@ class Sitting(TrainerCallback):
     """
 
     def __init__(self, folder: Path, tokens: Callable[[], int], anywhere: Callable[..., list[bool]]):
-        self.clock, self.tokens, self.anywhere = folder / "clock.json", tokens, anywhere
+        self.folder, self.clock, self.tokens, self.anywhere = folder, folder / "clock.json", tokens, anywhere
         nothing = {"seconds": 0.0, "tokens": 0, "peak_memory_gib": 0.0}
         self.earlier = nothing | (json.loads(self.clock.read_text()) if self.clock.exists() else {})
         self.started, self.stop = time.monotonic(), False
@@ -95,17 +96,20 @@ class Sitting(TrainerCallback):
         self.next = now + max(CHECKPOINT_SECONDS, (now - self.saving_since) / SAVING_SHARE)
         if state.is_world_process_zero:
             write_atomically(self.clock, json.dumps(self.spent()))
+            saved = self.folder / f"checkpoint-{state.global_step}"
+            sizes = {file.name: file.stat().st_size for file in saved.iterdir() if file.is_file()}
+            write_atomically(saved / SIZES, json.dumps(sizes))
 
 
 def newest_checkpoint(folder: Path) -> str | None:
-    """The newest that was saved whole: its state, which Trainer writes last, can be read."""
-    complete = [p for p in folder.glob("checkpoint-*") if _readable(p / "trainer_state.json")]
-    return str(max(complete, key=lambda p: int(p.name.split("-")[1]))) if complete else None
+    """The newest that is there whole: a kill, or a mounted drive that was cut off, may leave less than was saved."""
+    whole = [p for p in folder.glob("checkpoint-*") if _whole(p)]
+    return str(max(whole, key=lambda p: int(p.name.split("-")[1]))) if whole else None
 
 
-def _readable(state: Path) -> bool:
+def _whole(checkpoint: Path) -> bool:
     try:
-        json.loads(state.read_text(encoding="utf-8"))
+        sizes = json.loads((checkpoint / SIZES).read_text(encoding="utf-8"))
+        return all((checkpoint / name).stat().st_size >= size for name, size in sizes.items())
     except (FileNotFoundError, ValueError):
         return False
-    return True

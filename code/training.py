@@ -7,7 +7,7 @@ formed by length (nothing is padded to 512; padding never touched the loss, thou
 step), and logits are computed only where the loss is (elsewhere their gradient is zero).
 
 Checkpoints hold what is trained, never the frozen base. A run that is stopped continues where it
-was, with the same batches, and ends in the same weights.
+was, with the same batches, and on a CPU ends in the same weights, to the last bit.
 """
 
 from __future__ import annotations

@@ -44,7 +44,15 @@ def encoder(name: str, labels: int = 3) -> nn.Module:
     shape |= {"vocab_size": 24, "max_position_embeddings": 16, "num_labels": labels}
     if name == "roberta":
         return RobertaForSequenceClassification(RobertaConfig(**shape)).eval()
-    return DebertaV2ForSequenceClassification(DebertaV2Config(**shape)).eval()
+    shape |= {"relative_attention": True, "share_att_key": True, "pos_att_type": ["c2p", "p2c"], "position_buckets": 4}
+    return DebertaV2ForSequenceClassification(DebertaV2Config(**shape, initializer_range=0.3)).eval()
+
+
+class OfficialQuery(loralib.Linear):
+    """Positions, of which there are twice the buckets and one batch, go through the frozen weight alone."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return nn.Linear.forward(self, x) if x.shape[:2] == (1, 2 * 4) else super().forward(x)
 
 
 def loralib_gpt2(alpha: float = 32, enable=(True, False, True)) -> GPT2LMHeadModel:
@@ -66,7 +74,8 @@ def loralib_encoder(name: str, alpha: float) -> nn.Module:
         nn.init.normal_(parameter)
     for layer in getattr(model, name).encoder.layer:
         for projection in ("query", "value") if name == "roberta" else ("query_proj", "value_proj"):
-            linear = loralib.Linear(WIDTH, WIDTH, r=RANK, lora_alpha=alpha, merge_weights=False)
+            layer_type = OfficialQuery if projection == "query_proj" else loralib.Linear
+            linear = layer_type(WIDTH, WIDTH, r=RANK, lora_alpha=alpha, merge_weights=False)
             linear.load_state_dict(getattr(layer.attention.self, projection).state_dict(), strict=False)
             nn.init.normal_(linear.lora_B, std=0.1)
             setattr(layer.attention.self, projection, linear)

@@ -317,11 +317,14 @@ def test_a_stopped_run_goes_on_where_it_was_and_not_at_its_best_epoch(tmp_path):
     )  # as where what follows the training was cut
 
 
-def test_a_checkpoint_that_was_not_saved_whole_is_passed_over(tmp_path):
+@pytest.mark.parametrize("name", ["trainer_state.json", "optimizer.pt", "trained.safetensors", "sizes.json"])
+@pytest.mark.parametrize("left", ["a part", "nothing"])
+def test_a_checkpoint_that_is_not_there_whole_is_passed_over(tmp_path, name, left):
     with pytest.raises(TrainingInterrupted, match="after step 13"):
         run_training(tmp_path, loss=stop_at_call(13))
-    state = tmp_path / "checkpoint-13" / "trainer_state.json"
-    state.write_text(state.read_text()[:100])
+    assert newest_checkpoint(tmp_path) == str(tmp_path / "checkpoint-13")
+    file = tmp_path / "checkpoint-13" / name
+    file.write_bytes(file.read_bytes()[:100]) if left == "a part" else file.unlink()
     assert newest_checkpoint(tmp_path) == str(tmp_path / "checkpoint-10")
     assert run_training(tmp_path)[1].steps == 20
 
@@ -331,7 +334,8 @@ def test_checkpoints_are_saved_by_the_clock_and_less_often_where_that_takes_long
     monkeypatch.setattr(sittings, "time", SimpleNamespace(monotonic=lambda: now))
     monkeypatch.setattr(sittings, "peak_memory_gib", lambda: 1.0)
     sitting = sittings.Sitting(tmp_path, tokens=lambda: 0, anywhere=lambda *flags: list(flags))
-    state = SimpleNamespace(epoch=0.5, log_history=[], is_world_process_zero=True)
+    state = SimpleNamespace(epoch=0.5, log_history=[], is_world_process_zero=True, global_step=7)
+    (tmp_path / "checkpoint-7").mkdir()
 
     def asked_at(seconds):
         nonlocal now
