@@ -36,13 +36,19 @@ WORDS = {  # of a row's name, as the paper writes them
 ERRORS = ("missing", "wrong", "added", "repeated")
 
 
-def label(experiment: Experiment) -> str:
-    """A row's name in a figure: `LoRA r=4`, `full fine-tuning`, `Adapter H 11M`, `LoRA 0.004`."""
-    row, rate = experiment.row, ""
+def label(experiment: Experiment, scale: str = "paper") -> str:
+    """A row's name in a figure: `LoRA r=4`, `LoRA† r=8`, `full fine-tuning`, `Adapter L 11M`, `LoRA 0.004`."""
     if experiment.paper.evaluate == "selection":
         *_, row, rate = experiment.name.split("/")
-    words = " ".join(WORDS.get(word, word) for word in row.split("-"))
-    return re.sub(r"\br(\d+)\b", r"r=\1", f"{words} {rate}".strip())
+        return f"{_words(row, scale)} {rate}"
+    return _words(experiment.row, scale)
+
+
+def _words(row: str, scale: str) -> str:
+    if scale != "paper":  # the size in a name is that on the paper's model, and of Adapter L there are two at any scale
+        row = re.sub(r"-[\d.]+M$", "-wide" if row.startswith("adapter-l-") else "", row)
+    words = re.sub(r"\br(\d+)\b", r"r=\1", " ".join(WORDS.get(word, word) for word in row.split("-")))
+    return re.sub(r"^LoRA (.*) restricted$", r"LoRA† \1", words)
 
 
 def _panel(settings: Settings, found: list[dict[str, Any]], metric: str = "") -> str:
@@ -65,7 +71,7 @@ def parameters(table: str, scale: str) -> Rows:
             main = cells([experiment], scale).iloc[0]
             for seed, score in main["each_seed"].items():
                 yield {
-                    "panel": _panel(settings, found, main["metric"]), "label": label(experiment),
+                    "panel": _panel(settings, found, main["metric"]), "label": label(experiment, scale),
                     "method": settings.method, "trainable": main["trainable"], "seed": seed,
                     "score": printed(main["metric"], score),
                 }  # fmt: skip
@@ -88,7 +94,7 @@ def training(table: str, scale: str) -> Rows:
     """Training and validation loss of every seed."""
     for experiment, settings, found in _runs(table, scale):
         for record in found:
-            of_run = {"panel": _panel(settings, found), "label": label(experiment), "method": settings.method}
+            of_run = {"panel": _panel(settings, found), "label": label(experiment, scale), "method": settings.method}
             yield from (of_run | {"seed": record["seed"]} | point for point in _losses(record))
 
 
@@ -103,7 +109,7 @@ def epochs(table: str, scale: str) -> Rows:
                 for split in (next(iter(task.validation)), "held_out"):
                     if split in epoch:
                         yield {
-                            "panel": _panel(settings, found, task.main_metric), "label": label(experiment),
+                            "panel": _panel(settings, found, task.main_metric), "label": label(experiment, scale),
                             "method": settings.method, "seed": record["seed"], "split": split.partition("_m")[0],
                             "epoch": epoch["epoch"], "score": printed("", 100 * epoch[split][task.main_metric]),
                         }  # fmt: skip
@@ -126,7 +132,7 @@ def choice(table: str, scale: str) -> Rows:
     for experiment, settings, found in _runs(table, scale):
         main = cells([experiment], scale).iloc[0]
         yield {
-            "panel": _panel(settings, found, main["metric"]), "method": experiment.name.split("/")[2],
+            "panel": _panel(settings, found, main["metric"]), "label": _words(experiment.name.split("/")[2], scale),
             "learning_rate": f"{settings.learning_rate:g}", "n": len(found),
             "score": printed(main["metric"], main["value"]), "used": "yes" if _recipe(settings) in used else "no",
         }  # fmt: skip
@@ -140,14 +146,17 @@ def _recipe(settings: Settings) -> tuple:
 
 
 def stages(table: str, scale: str) -> Rows:
-    """How a rank that grows in stages and the losses go over time, and those of the plain LoRA it is compared with."""
-    grown = [run for run in _runs(table, scale) if run[1].method == "sequential-lora"]
-    plain = dict.fromkeys(experiment.against for experiment, *_ in grown)
+    """How a rank that changes while training and the losses go, and those of the plain LoRA it is compared with.
+
+    The rank is a mean over projections: an adaptive budget moves rank between them and keeps it.
+    """
+    changing = [run for run in _runs(table, scale) if run[1].method in ("sequential-lora", "adaptive-lora")]
+    plain = dict.fromkeys(experiment.against for experiment, *_ in changing)
     for experiment, settings, found in [
-        *((find(name), resolve(find(name), scale), seeds_of(find(name), scale)) for name in plain), *grown,
+        *((find(name), resolve(find(name), scale), seeds_of(find(name), scale)) for name in plain), *changing,
     ]:  # fmt: skip
         for record in found:
-            what = {"panel": _panel(settings, found), "label": label(experiment), "seed": record["seed"]}
+            what = {"panel": _panel(settings, found), "label": label(experiment, scale), "seed": record["seed"]}
             history = record["history"]
             changes = [(entry["step"], fmean(entry["ranks"].values())) for entry in history if "ranks" in entry]
             changes = changes or [(0, float(settings.rank))]
@@ -169,7 +178,7 @@ def ranks(table: str, scale: str) -> Rows:
         for (step, place), of_seeds in counts.items():
             layer, _, projection = place.partition(".")
             yield {
-                "panel": _panel(settings, found), "label": label(experiment), "n": len(found), "layer": layer,
+                "panel": _panel(settings, found), "label": label(experiment, scale), "n": len(found), "layer": layer,
                 "projection": projection, "step": step, "rank": f"{fmean(of_seeds):g}",
             }  # fmt: skip
 
@@ -180,8 +189,8 @@ def costs(table: str, scale: str) -> Rows:
         of_run = cells([experiment], scale).set_index("metric")["value"]
         shown = ("training_minutes", "decoding_minutes", "peak_memory_gib")
         yield {
-            "panel": _panel(settings, found), "label": label(experiment), "method": settings.method, "n": len(found),
-            "device": "; ".join(sorted({record["device"] for record in found})),
+            "panel": _panel(settings, found), "label": label(experiment, scale), "method": settings.method,
+            "n": len(found), "device": "; ".join(sorted({record["device"] for record in found})),
         } | {metric: printed(metric, of_run.get(metric)) for metric in shown}  # fmt: skip
 
 
@@ -195,7 +204,7 @@ def slots(table: str, scale: str) -> Rows:
         errors = Counter(chain.from_iterable(slot_matching.errors_by_slot(mrs, texts)))
         for slot, kind in product(slot_matching.SLOTS, ERRORS):
             yield {
-                "panel": _panel(settings, found), "label": label(experiment), "n": len(found), "slot": slot,
+                "panel": _panel(settings, found), "label": label(experiment, scale), "n": len(found), "slot": slot,
                 "kind": kind, "errors": errors[slot, kind], "texts": len(texts),
             }  # fmt: skip
 

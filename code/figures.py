@@ -12,6 +12,8 @@ from collections.abc import Callable, Iterator
 from io import StringIO
 from itertools import product
 from pathlib import Path
+from textwrap import fill, wrap
+from typing import Any
 
 import pandas as pd
 from matplotlib.axes import Axes
@@ -21,18 +23,22 @@ from matplotlib.ticker import MaxNLocator, NullFormatter
 
 import paths
 from figure_data import ERRORS, figure_data
-from figure_style import BRIGHTNESS, GREYS, HATCHES, legend_below, panels, save, styles
+from figure_style import BRIGHTNESS, GREYS, HATCHES, legend_below, panels, save, styles, wide_and_small
 from result_tables import TITLES
 
-INCHES_A_LETTER = 0.08  # of a title, so that none is cut off
+INCHES_A_LETTER, INCHES_A_LINE = 0.073, 0.16  # of a title, so that none is cut off
 ASIDE = 1.1  # how far a seed's dot is drawn beside the next one's, on the axis of parameters
+QUANTITIES = {  # of a curve
+    "rank": "mean rank", "training": "minimised loss (nats)", "validation": "validation loss (nats)",
+    "end": "validation loss (nats)",
+}  # fmt: skip
 HEADINGS = {
     "parameters": "Score against trainable parameters, a dot a seed, side by side",
-    "training": "Loss while training, a line a seed",
+    "training": "Loss while training, a line or a dot a seed",
     "epochs": "Score after every epoch, a line a seed",
     "grid": "Score by adapted matrices and rank",
-    "choice": "Score by learning rate, the rate that the tables use ringed",
-    "stages": "Rank and loss over time, a line a seed",
+    "choice": "Score by learning rate; large: the rate that the tables use",
+    "stages": "Rank and loss over time, a line or a dot a seed",
     "ranks": "Where an adaptive budget of rank goes, reallocation by reallocation",
     "costs": "Time and memory of a run, medians over seeds",
     "slots": "Slot errors of the texts, by slot and by kind",
@@ -41,7 +47,7 @@ HEADINGS = {
 
 def _by_panel(data: pd.DataFrame, axes: list[Axes]) -> Iterator[tuple[pd.DataFrame, Axes]]:
     for (title, rows), ax in zip(data.groupby("panel", sort=False), axes, strict=True):
-        ax.set_title(title.partition(":")[0])
+        ax.set_title(fill(title.partition(":")[0], 21))  # as much as a third of the width has room for
         yield rows, ax
 
 
@@ -51,9 +57,8 @@ def _metric(rows: pd.DataFrame) -> str:
 
 
 def parameters(data: pd.DataFrame) -> Figure:
-    figure, axes = panels(
-        data["panel"].nunique(), columns=4, size=(2.7, 2.6) if data["panel"].nunique() > 2 else (4.6, 3.4)
-    )
+    number = data["panel"].nunique()
+    figure, axes = panels(number, columns=3, height=2.1) if number > 1 else panels(1, columns=1, height=3, width=3.7)
     looks, handles = styles(data["label"]), {}
     for rows, ax in _by_panel(data, axes):
         for name, points in rows.groupby("label", sort=False):
@@ -68,49 +73,67 @@ def parameters(data: pd.DataFrame) -> Figure:
     return figure
 
 
-def _curves(
-    data: pd.DataFrame, column: str, kinds: tuple[str, ...], x: str, y: str, size: tuple[float, float]
-) -> tuple[Figure, list[tuple[Axes, str, str, pd.DataFrame]]]:
-    """A row of axes a panel, one for each kind of `column`, a line a seed: (axes, panel, kind, rows) of each."""
+def _curves(data: pd.DataFrame, column: str, x: str, y: str, titles: dict[str, str], height: float) -> Figure:
+    """Axes in pairs, for each panel one of every kind of `column`: a line a seed; dots by name where all are points."""
     names = list(data["panel"].unique())
-    figure, axes = panels(len(kinds) * len(names), columns=len(kinds), size=size)
+    figure, axes = panels(len(titles) * len(names), columns=2, height=height)
     looks = styles(data["label"])
-    found = []
-    for ax, (panel, kind) in zip(axes, product(names, kinds), strict=True):
-        rows = data[(data["panel"] == panel) & (data[column] == kind)]
-        dense = {"marker": ""} if kind == "training" else {}
+    for ax, (panel, kind) in zip(axes, product(names, titles), strict=True):
+        of_panel = data[data["panel"] == panel]
+        rows = of_panel[of_panel[column] == kind]
+        if rows.empty:
+            ax.remove()
+            continue
+        what = _metric(rows) if y == "score" else QUANTITIES[kind]
+        ax.set_title(f"{panel.partition(':')[0]}: {titles[kind]}")
+        if not rows.duplicated(["label", "seed"]).any():
+            _dots(ax, rows, y, looks)
+            ax.set_xlabel(what.replace(" (", " at the end ("))
+            continue
+        how = {"training": {"marker": ""}, "rank": {"drawstyle": "steps-post"}}.get(kind, {})
         for (name, _), line in rows.groupby(["label", "seed"], sort=False):
-            steps = {"drawstyle": "steps-post"} if kind == "rank" else {}
-            ax.plot(line[x], line[y], alpha=0.8, **looks[name] | dense | steps)
-        found.append((ax, panel, kind, rows))
+            ax.plot(line[x], line[y], alpha=0.8, **looks[name] | how)
+        ax.set_xlim(-0.02 * of_panel[x].max(), 1.05 * of_panel[x].max())
+        ax.xaxis.set_major_locator(MaxNLocator(5, integer=True, steps=(1, 2, 5, 10)))
+        ax.set_xlabel("optimizer steps" if x == "step" else x)
+        ax.set_ylabel(what)
     legend_below(figure, {name: Line2D([], [], **look) for name, look in looks.items()})
-    return figure, found
+    return figure
+
+
+def _dots(ax: Axes, rows: pd.DataFrame, y: str, looks: dict[str, dict[str, Any]]) -> None:
+    """A row's seeds beside its name, the lowest row at the top."""
+    names = rows.groupby("label", sort=False)[y].median().sort_values(ascending=False, kind="stable").index
+    for place, name in enumerate(names):
+        values = rows[rows["label"] == name][y]
+        ax.plot(values, [place] * len(values), alpha=0.8, **looks[name] | {"linestyle": "none"})
+    ax.set_yticks(range(len(names)), names)
+    ax.margins(x=0.1)
+    ax.set_ylim(-0.5, len(names) - 0.5)
 
 
 def training(data: pd.DataFrame) -> Figure:
-    height = 3.0 if data["panel"].nunique() < 3 else 2.1
-    figure, found = _curves(data, "curve", ("training", "validation"), "step", "value", (3.9, height))
-    for ax, panel, curve, _ in found:
-        ax.set_title(f"{panel}: {curve}" + (", as it is minimised" if curve == "training" else ""))
-        ax.set_xlabel("optimizer steps")
-        ax.set_ylabel("loss (nats)")
-        ax.set_xlim(0, 1.05 * data[data["panel"] == panel]["step"].max())
-    return figure
+    titles = {"training": "training", "validation": "validation"}
+    return _curves(data, "curve", "step", "value", titles, height=3.0 if data["panel"].nunique() < 3 else 2.1)
+
+
+def stages(data: pd.DataFrame) -> Figure:
+    """Only a plateau needs validations on the way: they have a panel of their own, and all rows one of their ends."""
+    runs = ["panel", "label", "seed"]
+    validated = data[data["curve"] == "validation"]
+    end = validated.drop_duplicates(runs, keep="last").assign(curve="end")
+    once = validated[~validated.duplicated(runs, keep=False)]
+    titles = {"rank": "rank", "training": "training", "end": "at the end", "validation": "on the way"}
+    return _curves(pd.concat([data.drop(once.index), end]), "curve", "step", "value", titles, height=2.3)
 
 
 def epochs(data: pd.DataFrame) -> Figure:
-    figure, found = _curves(data, "split", tuple(data["split"].unique()), "epoch", "score", (3.9, 2.8))
-    for ax, panel, split, rows in found:
-        where = "held-out training rows" if split == "held_out" else "the split that is reported"
-        ax.set_title(f"{panel.partition(':')[0]}: {where}")
-        ax.set_xlabel("epoch")
-        ax.set_ylabel(_metric(rows))
-        ax.xaxis.set_major_locator(MaxNLocator(integer=True))
-    return figure
+    titles = {split: "held-out rows" if split == "held_out" else "reported split" for split in data["split"].unique()}
+    return _curves(data, "split", "epoch", "score", titles, height=2.6)
 
 
 def _heat(ax: Axes, table: pd.DataFrame, what: str, decimals: int) -> None:
-    """A heat map with its numbers; brighter is more."""
+    """A heat map with its numbers; brighter is more, by a scale if it says of what."""
     image = ax.imshow(table, cmap=BRIGHTNESS, aspect="auto")
     ax.grid(False)
     ax.set_xticks(range(len(table.columns)), table.columns)
@@ -129,11 +152,12 @@ def _heat(ax: Axes, table: pd.DataFrame, what: str, decimals: int) -> None:
                 fontsize=8,
                 color="black" if value > middle or pd.isna(value) else "white",
             )
-    ax.figure.colorbar(image, ax=ax, label=what, shrink=0.85)
+    if what:
+        ax.figure.colorbar(image, ax=ax, label=what, shrink=0.85)
 
 
 def grid(data: pd.DataFrame) -> Figure:
-    figure, axes = panels(data["panel"].nunique(), columns=2, size=(5.4, 3.0))
+    figure, axes = panels(data["panel"].nunique(), columns=1, height=3.0, width=5.4)
     for rows, ax in _by_panel(data, axes):
         table = rows.pivot(index="matrices", columns="rank", values="score").reindex(rows["matrices"].unique())
         table.index = [
@@ -146,35 +170,26 @@ def grid(data: pd.DataFrame) -> Figure:
 
 
 def choice(data: pd.DataFrame) -> Figure:
-    figure, axes = panels(data["panel"].nunique(), size=(2.0, 1.9))
-    data = data.assign(method=data["method"].replace({"full": "full fine-tuning", "lora": "LoRA"}))
-    looks, handles = styles(data["method"]), {}
+    figure, axes = wide_and_small(data["panel"].nunique(), wide=2.6, small=1.4)
+    looks = styles(data["label"])
     for rows, ax in _by_panel(data, axes):
-        for name, line in rows.sort_values("learning_rate").groupby("method", sort=False):
-            (handles[name],) = ax.plot(line["learning_rate"], line["score"], **looks[name])
+        for name, line in rows.sort_values("learning_rate").groupby("label"):
             used = line[line["used"] == "yes"]
-            ax.plot(used["learning_rate"], used["score"], "o", ms=13, mfc="none", mec=looks[name]["color"])
+            large = {"markersize": 8, "linestyle": "none", "zorder": 1.9}  # below the lines: it hides none
+            ax.plot(used["learning_rate"], used["score"], **looks[name] | large)
+            ax.plot(line["learning_rate"], line["score"], **looks[name] | {"markersize": 3.5})
         ax.set_xscale("log")
         ax.xaxis.set_minor_formatter(NullFormatter())
-        ax.margins(x=0.12, y=0.2)
+        ax.margins(x=0.08, y=0.12)
         ax.set_xlabel("learning rate")
-        ax.set_ylabel(_metric(rows))
-    legend_below(figure, handles)
-    return figure
-
-
-def stages(data: pd.DataFrame) -> Figure:
-    figure, found = _curves(data, "curve", ("rank", "training", "validation"), "step", "value", (3.4, 3.0))
-    for ax, panel, curve, _ in found:
-        ax.set_title(f"{panel}: {curve}")
-        ax.set_xlabel("optimizer steps")
-        ax.set_ylabel("rank of a projection" if curve == "rank" else "loss (nats)")
+        ax.set_ylabel(_metric(rows).replace(" (", "\n("))  # in one line it is longer than the axis
+    legend_below(figure, {name: Line2D([], [], **look) for name, look in looks.items()})
     return figure
 
 
 def ranks(data: pd.DataFrame) -> Figure:
     most = data.groupby("panel")[["layer", "projection"]].apply(lambda rows: len(rows.drop_duplicates())).max()
-    figure, axes = panels(data["panel"].nunique(), columns=2, size=(5.4, 1.0 + 0.22 * most))
+    figure, axes = panels(data["panel"].nunique(), columns=1, height=1.0 + 0.22 * most, width=5.0)
     for rows, ax in _by_panel(data, axes):
         rows = rows.assign(place=rows["projection"] + " " + rows["layer"].astype(str))
         places = rows.sort_values(["projection", "layer"], kind="stable")["place"].unique()
@@ -188,7 +203,7 @@ def ranks(data: pd.DataFrame) -> Figure:
 def costs(data: pd.DataFrame) -> Figure:
     several = data["panel"].nunique() > 1
     names = [f"{row.label} ({row.panel})" if several else row.label for row in data.itertuples()]
-    figure, (time, memory) = panels(2, columns=2, size=(3.9, 1.2 + 0.3 * len(names)))
+    figure, (time, memory) = panels(2, columns=2, height=1.2 + 0.25 * len(names))
     places = range(len(names))
     left = pd.Series(0.0, data.index)
     for (step, colour), hatch in zip((("training", GREYS[1]), ("decoding", GREYS[3])), HATCHES, strict=False):
@@ -214,7 +229,8 @@ def slots(data: pd.DataFrame) -> Figure:
         row=data["label"] + (" (" + data["panel"] + ")" if several else ""), rate=100 * data["errors"] / data["texts"]
     )
     names = list(data["row"].unique())
-    figure, (heat, bars) = panels(2, columns=2, size=(4.6, 1.5 + 0.34 * len(names)))
+    figure, (heat, bars) = panels(2, columns=2, height=1.5 + 0.27 * len(names))
+    heat.get_gridspec().set_width_ratios((3, 2))
     by_slot = data.groupby(["row", "slot"], sort=False)["rate"].sum().unstack()[list(data["slot"].unique())].loc[names]
     _heat(
         heat,
@@ -248,16 +264,18 @@ DRAW: dict[str, Callable[[pd.DataFrame], Figure]] = {
 def _seeds(data: pd.DataFrame) -> str:
     counts = data["n"] if "n" in data else data.groupby(["panel", "label"])["seed"].nunique()
     low, high = counts.min(), counts.max()
-    return f"n = {low}" + (f" to {high}" if low < high else "") + (" seeds" if high > 1 else " seed")
+    text = f"n = {low}" + (f" to {high}" if low < high else "") + (" seeds" if high > 1 else " seed")
+    return text.replace(" ", "\u00a0")  # in one line
 
 
 def draw_text(text: str, kind: str, table: str, scale: str, folder: Path) -> list[Path]:
     """Draw the figure of a CSV of `figure_data` and write it beside it; the paths of PNG and PDF."""
     data = pd.read_csv(StringIO(text))
     figure = DRAW[kind](data)
-    title = f"{HEADINGS[kind]}\n{TITLES.get(table, table)}; scale {scale}; {_seeds(data)}"
-    figure.suptitle(title, x=0.01, ha="left")
-    figure.set_figwidth(max(figure.get_figwidth(), INCHES_A_LETTER * max(map(len, title.splitlines()))))
+    title = (HEADINGS[kind], f"{TITLES.get(table, table)}; scale {scale}; {_seeds(data)}")
+    lines = [part for line in title for part in wrap(line, int(figure.get_figwidth() / INCHES_A_LETTER))]
+    figure.set_figheight(figure.get_figheight() + INCHES_A_LINE * len(lines))
+    figure.suptitle("\n".join(lines), x=0.01, ha="left")
     return save(figure, folder / f"{table}-{kind}-{scale}", text)
 
 

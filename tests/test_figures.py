@@ -1,7 +1,7 @@
 """Figures: what they show is what was recorded, they say what they show, and drawn twice they are the same bytes."""
 
 import io
-from itertools import pairwise
+from itertools import pairwise, product
 
 import pandas as pd
 import pytest
@@ -12,9 +12,10 @@ import figure_style
 import figures
 import paths
 import records
-from experiments import EXPERIMENTS
+from experiments import EXPERIMENTS, find, resolve, select
 from figure_data import ERRORS, KINDS, digest, figure_data, label
-from figure_style import FIRST, SERIES, styles
+from figure_style import FIRST, LOOKS, styles
+from settings import SCALES
 from synthetic_records import write, write_e2e, write_glue
 
 FULL, LORA = "table3/gpt2/full", "table3/gpt2/lora-r4"
@@ -86,9 +87,18 @@ def test_training_and_validation_losses_are_apart_and_as_logged():
     assert {tuple(map(tuple, line.get_xydata())) for line in training.lines if len(line.get_xydata())} == {
         ((10, 3.0), (20, 2.0))
     }
-    assert {tuple(map(tuple, line.get_xydata())) for line in validation.lines if len(line.get_xydata())} == {
-        ((20, 1.5),)
-    }
+    assert [line.get_xdata().tolist() for line in validation.lines] == [[1.5, 1.5], [1.5, 1.5]]  # a dot a seed
+    assert [name.get_text() for name in validation.get_yticklabels()] == [FIRST, "LoRA r=4"]
+    assert validation.get_xlabel() == "validation loss at the end (nats)"
+
+
+def test_where_every_row_has_one_validation_they_are_dots_from_the_highest_up_to_the_lowest():
+    write_e2e("table3/gpt2/lora-r2", 0, 0.6, history=[{"step": 20, "eval_loss": 1.25}])
+    validation = drawn("training", "table3").axes[1]
+    assert [name.get_text() for name in validation.get_yticklabels()] == [FIRST, "LoRA r=4", "LoRA r=2"]
+    assert [line.get_ydata().tolist() for line in validation.lines] == [[0, 0], [1, 1], [2]]
+    write_e2e("table3/gpt2/lora-r8", 0, 0.6, history=[{"step": s, "eval_loss": 1.25} for s in (10, 20)])
+    assert drawn("training", "table3").axes[1].get_xlabel() == "optimizer steps"
 
 
 def test_scores_after_every_epoch_are_shown_on_both_splits():
@@ -106,25 +116,43 @@ def test_the_heat_map_has_a_number_in_every_cell_and_says_which_was_not_run():
 
 def test_the_rate_that_the_tables_use_is_marked_and_no_other():
     found = data("choice", "learning-rate")
-    used = found[found.used == "yes"].set_index("method").learning_rate
+    used = found[found.used == "yes"].set_index("label").learning_rate
     assert used.to_dict() == {
         row: EXPERIMENTS[f"table3/gpt2/{name}"].changes["cpu"]["learning_rate"]
-        for row, name in (("full", "full"), ("lora", "lora-r4"))
+        for row, name in ((FIRST, "full"), ("LoRA", "lora-r4"))
     }
     ax = drawn("choice", "learning-rate").axes[0]
-    rings = [line for line in ax.lines if line.get_markerfacecolor() == "none"]
-    assert [line.get_xdata().tolist() for line in rings] == [[used["full"]], [used["lora"]]]
-    assert ax.get_xscale() == "log"
+    largest = max(line.get_markersize() for line in ax.lines)
+    large = [line for line in ax.lines if line.get_markersize() == largest]
+    assert sorted(line.get_xdata().tolist() for line in large) == sorted([rate] for rate in used)
+    assert len(ax.lines) == 2 * len(large) and ax.get_xscale() == "log"
 
 
-def test_a_rank_that_grows_is_a_staircase_beside_both_losses_and_plain_lora(over_time):
-    shown = [[line for line in ax.lines if len(line.get_xdata())] for ax in drawn("stages", "rank-over-time").axes]
-    points = [[line.get_xydata().tolist() for line in lines] for lines in shown]
-    assert points[0] == [[[0, 8], [20, 8]], [[0, 2], [10, 4], [20, 4]]]
-    assert points[1:] == [[[[10, 3], [20, 2]], [[10, 3]]], [[[20, 1.5]], [[10, 2.5], [20, 2.25]]]]
-    assert [{line.get_drawstyle() for line in lines} for lines in shown] == [{"steps-post"}, {"default"}, {"default"}]
-    labels = set(data("stages", "rank-over-time").label)
-    assert labels == {"LoRA r=8", "sequential plateau frozen"}  # the adaptive one has no stages
+def test_the_first_choice_is_as_wide_as_the_figure_and_the_others_share_rows_of_three():
+    for task in ("mrpc", "rte", "stsb", "cola"):
+        for rate in ("5e-05", "0.0001"):
+            write_glue(f"learning-rate/glue-{task}/full/{rate}", 0, [0.8], [0.8])
+    axes = drawn("choice", "learning-rate").axes
+    places = [ax.get_subplotspec() for ax in axes]
+    assert [(place.rowspan.start, list(place.colspan)) for place in places] == [
+        (0, [0, 1, 2]), (1, [0]), (1, [1]), (1, [2]), (2, [0]),
+    ]  # fmt: skip
+    assert axes[0].get_title("left") == "gpt2-mini, E2E" and axes[4].get_ylabel() == "matthews\n(x 100)"
+
+
+def test_a_rank_that_changes_is_a_staircase_beside_the_losses_and_plain_lora(over_time):
+    rank, training, end, on_the_way = drawn("stages", "rank-over-time").axes
+    points = [[line.get_xydata().tolist() for line in ax.lines] for ax in (rank, training, end, on_the_way)]
+    mean = 8.33333  # of the budget that gained one
+    assert points[0] == [
+        [[0, 8], [20, 8]], [[0, 8], [5, 8], [5, 8]], [[0, 8], [5, mean], [5, mean]], [[0, 2], [10, 4], [20, 4]],
+    ]  # fmt: skip
+    assert {line.get_drawstyle() for line in rank.lines} == {"steps-post"}
+    assert points[1] == [[[10, 3], [20, 2]], [[10, 3]]]
+    assert points[3] == [[[10, 2.5], [20, 2.25]]]
+    assert [line.get_xdata().tolist() for line in end.lines] == [[2.25], [1.5]]
+    assert [name.get_text() for name in end.get_yticklabels()] == ["sequential plateau frozen", "LoRA r=8"]
+    assert set(data("stages", "rank-over-time").label) == {"LoRA r=8", "adaptive", "sequential plateau frozen"}
 
 
 def test_an_adaptive_budget_is_a_heat_map_of_projections_by_steps_with_the_mean_of_the_seeds(over_time):
@@ -149,7 +177,7 @@ def test_slot_errors_are_counted_by_slot_and_kind():
     assert set(found.label) == {"LoRA r=4"}
     assert found.errors.sum() == 4  # of two seeds
     assert found.errors["area", "missing"] == found.errors["area", "wrong"] == 2
-    heat, bars, _ = drawn("slots", "table3").axes
+    heat, bars = drawn("slots", "table3").axes
     assert [text.get_text() for text in heat.texts] == ["0.0"] * 5 + ["100.0"] + ["0.0"] * 2
     assert [bar.get_width() for bar in bars.patches] == [50, 50, 0, 0] and len(ERRORS) == 4
 
@@ -158,8 +186,10 @@ def test_a_subset_of_the_data_is_named_in_its_panel():
     assert {panel.partition(":")[0] for panel in data("parameters", "table2").panel} == {"minilm, MNLI (subset)"}
 
 
-@pytest.mark.parametrize(("kind", "table"), [("parameters", "table3"), ("grid", "table6"), ("costs", "table3")])
-def test_a_figure_drawn_twice_is_the_same_bytes_and_carries_the_digest_of_its_numbers(kind, table, results):
+@pytest.mark.parametrize(
+    ("kind", "table"), [("parameters", "table3"), ("stages", "rank-over-time"), ("choice", "learning-rate")]
+)
+def test_a_figure_drawn_twice_is_the_same_bytes_and_carries_the_digest_of_its_numbers(kind, table, results, over_time):
     found = []
     for _ in range(2):
         found.append([path.read_bytes() for path in figures.draw(kind, table, "cpu")])
@@ -176,39 +206,55 @@ def test_a_title_says_what_is_shown_of_which_table_at_which_scale_over_how_many_
     write_e2e(LORA, 2, 0.6)
     for kind, table in (("parameters", "table3"), ("grid", "table6")):
         figures.draw_text(figure_data(kind, table, "cpu"), kind, table, "cpu", tmp_path)
-    assert (
-        titles[0]
-        == "Score against trainable parameters, a dot a seed, side by side\nTable 3: E2E; scale cpu; n = 2 to 3 seeds"
-    )
-    assert titles[1].endswith("scale cpu; n = 1 seed")
+    said = [" ".join(title.split()) for title in titles]  # whatever the line breaks
+    what = "Score against trainable parameters, a dot a seed, side by side"
+    assert said[0] == f"{what} Table 3: E2E; scale cpu; n = 2 to 3 seeds"
+    assert said[1].endswith("scale cpu; n = 1 seed")
 
 
 @pytest.mark.parametrize(
-    ("name", "shown"),
+    ("name", "shown", "smaller"),
     [
-        ("table3/gpt2/lora-r4", "LoRA r=4"), ("table3/gpt2/full/official-code", "full fine-tuning"),
-        ("table2/roberta-large/mrpc/lora-r8-restricted", "LoRA r=8 restricted"),
-        ("learning-rate/glue-mrpc/full/5e-05", "full fine-tuning 5e-05"),
+        ("table3/gpt2/lora-r4", "LoRA r=4", "LoRA r=4"),
+        ("table3/gpt2/full/official-code", "full fine-tuning", "full fine-tuning"),
+        ("table2/roberta-large/mrpc/lora-r8-restricted", "LoRA† r=8", "LoRA† r=8"),
+        ("table2/roberta-large/mrpc/adapter-h-6.0M", "Adapter H 6.0M", "Adapter H"),
+        ("table3/gpt2-medium/adapter-l-11M", "Adapter L 11M", "Adapter L wide"),
+        ("learning-rate/e2e/adapter-l-11M/0.004", "Adapter L 11M 0.004", "Adapter L wide 0.004"),
+        ("learning-rate/glue-mrpc/full/5e-05", "full fine-tuning 5e-05", "full fine-tuning 5e-05"),
     ],
 )  # fmt: skip
-def test_a_row_is_named_as_the_paper_writes_it(name, shown):
-    assert label(EXPERIMENTS[name]) == shown
+def test_a_row_is_named_as_the_paper_writes_it_with_sizes_where_they_are_the_papers(name, shown, smaller):
+    assert (label(EXPERIMENTS[name]), label(EXPERIMENTS[name], "cpu")) == (shown, smaller)
+
+
+@pytest.mark.parametrize("scale", SCALES)
+def test_no_two_rows_of_a_table_have_one_name_on_a_model_and_a_task(scale):
+    for table in {e.table for e in EXPERIMENTS.values() if scale in e.scales}:
+        rows = select(table, scale)
+        # by the paper's task: at `quick` several are one built-in task
+        assert len({(resolve(e, scale).model, e.paper.task, label(e, scale)) for e in rows}) == len(rows)
 
 
 def test_every_kind_of_figure_has_numbers_a_drawing_and_a_heading():
     assert KINDS.keys() == figures.DRAW.keys() == figures.HEADINGS.keys()
 
 
-@pytest.mark.parametrize(("kind", "table"), [("choice", "learning-rate"), ("parameters", "table3")])
-def test_no_title_or_legend_is_cut_off(kind, table, monkeypatch, tmp_path):
+@pytest.mark.parametrize(
+    ("kind", "table"),
+    [
+        ("choice", "learning-rate"), ("parameters", "table3"), ("training", "table3"), ("stages", "rank-over-time"),
+        ("ranks", "rank-over-time"), ("epochs", "curves"), ("grid", "table6"), ("costs", "table3"), ("slots", "table3"),
+    ],
+)  # fmt: skip
+def test_nothing_written_is_cut_off(kind, table, over_time, monkeypatch, tmp_path):
     kept = []
     monkeypatch.setattr(figures, "save", lambda figure, *_: kept.append(figure))
     figures.draw_text(figure_data(kind, table, "cpu"), kind, table, "cpu", tmp_path)
     kept[0].canvas.draw()
-    whole = kept[0].bbox
-    for part in (kept[0]._suptitle, *kept[0].legends):
-        box = part.get_window_extent()
-        assert box.x0 >= 0 and box.x1 <= whole.x1 and box.y0 >= 0 and box.y1 <= whole.y1
+    box, (width, height) = kept[0].get_tightbbox(), kept[0].get_size_inches()
+    assert box.x0 >= 0 and box.y0 >= 0 and box.x1 <= width and box.y1 <= height
+    assert width <= figure_style.WIDTH
 
 
 def test_nothing_recorded_and_an_unknown_kind_are_refused():
@@ -223,19 +269,34 @@ def brightness(colour):
     return 0.2126 * red + 0.7152 * green + 0.0722 * blue
 
 
+def legends():
+    """Of every figure with looks: the labels of all rows that it can have."""
+    for kind, scale in product(("parameters", "training", "epochs", "choice", "stages"), SCALES):
+        for table in KINDS[kind].tables:
+            rows = select(table, scale)
+            rows = [*(find(e.against) for e in rows if kind == "stages"), *rows]
+            names = [label(e, scale) for e in rows]
+            yield list(dict.fromkeys(name.rpartition(" ")[0] if kind == "choice" else name for name in names))
+
+
 def test_series_are_told_apart_without_colour():
-    assert len({marker for _, marker, _ in SERIES}) == len({str(line) for *_, line in SERIES}) == len(SERIES)
-    shades = [brightness(colour) for colour, *_ in SERIES]
-    assert min(abs(a - b) for a, b in pairwise(shades)) > 0.1
+    for names in legends():
+        looks = styles(names)
+        assert len({(look["marker"], look["fillstyle"]) for look in looks.values()}) == len(names)
+        assert len({str(look["linestyle"]) for look in looks.values()}) == len(names)
+        shades = [brightness(look["color"]) for look in looks.values()]
+        assert min(abs(a - b) for a, b in pairwise(shades)) > 0.1
     greys = [brightness(colour) for colour in figure_style.GREYS]
     assert greys == sorted(greys) and min(b - a for a, b in pairwise(greys)) > 0.2
     ramp = [brightness(plt.get_cmap(figure_style.BRIGHTNESS)(i / 20)) for i in range(21)]
     assert ramp == sorted(ramp)
 
 
-def test_full_fine_tuning_looks_the_same_in_every_figure():
-    for labels in (["LoRA r=4", FIRST], [FIRST, "LoRA r=8"]):
-        assert styles(labels)[FIRST]["color"] == SERIES[0][0]
-    assert styles(["LoRA r=4"])["LoRA r=4"]["color"] == SERIES[1][0]
-    many = styles([FIRST, *(f"method {i}" for i in range(2 * len(SERIES) - 1))])
-    assert len({tuple(map(str, look.values())) for look in many.values()}) == 2 * len(SERIES)
+def test_a_method_looks_the_same_in_every_figure():
+    everyone = set().union(*legends())
+    assert all(styles([name]) == {name: look} for name, look in styles(everyone).items())
+    assert len({(marker, fill) for _, marker, fill, _ in LOOKS.values()}) == len(LOOKS)
+    others = [f"not a method {i}" for i in range(len(LOOKS) - 2)]
+    looks = styles(["BitFit", *others])
+    assert len({str(look) for look in looks.values()}) == len(looks) and looks["BitFit"] == styles(["BitFit"])["BitFit"]
+    assert styles([FIRST])[FIRST] not in looks.values()
