@@ -15,6 +15,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
+from io import StringIO
 from math import exp, log
 from statistics import fmean
 
@@ -57,11 +58,16 @@ class Claim:
 
 
 def read_summary() -> pd.DataFrame:
-    """`results/summary.csv` as printed, all strings; FileNotFoundError where it is not made yet."""
+    """`results/summary.csv` as `parsed`; FileNotFoundError where it is not made yet."""
     path = paths.RESULTS / "summary.csv"
     if not path.exists():
         raise FileNotFoundError(f"expected {path}, found no such file: `make summary` makes it from the records")
-    return pd.read_csv(path, dtype=str, keep_default_na=False)
+    return parsed(path.read_text(encoding="utf-8"))
+
+
+def parsed(text: str) -> pd.DataFrame:
+    """The text of a summary as printed, all strings."""
+    return pd.read_csv(StringIO(text), dtype=str, keep_default_na=False)
 
 
 def judged(summary: pd.DataFrame) -> dict[tuple[str, str], Finding]:
@@ -190,26 +196,36 @@ def higher_rate(summary: pd.DataFrame) -> Finding:
 
 
 def inside_grid(summary: pd.DataFrame) -> Finding:
-    """The best learning rates of LoRA and of full fine-tuning on E2E are neither the lowest nor the highest tried."""
-    found = [_of_method(summary, method) for method in ("lora", "full")]
-    if any(of.empty for of in found):
+    """On E2E no method's best learning rate is the lowest or the highest tried; of LoRA and full both are needed."""
+    searched = summary["experiment"].str.extract(r"^learning-rate/e2e/([^/]+)/")[0].dropna().unique()
+    if not {"lora", "full"} <= {*searched}:
         return Finding(MISSING)
-    rates = [of["learning_rate"].astype(float) for of in found]
-    inside = all(tried.min() < tried.iloc[0] < tried.max() for tried in rates)
-    evidence = "; ".join(f"{tried.iloc[0]:g} of {', '.join(f'{rate:g}' for rate in sorted(tried))}" for tried in rates)
-    return Finding(HOLDS if inside else FAILS, evidence, int(found[0]["n"].iloc[0]))
+    found = {method: _of_method(summary, method) for method in searched}
+    rates = {method: of["learning_rate"].astype(float) for method, of in found.items()}
+    at_end = [method for method, tried in rates.items() if not tried.min() < tried.iloc[0] < tried.max()]
+    shown = {method: tried for method, tried in rates.items() if method in (at_end or ("lora", "full"))}
+    evidence = "; ".join(
+        f"{method}: {tried.iloc[0]:g} of {', '.join(f'{rate:g}' for rate in sorted(tried))}"
+        for method, tried in shown.items()
+    )
+    others = f"; likewise {len(rates) - len(shown)} other methods" if not at_end and len(rates) > len(shown) else ""
+    return Finding(FAILS if at_end else HOLDS, evidence + others, min(int(of["n"].min()) for of in found.values()))
 
 
-def same_dev_loss(summary: pd.DataFrame) -> Finding:
-    """LoRA at its best rate reaches the dev loss of full fine-tuning at its own."""
-    lora, full = _of_method(summary, "lora").head(1), _of_method(summary, "full").head(1)
-    found, tasks = differences(scores(lora), scores(full))
-    if not found:
-        return Finding(MISSING)
-    word = compared(found, LOSS_MARGIN, higher_is_better=False)
-    evidence = f"{lora['value'].iloc[0]} (LoRA r=4) and {full['value'].iloc[0]} (full); "
-    evidence += _evidence("difference", "dev_loss", found, tasks)
-    return Finding(NO_WORSE.get(word, OPEN), evidence, len(found))
+def same_dev_loss(method: str, named: str) -> Callable[[pd.DataFrame], Finding]:
+    """A judge of whether LoRA at its best rate reaches the dev loss of the method at its own."""
+
+    def judge(summary: pd.DataFrame) -> Finding:
+        lora, other = _of_method(summary, "lora").head(1), _of_method(summary, method).head(1)
+        found, tasks = differences(scores(lora), scores(other))
+        if not found:
+            return Finding(MISSING)
+        word = compared(found, LOSS_MARGIN, higher_is_better=False)
+        evidence = f"{lora['value'].iloc[0]} (LoRA r=4) and {other['value'].iloc[0]} ({named}); "
+        evidence += _evidence("difference", "dev_loss", found, tasks)
+        return Finding(NO_WORSE.get(word, OPEN), evidence, len(found))
+
+    return judge
 
 
 def cheaper(metric: str, unit: str) -> Callable[[pd.DataFrame], Finding]:
@@ -240,9 +256,17 @@ CLAIMS = (
     Claim("e2e-matches", "Table 3", "On E2E, LoRA r=4 is no worse than full fine-tuning.",
           no_worse("LoRA r=4 minus full", LORA_E2E, FULL_E2E), "table3"),
     Claim("e2e-dev-loss", "this project", "On E2E, LoRA r=4 reaches the dev loss of full fine-tuning.",
-          same_dev_loss, "learning-rate"),
+          same_dev_loss("full", "full"), "learning-rate"),
+    Claim("top2-matches", "beyond the paper", "On E2E, training the top two layers is no worse than training all.",
+          no_worse("FT Top2 minus full", ("table3", "top2"), FULL_E2E), "table3"),
+    Claim("e2e-top2", "Table 3", "On E2E, LoRA r=4 is better than training the top two layers.",
+          better("LoRA r=4 minus FT Top2", LORA_E2E, ("table3", "top2")), "table3"),
+    Claim("e2e-adapter-h", "Table 3", "On E2E, LoRA r=4 is better than Adapter H with more parameters.",
+          better("LoRA r=4 minus Adapter H", LORA_E2E, ("table3", "adapter-h")), "table3"),
     Claim("e2e-adapters", "Table 3", "On E2E, LoRA r=4 is better than an adapter layer of the same size.",
           better("LoRA r=4 minus Adapter L", LORA_E2E, ("table3", "adapter-l")), "table3"),
+    Claim("adapters-dev-loss", "this project", "On E2E, LoRA r=4 reaches the dev loss of that adapter layer.",
+          same_dev_loss("adapter-l", "Adapter L"), "learning-rate"),
     Claim("e2e-prefix", "Table 3", "On E2E, LoRA r=4 is better than trained prefixes (PreLayer) of the same size.",
           better("LoRA r=4 minus PreLayer", LORA_E2E, ("table3", "prelayer")), "table3"),
     Claim("e2e-rank", "Table 18", "On E2E, rank 4 is no worse than rank 8.",
@@ -258,7 +282,9 @@ CLAIMS = (
     Claim("attention-suffices", "beyond the paper", "Adapting every matrix brings nothing over query and value.",
           no_worse("query, value minus all matrices, r=8", ("table6", "query-value-r8"), ("table6", "all-r8")),
           "table6"),
-    Claim("inside-grid", "this project", "The best learning rates on E2E lie inside the grids that were searched.",
+    Claim("mlp-first", "beyond the paper", "At rank 8, adapting the MLP is better than query and value.",
+          better("MLP minus query, value, r=8", ("table6", "mlp-r8"), ("table6", "query-value-r8")), "table6"),
+    Claim("inside-grid", "this project", "Each method's best learning rate on E2E lies inside the grid searched.",
           inside_grid, "learning-rate"),
     Claim("higher-rate", "Table 12", "LoRA wants a higher learning rate than full fine-tuning.",
           higher_rate, "learning-rate"),

@@ -14,7 +14,7 @@ import time
 from dataclasses import asdict, dataclass, replace
 
 from settings import Settings
-from tasks import TASKS
+from tasks import TASKS, GlueTask
 
 A100_FLOPS = {"float32": 19.5e12, "bfloat16": 312e12}  # peaks: float32 as PyTorch has it, without tensor cores
 EFFICIENCY = {"float32": 0.35, "bfloat16": 0.15}  # of it in a training step; tensor cores wait for all other work
@@ -36,7 +36,8 @@ class Estimate:
     def described(self, settings: Settings) -> str:
         """The settings and what a run with them costs, a line each."""
         lines = asdict(settings) | {
-            "parameters": f"{self.trainable:,} trainable of {self.total:,}, the head included",
+            "parameters": f"{self.trainable:,} trainable of {self.total:,}"
+            + (", the new head included" if isinstance(TASKS[settings.task], GlueTask) else ""),
             "optimizer steps": f"{self.steps:,}",
             "about": f"{self.minutes:.1f} min, {self.gigabytes:.1f} GiB a run ({self.basis})",
         }

@@ -51,6 +51,12 @@ def _value(lines: Lines, metric: str) -> str:
     return line["value"] + (f" ±{line['spread']}" if line["spread"] else "")
 
 
+def _minutes(lines: Lines) -> str:
+    """Of training, and of decoding where there is any."""
+    found = (_value(lines, f"{step}_minutes") for step in ("training", "decoding"))
+    return " + ".join(minutes for minutes in found if minutes != "–")
+
+
 def _compared(line: dict[str, str]) -> str:
     """The difference with its interval, as far as there is one."""
     interval = f" [{line['difference_low']}, {line['difference_high']}]" if line["difference_low"] else ""
@@ -82,7 +88,7 @@ def _sheet(
     for experiment in chosen:
         lines = summary[experiment.name, scale]
         run += bool(lines)
-        name = label(experiment) + (f", {titles[experiment.name]}" if len(set(titles.values())) > 1 else "")
+        name = label(experiment, scale) + (f", {titles[experiment.name]}" if len(set(titles.values())) > 1 else "")
         rows.append([name, *(cells(lines) if lines else [HOLE])])
     return {"columns": list(columns), "rows": rows, "run": run, "of": len(rows), "command": command(table, scale)}
 
@@ -101,7 +107,7 @@ def _by_task(summary: Summary, table: str, scale: str, names: dict[str, str]) ->
     first = []
     chosen = _chosen(table, scale)
     for experiment in chosen:
-        task, row = resolve(experiment, scale).task, found.setdefault(label(experiment), {})
+        task, row = resolve(experiment, scale).task, found.setdefault(label(experiment, scale), {})
         if lines := summary[experiment.name, scale]:
             first.append(lines[0])
             row[task] = _value(lines, lines[0]["metric"]) + ("*" if lines[0]["data"] == "subset" else "")
@@ -137,29 +143,30 @@ def _grid(summary: Summary, task: str, scale: str) -> Table:
 def _pitfalls(summary: Summary, scale: str) -> Table:
     """Each mistake beside the correct run, in E2E and MRPC: what the score changes by, the most first, and the time."""
     found: dict[str, dict[str, Experiment]] = {}
-    for experiment in _chosen("pitfalls", scale):
+    chosen = _chosen("pitfalls", scale)
+    for experiment in chosen:
         if experiment.against:
             found.setdefault(experiment.row, {})[experiment.name.split("/")[1]] = experiment
-    rows, run = {}, 0
+    rows = {}
     for of in found.values():
         cells, changes = [], [inf]
         for part in PITFALL_COLUMNS:
             lines = summary[of[part].name, scale] if part in of else []
-            run += bool(lines)
             if lines and lines[0]["difference"]:
                 changes.append(float(lines[0]["difference"]))
             empty = HOLE if part in of else ""
-            cells += [_compared(lines[0]), _value(lines, "training_minutes")] if lines else [empty, ""]
+            cells += [_compared(lines[0]), _minutes(lines)] if lines else [empty, ""]
         about = next(iter(of.values())).about.partition(": ")[2]
         rows[(about[0].upper() + about[1:], *cells)] = min(changes)
     correct = ["LoRA without a mistake: its score"]
     for part in PITFALL_COLUMNS:
         lines = summary[f"pitfalls/{part}/correct", scale]
-        correct += [_value(lines, lines[0]["metric"]), _value(lines, "training_minutes")] if lines else [HOLE, ""]
+        correct += [_value(lines, lines[0]["metric"]), _minutes(lines)] if lines else [HOLE, ""]
     columns = ["mistake", *(column for of in PITFALL_COLUMNS.values() for column in (of, "minutes"))]
     return {
-        "columns": columns, "rows": [correct, *(list(row) for row in sorted(rows, key=rows.get))], "run": run,
-        "of": sum(map(len, found.values())), "command": command("pitfalls", scale),
+        "columns": columns, "rows": [correct, *(list(row) for row in sorted(rows, key=rows.get))],
+        "run": sum(bool(summary[e.name, scale]) for e in chosen), "of": len(chosen),
+        "command": command("pitfalls", scale),
     }  # fmt: skip
 
 
@@ -179,13 +186,13 @@ def of(summary: Summary, table: str, scale: str) -> Table:
 
 
 def coverage(summary: Summary, titles: dict[str, str], scales: tuple[str, ...]) -> list[list[str]]:
-    """[title, rows run at each scale]: of every table, on all its models."""
+    """[title, rows run at each scale]: of every table, on the models that claims are judged on."""
     found = []
     for table, title in titles.items():
         cells = []
         for scale in scales:
             there = [e for e in EXPERIMENTS.values() if e.table == table and scale in e.scales]
-            chosen = select(table, scale) if any(e.variant == "paper" for e in there) else []
+            chosen = _chosen(table, scale) if any(e.variant == "paper" for e in there) else []
             run = sum(bool(summary[experiment.name, scale]) for experiment in chosen)
             cells.append(f"{run} of {len(chosen)}" if chosen else "–")
         found.append([title, *cells])

@@ -27,13 +27,12 @@ from data_tables import read_table
 from document_tables import command
 from experiments import find, resolve
 from figure_data import KINDS
-from paper_values import FIRST_VERSION, as_printed
+from paper_values import FIRST_VERSION, as_printed, starred
 from quantities import MARGIN
 from result_tables import TITLES, with_block
 from statistics_seeds import DIFFERENCE_LEVEL, SCORE_LEVEL
 from tasks import TASKS
 
-DOCUMENTS = ("report", "poster")
 FACTS = "report/facts.json"
 BENCHMARKS = {  # of benchmark.py, in the order of the README
     "step": "LoRA step of GPT-2 small", "decode": "beam search, 64 inputs", "metrics": "E2E metrics, test set",
@@ -41,16 +40,25 @@ BENCHMARKS = {  # of benchmark.py, in the order of the README
 }  # fmt: skip
 SHOWN = ("table3", "table2", "table5", "table6-mnli", "table6-sst2", "pitfalls", "rank-over-time", "variants")
 SEEDS = {"table3": 3, "table2": 5}  # as the paper has them
+IN_SHORT = (  # of the claims
+    "few-parameters", "e2e-matches", "e2e-top2", "e2e-rank", "glue-matches", "mlp-first", "higher-rate",
+)  # fmt: skip
 BYTES = 4  # of a float32
-POSTER_POINTS = range(16, 37)  # of its text
+FITS = {  # document -> pages it may have, sizes of its text in points
+    "report": (8, (8.5, 8.75, 9, 9.25, 9.5, 9.75, 10)), "poster": (1, range(16, 37)),
+}  # fmt: skip
 STORED = {  # row of the storage argument -> full fine-tuning, LoRA
     "GPT-2 medium on E2E": ("table3/gpt2-medium/full", "table3/gpt2-medium/lora-r4"),
     "RoBERTa-base on MRPC": ("table2/roberta-base/mrpc/full", "table2/roberta-base/mrpc/lora-r8"),
     "DeBERTa-XXL on MRPC": ("table2/deberta-v2-xxlarge/mrpc/full", "table2/deberta-v2-xxlarge/mrpc/lora-r8"),
 }
 SETTINGS = {"e2e": ("table3/gpt2-medium/lora-r4", "paper"), "e2e_full": ("table3/gpt2-medium/full", "paper"),
-            "e2e_cpu": ("table3/gpt2/lora-r4", "cpu"), "search": ("learning-rate/e2e/lora/0.008", "cpu"),
-            "glue": ("table2/roberta-base/mrpc/lora-r8", "paper")}  # fmt: skip
+            "e2e_cpu": ("table3/gpt2/lora-r4", "cpu"), "e2e_full_cpu": ("table3/gpt2/full", "cpu"),
+            "glue_cpu": ("table2/roberta-base/mrpc/lora-r8", "cpu"),
+            "grid": ("table6/roberta-base/sst2/query-value-r8", "cpu"),
+            "search": ("learning-rate/e2e/lora/0.008", "cpu"),
+            "glue": ("table2/roberta-base/mrpc/lora-r8", "paper"),
+            "restricted": ("table2/roberta-large/mrpc/lora-r8-restricted", "paper")}  # fmt: skip
 
 
 def facts(summary: pd.DataFrame) -> dict[str, Any]:
@@ -105,7 +113,7 @@ def _paper(table: str, model: str) -> dict[str, Any]:
     found: dict[tuple[str, str], dict[str, str]] = {}
     for line in lines:
         cell = as_printed(line["value"], line["spread"], line["note"])
-        found.setdefault((line["method"], line["trainable"]), {})[line["metric"]] = cell
+        found.setdefault((starred(line), line["trainable"]), {})[line["metric"]] = cell
     rows = [[*row, *(cells.get(metric, "–") for metric in metrics)] for row, cells in found.items()]
     return {"columns": ["", "trained", *(metric.split(" ")[0].replace("_", "-") for metric in metrics)], "rows": rows}
 
@@ -166,7 +174,20 @@ def _block(heads: dict[str, str], rows: list[list[str]]) -> str:
 TEXT, NUMBER = "---", "---:"  # how a column is set
 
 
+def claim_rows() -> list[list[str]]:
+    """[claim, source, how it fares at scale `cpu`, evidence, seeds] of those that stand before all tables."""
+    found = {name: finding for (name, scale), finding in judged(read_summary()).items() if scale == "cpu"}
+    return [
+        [claim.says, claim.source, found[claim.name].verdict, found[claim.name].evidence, str(found[claim.name].n)]
+        for claim in CLAIMS
+        if claim.name in IN_SHORT
+    ]
+
+
 BLOCKS = {  # of the README, between <!-- name --> and <!-- /name -->
+    "claims": lambda: _block(
+        {"claim": TEXT, "source": TEXT, "here": TEXT, "evidence": TEXT, "n": NUMBER}, claim_rows()
+    ),
     "costs": lambda: _block(
         {"table": TEXT, "model": TEXT, "runs": NUMBER, "A100 hours": NUMBER, "GB": NUMBER}, cost_rows()
     ),
@@ -200,22 +221,24 @@ def facts_text(summary: pd.DataFrame) -> str:
 
 
 def compile_document(document: str, **options: Any) -> bytes | list[bytes]:
-    """The document as PDF, or with `format="png"` its pages; TypstError where a sentence contradicts its claim."""
+    """The document as PDF, or with `format="svg"` its pages, set as large as keeps it to the pages that it may have.
 
-    def at(points: int, **options: Any) -> bytes | list[bytes]:
+    Raises TypstError where a sentence contradicts its claim.
+    """
+    most, sizes = FITS[document]
+
+    def at(points: float, **options: Any) -> bytes | list[bytes]:
         return typst.compile(
             str(paths.ROOT / document / f"{document}.typ"), root=str(paths.ROOT), ignore_system_fonts=True,
             sys_inputs={"points": str(points)}, **options,
         )  # fmt: skip
 
-    def overflows(points: int) -> bool:
-        return isinstance(at(points, format="svg"), list)
+    def overflows(points: float) -> bool:
+        pages = at(points, format="svg")
+        return isinstance(pages, list) and len(pages) > most
 
-    if document != "poster":
-        return at(0, **options)
-    # As large as fits one page, whatever is measured by then.
-    first_too_large = bisect(POSTER_POINTS, False, key=overflows)
-    return at(POSTER_POINTS[max(first_too_large - 1, 0)], **options)
+    first_too_large = bisect(sizes, False, key=overflows)
+    return at(sizes[max(first_too_large - 1, 0)], **options)
 
 
 def method_figure() -> bytes:
@@ -234,7 +257,7 @@ def stale() -> list[str]:
     except (FileNotFoundError, ValueError) as error:
         return [str(error)]
     found = [] if text == expected else [f"{FACTS} is not what the summary and declarations give"]
-    makers = {f"{name}/{name}.pdf": partial(compile_document, name) for name in DOCUMENTS}
+    makers = {f"{name}/{name}.pdf": partial(compile_document, name) for name in FITS}
     for name, make in (makers | {"report/method.svg": method_figure}).items():
         there = paths.ROOT / name
         try:

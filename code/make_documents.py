@@ -13,14 +13,14 @@ import sys
 
 import paths
 from claims import read_summary
-from documents import DOCUMENTS, FACTS, compile_document, facts_text, method_figure, readme
+from documents import FACTS, FITS, compile_document, facts_text, method_figure, readme
 from records import write_atomically
 
 
 def main() -> None:
     try:
         write_atomically(paths.ROOT / FACTS, facts_text(read_summary()))
-        for document in DOCUMENTS:
+        for document in FITS:
             path = paths.ROOT / document / f"{document}.pdf"
             path.write_bytes(compile_document(document))
             print(path)

@@ -1,7 +1,7 @@
 """The paper's own numbers, from `data/paper.csv`: table, row (model, method, trainable parameters), metric, version.
 
 They are as printed in arXiv:2106.09685v2, or in the ICLR 2022 version where a row says so, times 100 where the paper
-prints fractions. A ± is the paper's, which does not define it.
+prints fractions. A ± is the paper's: Table 3 calls it a confidence interval, of which level is not said.
 
     paper_value(find("table3/gpt2-medium/lora-r4"), "BLEU")    # PaperValue(value="70.4", spread="0.1", ...)
 """
@@ -17,7 +17,8 @@ from tasks import TASKS, GlueTask
 
 FIRST_VERSION = "arXiv v2"  # the one that tables show where two versions differ
 FULL = "FT"
-OTHER_METRIC = "‡"
+PRIOR_WORK, OTHER_METRIC = "*", "‡"
+PRIOR_WORK_MEANS = "A star at a row of the paper: its numbers are from prior work."
 OTHER_METRIC_MEANS = "‡: probably F1 and not accuracy, from prior work; not to be compared."
 
 
@@ -25,7 +26,7 @@ OTHER_METRIC_MEANS = "‡: probably F1 and not accuracy, from prior work; not to
 class PaperValue:
     """A cell of the paper as it is printed."""
 
-    row: str  # model, method, trainable parameters
+    row: str  # model, method, trainable parameters; starred as in the paper
     value: str  # as printed
     spread: str  # empty where the paper prints none
     version: str
@@ -39,6 +40,11 @@ class PaperValue:
 def as_printed(value: str, spread: str, note: str) -> str:
     """The paper's number with its ±, marked where it is not of the metric that the column names."""
     return value + (f" ±{spread}" if spread else "") + (OTHER_METRIC if "do not compare" in note else "")
+
+
+def starred(row: dict[str, str]) -> str:
+    """The method of a row of `data/paper.csv`, with the paper's star where its numbers are from prior work."""
+    return row["method"] + (PRIOR_WORK if row["prior_work"] == "yes" else "")
 
 
 @cache
@@ -76,5 +82,5 @@ def paper_value(experiment: Experiment, metric: str) -> PaperValue | None:
     if full and row["method"] != FULL:
         decimals = len(row["value"].partition(".")[2])
         over_full = f"{float(row['value']) - float(full[0]['value']):+.{decimals}f}"
-    named = " ".join(row[key] for key in ("model", "method", "trainable")).strip()
+    named = " ".join((row["model"], starred(row), row["trainable"])).strip()
     return PaperValue(named, row["value"], row["spread"], row["version"], over_full, row["note"])

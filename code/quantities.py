@@ -21,7 +21,10 @@ RULES = {
     "selection": "on rows where settings may be chosen, never the reported ones",
     "cost": "of the whole run",
 }
-COURSE = ("course_BLEU", "course_ROUGE_L")  # metrics of a course reproduction, which scored raw text; from 0 to 100
+COURSE = (
+    "course_BLEU",
+    "course_ROUGE_L",
+)  # of a course reproduction (edwinlin13), which scored raw text; from 0 to 100
 DECIMALS = {  # others: 2
     "NIST": 4, "CIDEr": 4, "dev_loss": 4, "training_minutes": 1, "decoding_minutes": 1, "training_tokens": 0,
 }  # fmt: skip

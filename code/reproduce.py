@@ -44,7 +44,7 @@ def dry_run(asked: list[Run]) -> None:
         minutes += cost.minutes * len(seeds)
         print(f"{experiment.name} at scale {scale}, seeds {' '.join(map(str, seeds))}")
         print(cost.described(resolve(experiment, scale)))
-    print(f"{len(runs)} runs, about {minutes:.0f} min; nothing was started")
+    print(f"runs: {len(runs)}, about {minutes:.0f} min in all; nothing was started")
 
 
 def run_command(arguments: argparse.Namespace) -> None:
@@ -73,7 +73,7 @@ def sweep_command(arguments: argparse.Namespace) -> None:
         raise ValueError("a sweep does one run a GPU; `accelerate launch` shares one run among several: give it `run`")
     runs = in_order(asked)
     open_runs = [run for run in runs if not run.recorded]
-    print(f"{len(runs)} runs at scale {scale}, {len(runs) - len(open_runs)} of them recorded already", flush=True)
+    print(f"runs at scale {scale}: {len(runs)}, recorded already: {len(runs) - len(open_runs)}", flush=True)
     open_experiments = {run.experiment.name: run.experiment for run in open_runs}
     minutes = {name: _estimate(experiment, scale).minutes for name, experiment in open_experiments.items()}
     if arguments.engine == "ray":
@@ -137,12 +137,14 @@ def _parser() -> argparse.ArgumentParser:
     command.set_defaults(call=list_command)
     command = commands.add_parser("run", help="one run, one record", parents=[scale, doing])
     command.add_argument("name", help="an experiment's name, as `list` prints it")
-    command.add_argument("--seed", type=int, default=0)
+    command.add_argument(
+        "--seed", type=int, default=0, help="of the rows' order, dropout and new parameters (default: 0)"
+    )
     command.set_defaults(call=run_command)
     command = commands.add_parser(
         "sweep", help="all of a table; skips what is recorded", parents=[chosen, scale, doing]
     )
-    command.add_argument("--seeds", type=int, nargs="+", default=[0])
+    command.add_argument("--seeds", type=int, nargs="+", default=[0], help="a run each for every row (default: 0)")
     command.add_argument(
         "--workers", type=_positive, metavar="N", help="runs at a time, a process each (default: 1, in this process)"
     )

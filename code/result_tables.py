@@ -13,7 +13,7 @@ import pandas as pd
 
 import records
 from experiments import find, select
-from paper_values import OTHER_METRIC, OTHER_METRIC_MEANS
+from paper_values import OTHER_METRIC, OTHER_METRIC_MEANS, PRIOR_WORK, PRIOR_WORK_MEANS
 from quantities import MARGIN, MARGINS, RULES
 from statistics_seeds import DIFFERENCE_LEVEL
 from summary import FULL_ROWS, NO_REFERENCE, cells
@@ -50,7 +50,7 @@ def notes(part: pd.DataFrame, scale: str) -> list[str]:
     glue = isinstance(TASKS[first["task"]], GlueTask) and first["rule"] != "selection"
     statistic = f"{first['statistic']}s"
     said = [
-        f"Scale `{scale}`: {SCALE_MEANS[scale]}.",
+        f"Scale `{scale}`: {SCALE_MEANS[scale]}." + ("" if scale == "paper" else f" {_models(part)}"),
         f"Numbers are {statistic} over n seeds, ± their sample standard deviation; times 100, but for NIST, CIDEr, "
         "losses and costs.",
     ]
@@ -68,7 +68,7 @@ def notes(part: pd.DataFrame, scale: str) -> list[str]:
         said.append(
             f"A verdict is about the mean difference to {against} at the same seeds and scale, with its "
             f"{DIFFERENCE_LEVEL:.0%} interval (Student's t): *equivalent* within ±{MARGIN:g} point{margins}; *better* "
-            "or *worse* on one side of 0; else *inconclusive*. One seed has no interval."
+            "or *worse* on one side of 0; else *inconclusive*. One seed has no interval and gives no verdict."
         )
     if (part["verdict"] == NO_REFERENCE).any():
         said.append(f"*{NO_REFERENCE}*: the table has nothing that the row is measured against, or it is not run.")
@@ -78,11 +78,17 @@ def notes(part: pd.DataFrame, scale: str) -> list[str]:
         work = (
             "" if models == "its own models" and scale == "paper" else f": {models} at its own scale, not the same work"
         )
-        said.append(f"The paper's columns are as it prints them, with a ± that it does not define{work}.")
+        said.append(
+            "The paper's columns are as it prints them, with a ± that Table 3 calls a confidence interval, its level "
+            f"unsaid{work}."
+        )
+    if part["paper's row"].fillna("").str.contains(PRIOR_WORK, regex=False).any():
+        said.append(PRIOR_WORK_MEANS)
     if part[papers].astype(str).apply(lambda column: column.str.contains(OTHER_METRIC)).any(axis=None):
         said.append(OTHER_METRIC_MEANS)
-    if (part["data"] == "subset").any():
-        said.append("*subset*: some split at hand has fewer rows than the released one.")
+    if (subset := part["data"] == "subset").any():
+        tasks = ", ".join(TASKS[task].title for task in part[subset]["task"].unique())
+        said.append(f"Of {tasks} some split at hand is a subset of the released one.")
     if (part["data"] == "mixed").any():
         said.append("*mixed*: the runs had different rows; no difference is between runs on different data.")
     for rows, of in part[part["train_rows"].notna()].groupby("train_rows"):
@@ -93,6 +99,12 @@ def notes(part: pd.DataFrame, scale: str) -> list[str]:
     if left_out := int(part["left_out"].sum()):
         said.append(f"Left out: {left_out} records of other settings or another task version than declared now.")
     return said
+
+
+def _models(part: pd.DataFrame) -> str:
+    models = part["model"].unique()
+    whose = "All rows are" if len(models) == 1 else "The rows are"
+    return f"{whose} of {' or '.join(f'`{model}`' for model in models)}; the model in a row's name is the paper's."
 
 
 def _references(part: pd.DataFrame) -> str:
@@ -152,7 +164,7 @@ def as_markdown(part: pd.DataFrame, name: str, scale: str) -> str:
         listed = "\n".join(command for _, command in commands)
         page += [
             "## Missing",
-            f"{len(commands)} of {len(part)} rows are not run; each is filled by",
+            f"Rows that are not run: {len(commands)} of {len(part)}. Each is filled by",
             f"```\n{listed}\n```",
         ]
     return "\n\n".join(page) + "\n"

@@ -6,15 +6,16 @@
     work.show()                  # ours beside the paper's
     work.figure("parameters")
 
-`show_recorded("cpu")` shows all that is recorded at a scale. Every number comes from a record, through the same
-summary as the files in `results/` (`summary.py`), and nothing is written there but records and predictions.
+`show_recorded("cpu")` shows all that is recorded at a scale, `show_claims("cpu")` what follows from it. Every number
+comes from a record, through the same summary as the files in `results/` (`summary.py`), and nothing is written there
+but records and predictions.
 """
 
 from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -24,6 +25,7 @@ from tqdm.auto import tqdm
 
 import records
 import summary_files
+from claims import CLAIMS, judged, parsed
 from costs import estimate
 from experiments import resolve, select
 from figure_data import KINDS, figure_data
@@ -70,7 +72,7 @@ class Work:
                 "GiB": f"{found.gigabytes:.1f}", "trained": f"{found.trainable:,}", "of": f"{found.total:,}",
                 "estimated": found.basis,
             })  # fmt: skip
-        recorded = f"{len(self.runs)} runs at scale {self.scale}, {len(self.runs) - len(todo)} of them recorded"
+        recorded = f"runs at scale {self.scale}: {len(self.runs)}, recorded already: {len(self.runs) - len(todo)}"
         print(f"{recorded}; the others take about {max(1, minutes):.0f} min" if todo else f"{recorded}: nothing to run")
         _display(pd.DataFrame(rows))
 
@@ -114,12 +116,19 @@ def show_recorded(scale: str) -> None:
     for table, of_table in found:
         run = of_table[of_table["n"] > 0]
         every, done = (frame["experiment"].nunique() for frame in (of_table, run))
-        display(Markdown(f"## {TITLES.get(table, table)}\n\n{done} of {every} rows are recorded at scale `{scale}`."))
+        display(Markdown(f"### {TITLES.get(table, table)}\n\n{done} of {every} rows are recorded at scale `{scale}`."))
         _show(run, table, scale)
         for kind in (kind for kind, of in KINDS.items() if table in of.tables):
             _figure(kind, table, scale)
     if not found:
         display(Markdown(f"Nothing is recorded at scale `{scale}` yet."))
+
+
+def show_claims(scale: str) -> None:
+    """Each claim of the paper and of this project: how it fares at the scale, by which numbers, over how many seeds."""
+    found = judged(parsed(summary_files.summary_text([of_table for *_, of_table in summary_files.recorded()])))
+    rows = [(claim.says, claim.source, *astuple(found[claim.name, scale])) for claim in CLAIMS]
+    _display(pd.DataFrame(rows, columns=["claim", "source", f"here, at {scale}", "evidence", "n"]))
 
 
 def _show(of_table: pd.DataFrame, table: str, scale: str) -> None:

@@ -33,7 +33,8 @@ from statistics_seeds import bootstrap_interval, difference_interval, paired_dif
 
 STATISTICS = {"mean": (fmean, np.mean), "median": (median, np.median)}  # of the seeds, of many resamples
 NO_REFERENCE = "no reference"  # a verdict
-FULL_ROWS = ("full", "full-from-mnli")
+FROM_MNLI = "full-from-mnli"
+FULL_ROWS = ("full", FROM_MNLI)
 SAME_WORK = (  # settings that a run and its reference have in common
     "task", "model", "train_rows", "evaluate", "protocol", "keep", "beams", "length_penalty", "no_repeat_ngram",
     "max_new_tokens",

@@ -10,7 +10,7 @@ numbers that it shows are such a text; the picture is drawn from it (`figures.py
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import pandas as pd
 
@@ -26,7 +26,8 @@ KEPT_SCALES = ("cpu", "paper")
 IN_README = ("table3", "table2")
 README_E2E = ("experiment", "n", "trainable", "BLEU", "verdict", "paper's row", "paper BLEU")
 README_GLUE = (
-    "experiment", "n", "trainable", "metric", "data", "paper's rule", "honest", "verdict", "paper's row", "paper",
+    "experiment", "n", "trainable", "metric", "paper's rule", "verdict", "honest", "honest verdict", "paper's row",
+    "paper",
 )  # fmt: skip
 NOTHING = "Nothing is recorded yet at scale cpu or paper: `python code/reproduce.py sweep table3 --scale cpu` begins."
 
@@ -46,6 +47,11 @@ def recorded() -> Iterator[tuple[str, str, pd.DataFrame]]:
             yield table, scale, summary.cells(select(table, scale, variant=variant), scale)
 
 
+def summary_text(cells: Sequence[pd.DataFrame]) -> str:
+    """The text of `summary.csv`, of the cells of `recorded`."""
+    return summary.as_csv(pd.concat(cells) if cells else pd.DataFrame(columns=list(summary.COLUMNS)))
+
+
 def files() -> dict[str, str]:
     """Path below the results folder -> text; the same records give the same texts."""
     found, every_cell, contents = {}, [], []
@@ -58,11 +64,10 @@ def files() -> dict[str, str]:
         for kind in (kind for kind, of in KINDS.items() if table in of.tables):
             if data := figure_data(kind, table, scale):
                 found[f"figures/{table}-{kind}-{scale}.csv"] = data
-    cells = pd.concat(every_cell) if every_cell else pd.DataFrame(columns=list(summary.COLUMNS))
     page = markdown(pd.DataFrame(contents)) if contents else NOTHING
     if unknown := sorted(set().union(*map(names_of_records, KEPT_SCALES)) - EXPERIMENTS.keys()):
         page += f"\n\nRecords of experiments that are not declared (any more), and in no table: {', '.join(unknown)}."
-    return {"summary.csv": summary.as_csv(cells), "tables/README.md": f"# What is recorded\n\n{page}\n", **found}
+    return {"summary.csv": summary_text(every_cell), "tables/README.md": f"# What is recorded\n\n{page}\n", **found}
 
 
 def pictures(texts: dict[str, str]) -> dict[str, str]:
@@ -104,12 +109,13 @@ def results_block() -> str:
     for table, scale, cells in recorded():
         for part in parts(wide(cells), table).values() if table in IN_README else ():
             if (part["variant"] != OFFICIAL).all():
-                rows = part[part["n"] > 0].to_dict("records")
+                run = part[part["n"] > 0]
+                rows = run.to_dict("records")
                 block += [f"**{TITLES[table]}, scale `{scale}`**"]
                 block += [markdown(sheet_of(rows, README_E2E if rows[0]["metric"] == "BLEU" else README_GLUE))]
                 more = len(missing(part))
                 block += [f"{more} more {'row is' if more == 1 else 'rows are'} not run yet."] if more else []
-                block += ["\n".join(f"- {note}" for note in notes(part, scale))]
+                block += ["\n".join(f"- {note}" for note in notes(run, scale))]
                 commands = "\n".join(row["command"] for row in rows)
                 block += ["<details><summary>The command of every row</summary>", f"```\n{commands}\n```", "</details>"]
     if not block:

@@ -14,6 +14,7 @@ import pandas as pd
 from experiments import find, resolve
 from quantities import COSTS, COURSE, printed
 from settings import OFFICIAL
+from summary import FROM_MNLI
 from tasks import E2E_METRICS, TASKS, GlueTask
 
 COST_COLUMNS = {metric.replace("_", " "): metric for metric in COSTS}
@@ -28,9 +29,13 @@ GLUE_SHEET = (
 )  # fmt: skip
 SHEETS = {  # title -> columns; shown if a row fills the last
     "What each change costs": ("experiment", "n", "metric", "score", "difference", "changed"),
-    "By the metrics of a course reproduction (NLTK's BLEU on lower-cased words, ROUGE-L of stems), which scored raw "
-    "text; here of the texts above": ("experiment", "n", *COURSE),
+    "The same texts by the metrics of a course reproduction (edwinlin13)": ("experiment", "n", *COURSE),
     "Cost of a run": ("experiment", "n", "trainable", *COST_COLUMNS, "device"),
+}  # fmt: skip
+HEADS = {  # column -> what stands above it
+    "ROUGE_L": "ROUGE-L", "paper ROUGE_L": "paper ROUGE-L", "slot_error_rate": "slot errors (%)",
+    "dev_loss": "dev loss (nats a token)", "peak memory gib": "peak memory (GiB)",
+    "course_BLEU": "BLEU (NLTK, lower case)", "course_ROUGE_L": "ROUGE-L (stems)",
 }  # fmt: skip
 
 
@@ -96,8 +101,11 @@ def _verdict(quantity: dict[str, Any]) -> str:
     interval = (
         "" if pd.isna(low) else f" [{printed(metric, low, '+')}, {printed(metric, quantity['difference_high'], '+')}]"
     )
-    seeds = f"n={quantity['difference_n']:.0f}" + ("" if interval else ", no interval")
-    return f"{printed(metric, difference, '+')} {metric}{interval}, {quantity['verdict']} ({seeds})"
+    seeds = [f"n={quantity['difference_n']:.0f}"] if interval else []  # the verdict says that it is of one
+    seeds += ["both from MNLI"] if find(quantity["reference"]).row == FROM_MNLI else []
+    return f"{printed(metric, difference, '+')} {metric}{interval}, {quantity['verdict']}" + (
+        f" ({', '.join(seeds)})" if seeds else ""
+    )
 
 
 def parts(frame: pd.DataFrame, name: str) -> dict[str, pd.DataFrame]:
@@ -139,32 +147,38 @@ def sheets(part: pd.DataFrame) -> Iterator[tuple[str, pd.DataFrame]]:
 def sheet_of(rows: list[dict[str, Any]], columns: tuple[str, ...]) -> pd.DataFrame:
     """Without the columns that no row fills."""
     sheet = pd.DataFrame([{column: shown(row, column) for column in columns} for row in rows])
-    return sheet.loc[:, (sheet != "").any()].replace("", "-")
+    filled = sheet.loc[:, (sheet != "").any()].replace("", "-")
+    by_rules = {"verdict": "verdict, paper's rule", "honest verdict": "verdict, honest"}
+    return filled.rename(columns=HEADS | (by_rules if "honest verdict" in filled else {}))
 
 
 def _grids(rows: list[dict[str, Any]]) -> Iterator[tuple[str, pd.DataFrame]]:
-    """The same numbers with two settings as rows and columns, as the paper sets them."""
-    found: dict[str, dict[str, dict[str, str]]] = {}
+    """The same numbers with two settings as rows and columns, as the paper sets them; once where two rules agree."""
+    found: dict[str, dict[str, dict[str, dict[str, str]]]] = {}
     for row in rows:
         for column in RULE_COLUMNS.values():
             if text := shown(row, column):
-                title, across, down = _place(row, column)
-                found.setdefault(title, {}).setdefault(across, {})[down] = text
-    for title, lines in found.items():
-        grid = pd.DataFrame.from_dict(lines, orient="index").fillna("-")
-        if rows[0]["table"] == "learning-rate":
-            grid = grid[sorted(grid.columns, key=float)]
-        if len(grid.columns) > 1:
-            yield title, grid.rename_axis("").reset_index()
+                title, across, down = _place(row)
+                found.setdefault(title, {}).setdefault(column, {}).setdefault(across, {})[down] = text
+    for title, by_rule in found.items():
+        while by_rule:
+            lines = next(iter(by_rule.values()))
+            alike = [rule for rule, of in by_rule.items() if of == lines]
+            by_rule = {rule: of for rule, of in by_rule.items() if rule not in alike}
+            grid = pd.DataFrame.from_dict(lines, orient="index").fillna("-")
+            if rows[0]["table"] == "learning-rate":
+                grid = grid[sorted(grid.columns, key=float)]
+            if len(grid.columns) > 1:
+                yield title.format(" and ".join(alike)), grid.rename_axis("").reset_index()
 
 
-def _place(row: dict[str, Any], column: str) -> tuple[str, str, str]:
-    """(grid, row, column) of a number in it."""
+def _place(row: dict[str, Any]) -> tuple[str, str, str]:
+    """(grid, row, column) of a number in it; the grid's title has a place for the rule."""
     table, model, *middle, last = row["experiment"].removesuffix(f"/{OFFICIAL}").split("/")
     task = TASKS[row["task"]].title
     if table == "learning-rate":
-        return f"{row['metric']} {column}, by learning rate", f"{task}, {middle[0]}", last
+        return f"{HEADS.get(row['metric'], row['metric'])} {{}}, by learning rate", f"{task}, {middle[0]}", last
     if table == "table6":
         matrices, _, rank = last.rpartition("-r")
-        return f"{task}, {row['metric']}, {column}: matrices by rank", matrices.replace("-", ", "), f"r={rank}"
-    return f"{column}: rows by task", f"{model} {last}", f"{task} ({row['metric']})"
+        return f"{task}, {row['metric']}, {{}}: matrices by rank", matrices.replace("-", ", "), f"r={rank}"
+    return "{}: rows by task", f"{model} {last}", f"{task} ({row['metric']})"

@@ -11,9 +11,9 @@
 # $$h = W_0 x + \frac{\alpha}{r} B A x, \qquad A \in \mathbb{R}^{r \times d_\text{in}},\quad
 # B \in \mathbb{R}^{d_\text{out} \times r},\quad r \ll d.$$
 #
-# Here an encoder learns to tell praise from complaint, once with LoRA. The knobs of every notebook are in one cell.
-# This one stays at `quick`, a proof that all parts work: small models and generated sentences, which say nothing about
-# the paper. The others choose `paper` by themselves where there is a GPU.
+# Here an encoder learns to tell praise from complaint, once whole and once with LoRA. The knobs of every notebook are
+# in one cell. This one stays at `quick`, a proof that all parts work: small models and generated sentences, which say
+# nothing about the paper. The others choose `paper` by themselves where there is a GPU.
 
 # %%
 # Set-up. On Colab: fetch the code and install what is missing. Elsewhere: find the code, no more.
@@ -40,7 +40,7 @@ from colab import keep_in
 
 SCALE = "quick"  # or "cpu": real data and small real models; or "paper": the paper's models, on an A100
 SEEDS = [0]
-ROWS = ["roberta-base/sst2/lora-r8"]
+ROWS = ["roberta-base/sst2/full", "roberta-base/sst2/lora-r8"]
 DRIVE = None  # a folder on Colab's Drive, such as "/content/drive/MyDrive/lora", keeps results and unfinished runs
 keep_in(DRIVE)
 

@@ -79,7 +79,8 @@ table3.run()
 #
 # The claim to test is a pattern: LoRA is not worse than full fine-tuning of the same model, with a small fraction of
 # the parameters trained. The verdict is about that difference, at the same scale and with the same seeds. One seed
-# has no interval, so that it can show a difference and decide nothing.
+# has no interval: the table then gives no verdict, and the report decides only where rows lie more than five margins
+# apart.
 #
 # With the authors' own commands others have measured about 68.7 to 68.9 BLEU where the paper prints 70.4
 # ([microsoft/LoRA, issue 165](https://github.com/microsoft/LoRA/issues/165); Table 3 of

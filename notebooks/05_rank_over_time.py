@@ -44,7 +44,7 @@ keep_in(DRIVE)
 # ## A new pair changes nothing
 #
 # The idea rests on the zero start: a pair whose $B$ is zero can join in the middle of training without disturbing it.
-# Expect four stages that give each projection a higher rank and the model the same output, bit for bit.
+# Expect three more stages that give each projection a higher rank and the model the same output, bit for bit.
 
 # %%
 import torch
@@ -68,8 +68,8 @@ with torch.no_grad():
 # %% [markdown]
 # ## Pairs that move
 #
-# The adaptive budget in one round. Make one projection matter by giving it a trained $B$, and call what is lost without
-# a pair its importance. Pairs that do nothing go first; their places go to the projections that lost none.
+# The adaptive budget in one round. The importance of a pair is what is lost without it; here pretend that the pairs of
+# one projection matter and the others do nothing. Those go first; their places go to the projections that lost none.
 
 # %%
 from rank_allocation import reallocate

@@ -98,7 +98,7 @@ def test_the_documents_have_a_sentence_for_every_verdict_and_for_what_goes_toget
         measured = verdict != MISSING
         claim["cpu"] |= {"verdict": verdict, "evidence": "so much" * measured, "n": 2 * measured}
     write_facts(tree, changed)
-    for document in documents.DOCUMENTS:
+    for document in documents.FITS:
         assert pages(document)
 
 
@@ -162,12 +162,13 @@ def test_a_subset_is_marked_and_a_whole_task_is_not():
 def test_mistakes_are_listed_by_what_they_cost_below_the_correct_run_with_minutes():
     part = "pitfalls/e2e"
     run = [line(f"{part}/correct", "60.1"), line(f"{part}/correct", "9.5", "training_minutes")]
+    run += [line(f"{part}/correct", "1.5", "decoding_minutes")]
     run += [line(f"{part}/prompt-loss", "59.1", difference="-1.00"), line(f"{part}/greedy", "58.1", difference="-2.00")]
     run += [line(f"{part}/padded", "60.1", difference=""), line(f"{part}/padded", "70.5", "training_minutes")]
     table = document_tables.of(by_experiment(frame(run)), "pitfalls", "cpu")
-    assert [row[1:3] for row in table["rows"][:3]] == [["60.1", "9.5"], ["-2.00", "–"], ["-1.00", "–"]]
+    assert [row[1:3] for row in table["rows"][:3]] == [["60.1", "9.5 + 1.5"], ["-2.00", ""], ["-1.00", ""]]
     assert [row[1:3] for row in table["rows"] if row[0].startswith("Every batch padded")] == [["–", "70.5"]]
-    assert (table["run"], table["of"]) == (3, 22)
+    assert (table["run"], table["of"]) == (4, 26)
 
 
 def test_claims_are_in_the_facts_with_verdict_evidence_and_command():
@@ -321,7 +322,7 @@ def test_what_the_readme_links_to_is_there_and_its_targets_are_in_the_makefile()
 
 def test_the_readmes_costs_and_speed_are_the_files(tmp_path, monkeypatch):
     assert documents.readme(README) == README
-    with pytest.raises(ValueError, match="expected the lines <!-- costs -->"):
+    with pytest.raises(ValueError, match="expected the lines <!-- claims -->"):
         documents.readme("no markers")
     monkeypatch.setattr(paths, "RESULTS", tmp_path)
     assert all("not yet" in row[2] for row in documents.speed_rows()) and len(documents.speed_rows()) == 4

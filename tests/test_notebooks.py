@@ -442,7 +442,7 @@ def test_what_is_recorded_costs_nothing_and_is_not_run_again(recorded, shown, ca
     assert recorded == ["table3/gpt2/full seed 0"]
     assert "table3/gpt2/full seed 0: BLEU 61.00" in capsys.readouterr().out
     both.cost()
-    assert capsys.readouterr().out.startswith("2 runs at scale quick, 1 of them recorded; the others take about ")
+    assert capsys.readouterr().out.startswith("runs at scale quick: 2, recorded already: 1; the others take about ")
     (cost,) = shown
     assert list(cost.index) == ["table3/gpt2/lora-r4"]
     assert cost.loc["table3/gpt2/lora-r4", ["trained", "of"]].to_list() == ["16,384", "5,338,624"]
@@ -451,7 +451,7 @@ def test_what_is_recorded_costs_nothing_and_is_not_run_again(recorded, shown, ca
     assert recorded == ["table3/gpt2/full seed 0", "table3/gpt2/lora-r4 seed 0"]
     shown.clear()
     both.cost()
-    assert capsys.readouterr().out.endswith("2 runs at scale quick, 2 of them recorded: nothing to run\n")
+    assert capsys.readouterr().out.endswith("runs at scale quick: 2, recorded already: 2: nothing to run\n")
     assert shown == []
 
 

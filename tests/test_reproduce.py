@@ -52,7 +52,7 @@ def command(monkeypatch, capsys, *words):
 def test_a_sweep_records_every_run_once_and_the_table_and_figure_come_from_the_records(small_runs, monkeypatch, capsys):
     sweep = ("sweep", "table3", "--scale", "quick", "--rows", "full", "lora-r4")
     out = command(monkeypatch, capsys, *sweep)
-    assert "2 runs at scale quick, 0 of them recorded already" in out
+    assert "runs at scale quick: 2, recorded already: 0" in out
     full, lora = records.read_records("quick")
     assert full["name"] == "table3/gpt2/full"
     assert full["parameters"]["trainable"] == full["parameters"]["total"] == 5_322_240
@@ -70,11 +70,11 @@ def test_a_sweep_records_every_run_once_and_the_table_and_figure_come_from_the_r
     assert not list((small_runs / "checkpoints").rglob("checkpoint-*"))
 
     out = command(monkeypatch, capsys, *sweep)
-    assert "2 of them recorded already" in out
+    assert "recorded already: 2" in out
     assert "[1/" not in out
 
     out = command(monkeypatch, capsys, "table", "table3", "--scale", "quick")
-    assert "n=1, no interval" in out
+    assert "one seed only" in out
     assert "missing: table3/gpt2/lora-r2" in out
     frame = result_tables.table("table3", "quick").set_index("experiment")
     assert frame.loc["table3/gpt2/full", "BLEU"] == pytest.approx(100 * full["scores"]["BLEU"])

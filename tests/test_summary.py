@@ -18,7 +18,7 @@ from experiments import EXPERIMENTS, find, select
 from paper_values import paper_value
 from quantities import printed, quantities
 from result_tables import as_csv, as_markdown, as_text, table
-from summary_tables import parts, sheets, wide
+from summary_tables import HEADS, parts, sheets, wide
 from synthetic_records import write, write_e2e, write_glue
 
 GLUE = ("MNLI", "SST-2", "MRPC", "CoLA", "QNLI", "QQP", "RTE", "STS-B")
@@ -327,7 +327,7 @@ def test_a_missing_row_says_so_with_the_command_that_fills_it():
     frame = table("table3", "cpu")
     assert f"missing: {LORA}  ->  {command}" in as_text(frame, "table3", "cpu")
     page = as_markdown(frame, "table3", "cpu")
-    assert f"{len(frame) - 1} of {len(frame)} rows are not run" in page
+    assert f"Rows that are not run: {len(frame) - 1} of {len(frame)}." in page
     assert f"run {FULL} --scale" not in page
 
 
@@ -350,19 +350,31 @@ def test_e2e_and_glue_never_share_a_table_and_two_protocols_never_a_sheet():
     found = parts(table("pitfalls", "cpu"), "pitfalls")
     assert list(found) == ["pitfalls-e2e", "pitfalls-glue"]
     columns = [set(sheet.columns) for _, sheet in sheets(found["pitfalls-e2e"])]
-    assert any("BLEU" in sheet for sheet in columns) and any("course_BLEU" in sheet for sheet in columns)
-    assert not any({"BLEU", "course_BLEU"} <= sheet or "honest" in sheet for sheet in columns)
+    course = HEADS["course_BLEU"]
+    assert any("BLEU" in sheet for sheet in columns) and any(course in sheet for sheet in columns)
+    assert not any({"BLEU", course} <= sheet or "honest" in sheet for sheet in columns)
 
 
-def test_ranks_and_matrices_make_a_grid_for_each_task_and_rule():
+@pytest.mark.parametrize(("best", "rules"), [(0.8, ["paper's rule and honest"]), (0.9, ["paper's rule", "honest"])])
+def test_ranks_and_matrices_make_a_grid_for_each_task_and_rule_and_one_where_the_rules_agree(best, rules):
     for rank, accuracy in ((1, 0.7), (8, 0.8)):
-        write_glue(f"table6/roberta-base/sst2/query-value-r{rank}", 0, [accuracy], [accuracy])
+        honest = {"honest_scores": {"accuracy": accuracy}}
+        write_glue(f"table6/roberta-base/sst2/query-value-r{rank}", 0, [accuracy + best - 0.8], [accuracy], **honest)
     (part,) = parts(table("table6", "cpu"), "table6").values()
     grids = {title: sheet for title, sheet in sheets(part) if "by rank" in title}
-    assert list(grids) == [f"SST-2, accuracy, {rule}: matrices by rank" for rule in ("paper's rule", "honest")]
-    for sheet in grids.values():
-        assert sheet.to_numpy().tolist() == [["query, value", "70.00", "80.00"]]
-        assert list(sheet.columns) == ["", "r=1", "r=8"]
+    assert list(grids) == [f"SST-2, accuracy, {rule}: matrices by rank" for rule in rules]
+    assert list(grids.values())[-1].to_numpy().tolist() == [["query, value", "70.00", "80.00"]]
+    assert all(list(sheet.columns) == ["", "r=1", "r=8"] for sheet in grids.values())
+
+
+def test_a_row_that_starts_from_mnli_says_that_its_reference_does():
+    for task, full in (("rte", "full-from-mnli"), ("mrpc", "full")):
+        for row in (full, "lora-r8"):
+            for seed, accuracy in enumerate((0.8, 0.81)):
+                write_glue(f"table2/roberta-base/{task}/{row}", seed, [accuracy], [accuracy])
+    verdicts = table("table2", "cpu", only=["rte", "mrpc"]).set_index("experiment")["verdict"]
+    assert verdicts["table2/roberta-base/rte/lora-r8"].endswith("equivalent (n=2, both from MNLI)")
+    assert verdicts["table2/roberta-base/mrpc/lora-r8"].endswith("equivalent (n=2)")
 
 
 def test_a_table_says_scale_statistic_protocol_margin_and_subset():
@@ -370,7 +382,8 @@ def test_a_table_says_scale_statistic_protocol_margin_and_subset():
     write_glue(MRPC_LORA, 0, [0.8], [0.8])
     text = as_text(table("table2", "cpu"), "table2", "cpu")
     for said in ("Scale cpu: real data and small real models", "medians over n seeds", "Two rules, never mixed",
-                 "equivalent within ±1 point, 0.1 NIST", "subset: some split", "not the same work"):  # fmt: skip
+                 "equivalent within ±1 point, 0.1 NIST", "Of MRPC some split at hand is a subset",
+                 "All rows are of minilm; the model in a row's name is the paper's", "not the same work"):  # fmt: skip
         assert said in text
     write_e2e(FULL, 0, 0.6)
     assert "Text protocol lora; scored: the last epoch" in as_text(table("table3", "cpu"), "table3", "cpu")
