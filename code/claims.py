@@ -249,6 +249,26 @@ def cheaper(metric: str, unit: str) -> Callable[[pd.DataFrame], Finding]:
     return judge
 
 
+def mistake_outweighs(summary: pd.DataFrame) -> Finding:
+    """Of the mistakes made on E2E with LoRA the dearest costs more than LoRA lacks to full fine-tuning there."""
+    of = summary[summary["experiment"].str.startswith("pitfalls/e2e/") & (summary["metric"] == "BLEU")]
+    found = {line["experiment"].rpartition("/")[2]: scores(of[of["experiment"] == line["experiment"]])["e2e"]
+             for line in of.to_dict("records")}  # fmt: skip
+    right, full = found.pop("correct", None), found.pop("full-correct", None)
+    if not right or not full:
+        return Finding(MISSING)
+    lacks = paired_differences(full, right)
+    mistakes = {row: each for row, each in found.items() if not row.startswith("full-")}
+    costs = {row: paired_differences(right, each) for row, each in mistakes.items() if each.keys() == right.keys()}
+    if not costs or right.keys() != full.keys():
+        return Finding(MISSING)
+    dearest = max(costs, key=lambda row: fmean(costs[row]))
+    more = [cost - lack for cost, lack in zip(costs[dearest], lacks, strict=True)]
+    evidence = f"{dearest}: {printed('BLEU', -fmean(costs[dearest]), '+')} BLEU; "
+    evidence += _evidence("LoRA minus full", "BLEU", [-lack for lack in lacks], ["e2e"])
+    return Finding(BETTER.get(compared(more, MARGIN), OPEN), evidence, len(more))
+
+
 LORA_E2E, FULL_E2E = ("table3", "lora-r4"), ("table3", "full")
 CLAIMS = (
     Claim("few-parameters", "Section 4.2", "LoRA trains less than one percent of the parameters.",
@@ -295,4 +315,8 @@ CLAIMS = (
     Claim("growing-rank", "beyond the paper", "On E2E, a rank that grows in stages to 8 is no worse than rank 8.",
           no_worse("stages minus r=8", ("rank-over-time", "sequential-fixed-unfrozen"), ("table3", "lora-r8")),
           "rank-over-time"),
+    Claim("mistakes-outweigh", "this project", "On E2E, one mistake costs more than LoRA lacks to full fine-tuning.",
+          mistake_outweighs, "pitfalls"),
+    Claim("adaptive-rank", "beyond the paper", "On E2E, a rank of 8 on average that moves is no worse than rank 8.",
+          no_worse("adaptive minus r=8", ("rank-over-time", "adaptive"), ("table3", "lora-r8")), "rank-over-time"),
 )  # fmt: skip

@@ -2,7 +2,8 @@
 
     of(by_experiment(read_summary()), "table3", "cpu")    # {"columns": [...], "rows": [[...]], "run": 4, ...}
 
-A row that is not run has its name and `HOLE` alone. Nothing is computed here: a cell is a string of the summary.
+A row that is not run has its name and `HOLE` alone, or is named in `holes`. Nothing is computed here: a cell is a
+string of the summary.
 """
 
 from __future__ import annotations
@@ -83,14 +84,19 @@ def _change(lines: Lines) -> list[str]:
 def _sheet(
     summary: Summary, table: str, scale: str, columns: tuple[str, ...], cells: Callable[[Lines], list[str]]
 ) -> Table:
-    rows, run, chosen = [], 0, _chosen(table, scale)
+    rows, holes, chosen = [], [], _chosen(table, scale)
     titles = {e.name: TASKS[resolve(e, scale).task].title for e in chosen}
     for experiment in chosen:
         lines = summary[experiment.name, scale]
-        run += bool(lines)
         name = label(experiment, scale) + (f", {titles[experiment.name]}" if len(set(titles.values())) > 1 else "")
-        rows.append([name, *(cells(lines) if lines else [HOLE])])
-    return {"columns": list(columns), "rows": rows, "run": run, "of": len(rows), "command": command(table, scale)}
+        if lines:
+            rows.append([name, *cells(lines)])
+        else:
+            holes.append(name)
+    return {
+        "columns": list(columns), "rows": rows, "holes": holes, "run": len(rows), "of": len(chosen),
+        "command": command(table, scale),
+    }  # fmt: skip
 
 
 def command(table: str, scale: str) -> str:

@@ -177,3 +177,13 @@ def test_without_a_summary_the_command_that_makes_it_is_named(tmp_path, monkeypa
 def test_names_are_unique_and_their_tables_declared():
     assert len({claim.name for claim in CLAIMS}) == len(CLAIMS)
     assert {claim.table for claim in CLAIMS} <= {e.table for e in EXPERIMENTS.values()}
+
+
+@pytest.mark.parametrize(("prompt_loss", "expected"), [("40.0", HOLDS), ("57.0", FAILS), ("52.0", OPEN)])
+def test_a_mistake_outweighs_the_methods_if_the_dearest_costs_more_than_lora_lacks_to_full(prompt_loss, expected):
+    part = "pitfalls/e2e"
+    mistakes = [line(f"{part}/prompt-loss", prompt_loss), line(f"{part}/greedy", "59.0")]
+    right = [line(f"{part}/correct", "60.0"), line(f"{part}/full-correct", "70.0")]
+    full = line(f"{part}/full-learning-rate-of-lora", "10.0")  # full fine-tuning's own mistake is not LoRA's
+    assert verdict("mistakes-outweigh", *mistakes, *right, full) == expected
+    assert verdict("mistakes-outweigh", *mistakes, full) == MISSING
