@@ -147,16 +147,21 @@ def _grid(summary: Summary, task: str, scale: str) -> Table:
 
 
 def _pitfalls(summary: Summary, scale: str) -> Table:
-    """Each mistake beside the correct run, in E2E and MRPC: what the score changes by, the most first, and the time."""
+    """Each mistake beside the correct run: what the score changes by, the most first, and the time.
+
+    On E2E and on MRPC, or on the one of them of which anything is run.
+    """
     found: dict[str, dict[str, Experiment]] = {}
     chosen = _chosen("pitfalls", scale)
     for experiment in chosen:
         if experiment.against:
             found.setdefault(experiment.row, {})[experiment.name.split("/")[1]] = experiment
+    recorded = {experiment.name.split("/")[1] for experiment in chosen if summary[experiment.name, scale]}
+    parts = {part: title for part, title in PITFALL_COLUMNS.items() if part in recorded or not recorded}
     rows = {}
-    for of in found.values():
+    for of in (of for of in found.values() if of.keys() & parts.keys()):
         cells, changes = [], [inf]
-        for part in PITFALL_COLUMNS:
+        for part in parts:
             lines = summary[of[part].name, scale] if part in of else []
             if lines and lines[0]["difference"]:
                 changes.append(float(lines[0]["difference"]))
@@ -165,13 +170,14 @@ def _pitfalls(summary: Summary, scale: str) -> Table:
         about = next(iter(of.values())).about.partition(": ")[2]
         rows[(about[0].upper() + about[1:], *cells)] = min(changes)
     correct = ["LoRA without a mistake: its score"]
-    for part in PITFALL_COLUMNS:
+    for part in parts:
         lines = summary[f"pitfalls/{part}/correct", scale]
         correct += [_value(lines, lines[0]["metric"]), _minutes(lines)] if lines else [HOLE, ""]
-    columns = ["mistake", *(column for of in PITFALL_COLUMNS.values() for column in (of, "minutes"))]
+    columns = ["mistake", *(column for title in parts.values() for column in (title, "minutes"))]
     return {
         "columns": columns, "rows": [correct, *(list(row) for row in sorted(rows, key=rows.get))],
         "run": sum(bool(summary[e.name, scale]) for e in chosen), "of": len(chosen),
+        "holes": [f"all of {title.partition(',')[0]}" for part, title in PITFALL_COLUMNS.items() if part not in parts],
         "command": command("pitfalls", scale),
     }  # fmt: skip
 
