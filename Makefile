@@ -19,36 +19,37 @@ reproduce: .venv/.installed  ## Tables 3 and 2 at quick scale: train, decode, sc
 	$(REPRODUCE) sweep table2 --scale quick --rows sst2/full sst2/lora-r8 mrpc/full mrpc/lora-r8 --seeds 0
 	$(REPRODUCE) table table2 --scale quick --rows sst2/full sst2/lora-r8 mrpc/full mrpc/lora-r8
 
-summary: .venv/.installed  ## tables, figures and the README's results, made anew from the records
-	$(BIN)/python code/make_summary.py
+summary: .venv/.installed  ## tables, figures and the README's blocks, made anew from the records
+	$(BIN)/python code/make.py summary
 
-notebooks: .venv/.installed  ## execute all notebooks anew at quick scale (some: python code/make_notebooks.py 01 07)
-	$(BIN)/python code/make_notebooks.py $(UNCHANGED)
+notebooks: .venv/.installed  ## execute all notebooks anew at quick scale (some: python code/make.py notebooks 01 07)
+	$(BIN)/python code/make.py notebooks $(UNCHANGED)
 
 documents: .venv/.installed  ## the report and the poster as PDF, from the summary
-	$(BIN)/python code/make_documents.py
+	$(BIN)/python code/make.py documents
 
 check: .venv/.installed  ## is all that is generated what the records and the sources give?
-	$(BIN)/python code/make_check.py
-	$(BIN)/python code/make_notebooks.py --check
+	$(BIN)/python code/make.py check
+	$(BIN)/python code/make.py notebooks --check
 
 test: lint  ## the linter, then all tests that need no GPU, no network and no patience, then `make check`
 	$(BIN)/python -m pytest
-	$(BIN)/python code/make_check.py
-	$(BIN)/python code/make_notebooks.py --check
+	$(BIN)/python code/make.py check
+	$(BIN)/python code/make.py notebooks --check
 
 lint: .venv/.installed-tests  ## ruff: rules and formatting
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
 
 parity: .venv/.installed-tests  ## adapters against AdapterHub's, in an environment of their own (downloaded once)
-	$(BIN)/python -m pytest -m slow tests/test_baselines_parity.py
+	$(BIN)/python -m pytest -m slow tests/test_adapters_parity.py
 
 benchmark: .venv/.installed-tests  ## time and memory against PEFT and transformers, as ratios
 	$(BIN)/python code/benchmark.py
 
 clean:  ## remove .venv and what tools cached; results, checkpoints and data stay
-	rm -rf .venv .pytest_cache .ruff_cache code/__pycache__ tests/__pycache__
+	rm -rf .venv .pytest_cache .ruff_cache
+	find code tests -name __pycache__ -type d -prune -exec rm -rf {} +
 
 .venv/.installed: requirements.txt constraints.txt
 	@$(PYTHON) -c 'import sys; v = sys.version_info; v >= (3, 10) or sys.exit("expected Python 3.10 or later, found %d.%d; give another: make PYTHON=..." % v[:2])'

@@ -17,12 +17,12 @@ from pathlib import Path
 
 import torch
 
-import benchmark_e2e
-import benchmark_glue
-import paths
-from records import provenance, write_atomically
+import files
+from costs import benchmark_e2e, benchmark_glue
+from files import write_atomically
+from runs.records import provenance
 
-BENCHMARKS = {  # and how often each is repeated
+BENCHMARKS = {  # name -> benchmark, its usual repetitions
     "step": (benchmark_e2e.step, 15),
     "decode": (benchmark_e2e.decode, 3),
     "metrics": (benchmark_e2e.metrics, 3),
@@ -37,15 +37,15 @@ def main() -> None:
     parser.add_argument("--data-dir", type=Path, help="folder with e2e/*.csv; else LORA_DATA_DIR, data/cache")
     arguments = parser.parse_args()
     for name in arguments.which:
-        call, usual = BENCHMARKS[name]
-        repetitions = arguments.repetitions or usual
+        call, usual_repetitions = BENCHMARKS[name]
+        repetitions = arguments.repetitions or usual_repetitions
         measured = call(repetitions, arguments.data_dir)
         print(f"{name} ({torch.get_num_threads()} threads, median of {repetitions}, interleaved)")
-        for what, value in measured.items():
-            print(f"  {what:58} {value:8.3f}", flush=True)
+        for quantity, value in measured.items():
+            print(f"  {quantity:58} {value:8.3f}", flush=True)
         facts = {"threads": torch.get_num_threads(), "repetitions": repetitions, **provenance()}
         text = json.dumps({"measured": measured, **facts}, indent=1) + "\n"
-        write_atomically(paths.RESULTS / "benchmark" / f"{name}.json", text)
+        write_atomically(files.RESULTS / "benchmark" / f"{name}.json", text)
 
 
 if __name__ == "__main__":

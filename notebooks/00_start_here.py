@@ -11,9 +11,9 @@
 # $$h = W_0 x + \frac{\alpha}{r} B A x, \qquad A \in \mathbb{R}^{r \times d_\text{in}},\quad
 # B \in \mathbb{R}^{d_\text{out} \times r},\quad r \ll d.$$
 #
-# Here an encoder learns to tell praise from complaint, once whole and once with LoRA. The knobs of every notebook are
-# in one cell. This one stays at `quick`, a proof that all parts work: small models and generated sentences, which say
-# nothing about the paper. The others choose `paper` by themselves where there is a GPU.
+# Here an encoder learns to tell praise from complaint: all of it is trained, then only LoRA's pairs. Each notebook has
+# its knobs in one cell. This one stays at `quick`: small models and generated sentences, which prove that all parts
+# work and say nothing about the paper. The other notebooks choose `paper` where there is a GPU.
 
 # %%
 # Set-up. On Colab: fetch the code and install what is missing. Elsewhere: find the code, no more.
@@ -38,24 +38,24 @@ if ON_COLAB:
 # %%
 from colab import keep_in
 
-SCALE = "quick"  # or "cpu": real data and small real models; or "paper": the paper's models, on an A100
+SCALE = "quick"  # or "cpu", with rows like "minilm/sst2/full"; or "paper", like "roberta-base/sst2/full", on an A100
 SEEDS = [0]
-ROWS = ["roberta-base/sst2/full", "roberta-base/sst2/lora-r8"]
+ROWS = ["minilm/sentiment-builtin/full", "minilm/sentiment-builtin/lora-r8"]
 DRIVE = None  # a folder on Colab's Drive, such as "/content/drive/MyDrive/lora", keeps results and unfinished runs
 keep_in(DRIVE)
 
 # %% [markdown]
-# Every row of every table of the paper is an experiment with a name. A piece of work is some of them, with some seeds;
-# ask what it costs before you start it.
+# Every row of every table is an experiment. Its name has the table, the trained model, the task and the row. `Work` is
+# some rows with some seeds; ask what it costs before you start it.
 
 # %%
-from session import Work
+from notebook_tools import Work
 
 work = Work("table2", SCALE, SEEDS, ROWS)
 work.cost()
 
 # %% [markdown]
-# The column *trained* is the point of it all. It has two parts: the pairs of LoRA, and the new classification head,
+# The column *trained* is the point. It has two parts: the pairs of LoRA, and the new classification head,
 # which every method trains and which the paper does not count.
 #
 # Now train. Stop it whenever you like: the same cell continues where you stopped, and once the run is recorded it
@@ -66,20 +66,20 @@ work.run()
 
 # %% [markdown]
 # The result, with the paper's number in a column of its own. The two are not the same work, and no difference is taken
-# between them. *Honest* beside *paper's rule*: the paper reports the best epoch on the very split that it reports; the
-# honest number is of an epoch chosen on other rows.
+# between them. By the *paper's rule*, the epoch is the best one on the split that is reported. The *held-out* number
+# is of an epoch chosen on other rows.
 
 # %%
 work.show()
 
 # %% [markdown]
-# And what there is to keep of it: the pairs and the head, beside the model that everyone shares.
+# You keep the pairs and the head; all tasks share the model.
 
 # %%
-from records import read_record
+from runs.records import read_record
 
 run = work.runs[-1]
-parameters = read_record(run.experiment.name, SCALE, run.seed)["parameters"]  # of 4 bytes each
+parameters = read_record(run.record)["parameters"]  # of 4 bytes each
 adapter = parameters["trainable"] + parameters["head"]
 print(f"the whole model   {4 * (parameters['total'] - parameters['trainable']) / 1e6:6.1f} MB")
 print(f"pairs and head    {4 * adapter / 1e6:6.1f} MB")

@@ -46,8 +46,8 @@ _ = torch.manual_seed(SEEDS[0])
 #
 # $$h = W_0 x + \frac{\alpha}{r} B A x$$
 #
-# $W_0$ is frozen; $A$ is random and $B$ zero. So at the start the second term is zero whatever $x$ is, and the model is
-# the one that was pre-trained. In the small, with a matrix of 6 x 8 and rank 2:
+# $W_0$ is frozen; $A$ is random and $B$ zero. So at the start the second term is zero for every $x$, and the model is
+# still the pre-trained one. An example with a matrix of 6 x 8 and rank 2:
 
 # %%
 d_out, d_in, r, alpha = 6, 8, 2, 4.0
@@ -97,7 +97,7 @@ with torch.no_grad():
 # adapted matrices: two a layer. Expect the formula and the model to agree.
 
 # %%
-layers, d = model.config.n_layer, model.config.n_embd
+layers, d = model.config.num_hidden_layers, model.config.hidden_size
 trainable, total = count_parameters(model)
 print(f"2 * {2 * layers} * {d} * {RANK} = {2 * 2 * layers * d * RANK:,}")
 print(f"trainable {trainable:,} of {total:,}: {trainable / total:.2%}")
@@ -110,14 +110,14 @@ print(f"trainable {trainable:,} of {total:,}: {trainable / total:.2%}")
 print(f"one pair over all of c_attn: {layers * (RANK * d + 3 * d * RANK):,}")
 
 # %% [markdown]
-# The same for every row of Tables 2 and 3: what the paper prints, and what is counted on models without weights. The
-# head of a classifier is trained too, but the paper does not count it. Expect about half of the rows to agree when they
-# are rounded, and a note with each that does not.
+# The same for every row of Tables 2 and 3: the paper's number, and ours, counted on models without weights. The head of
+# a classifier is trained too, but the paper does not count it. Expect about half of the rows to agree when rounded, and
+# a note beside each other one.
 
 # %%
 import pandas as pd
 
-from parameter_counts import count_table
+from costs.parameter_counts import count_table
 
 pd.set_option("display.max_colwidth", None)
 counts = count_table()
@@ -126,8 +126,8 @@ counts.assign(**{column: counts[column].map("{:,}".format) for column in ("count
 # %% [markdown]
 # ## The packed projection
 #
-# So look at what training changes. After one step on one sentence, the update of each third of `c_attn`: query and
-# value have moved, the key must not have, not even in the last bit.
+# So look at what training changes: the update of each third of `c_attn` after one step on one sentence. Expect that
+# query and value have moved, and that the key has not, not even in the last bit.
 
 # %%
 from lora import merge_lora, remove_lora, unmerge_lora
@@ -146,8 +146,8 @@ for part, change in zip(("query", "key", "value"), delta.split(d), strict=True):
 # ## Merging
 #
 # The weights above were merged: $W_0 + \Delta W$ stands in the place of $W_0$, and the model is as fast as before LoRA.
-# Expect the output of the unmerged model but for rounding, and, once the update is taken out again, $W_0$ to the last
-# bit, because it was kept and not computed back.
+# Expect the unmerged model's output, up to rounding. Unmerging gives $W_0$ back to the last bit, because a copy of it
+# was kept.
 
 # %%
 with torch.no_grad():
@@ -160,9 +160,9 @@ print("W0 is back, to the last bit:", torch.equal(layer.weight, W0))
 # %% [markdown]
 # ## How A is drawn
 #
-# The paper says *Gaussian*; its code draws $A$ uniformly, with a spread of $1/\sqrt{3 d_\text{in}}$. An $A$ that is
-# stored the other way round, $d_\text{in} \times r$, takes the rank for the fan-in and comes out too large by
-# $\sqrt{d_\text{in} / r}$: with the same learning rate, another experiment.
+# The paper says *Gaussian*; its code draws $A$ uniformly, with a spread of $1/\sqrt{3 d_\text{in}}$. If $A$ is
+# stored transposed, $d_\text{in} \times r$, the same call takes the rank for the fan-in. $A$ is then too large by
+# $\sqrt{d_\text{in} / r}$: with the same learning rate, that is another experiment.
 
 # %%
 fresh = load_model(MODEL)
@@ -173,17 +173,17 @@ print(f"spread of A          {A.std():.4f}   expected {(3 * d) ** -0.5:.4f}")
 print(f"stored transposed    {transposed.std():.4f}   larger by about {(d / RANK) ** 0.5:.0f}")
 
 # %% [markdown]
-# ## What there is to keep
+# ## What you keep
 #
-# An adapter is a folder with the pairs and nothing else, in PEFT's format: one pair a module, so that for the packed
-# matrix zeros stand where nothing is adapted, and the file has twice the trained numbers. It knows the model it
-# belongs to: loaded onto other weights it is refused. Onto the right ones, expect the trained model back.
+# An adapter is a folder with the pairs and nothing else, in PEFT's format. That has one pair a module: in the packed
+# matrix, zeros stand where nothing is adapted, and the file has twice the trained numbers. The adapter names its model
+# and is refused on other weights. On the right ones, expect the trained model back.
 
 # %%
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from lora import load_lora, save_lora
+from adapter_files import load_lora, save_lora
 
 with TemporaryDirectory() as folder:
     save_lora(model, folder)
@@ -204,7 +204,7 @@ with torch.no_grad():
     print(type(again.transformer.h[0].attn.c_attn).__name__, torch.equal(again(ids).logits, merged))
 
 # %% [markdown]
-# That is the whole method, in 250 lines: [`code/lora.py`](../code/lora.py). Try it yourself: set `RANK` to 1 or 64 and
+# That is the whole method, in 200 lines: [`code/lora.py`](../code/lora.py). Try it yourself: set `RANK` to 1 or 64 and
 # see which of the statements above still hold (all should), or `targets` to `("key",)` and see which third moves.
 #
 # Next: [02_e2e_gpt2](02_e2e_gpt2.ipynb), where it is trained.

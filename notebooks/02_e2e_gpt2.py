@@ -34,19 +34,22 @@ from colab import keep_in, suitable_scale
 
 SCALE = suitable_scale()  # "paper" on a GPU, "quick" elsewhere; "cpu": real data, small real models
 SEEDS = [0]
-MODEL = "gpt2-medium" if SCALE == "paper" else "gpt2"  # below `paper` a small one stands for all sizes
-ROWS = [f"{MODEL}/full", f"{MODEL}/lora-r4"]
+ROWS = {
+    "quick": ["e2e-builtin/full", "e2e-builtin/lora-r4"],
+    "cpu": ["gpt2-mini/full", "gpt2-mini/lora-r4"],
+    "paper": ["gpt2-medium/full", "gpt2-medium/lora-r4"],
+}[SCALE]
 DRIVE = None  # a folder on Colab's Drive, such as "/content/drive/MyDrive/lora", keeps results and unfinished runs
 keep_in(DRIVE)
 
 # %% [markdown]
 # ## What the model reads
 #
-# A row is a line of facts and one sentence that states them; the loss is on the sentence only, and on the token that
-# ends it. That token matters: a model that never learns to stop does not stop.
+# A row is a line of facts and one sentence that states them. The loss is on the sentence and on the token that ends it.
+# That token matters: without its loss, a model never learns to stop.
 
 # %%
-from e2e_data import load_builtin
+from tasks.e2e.data import load_builtin
 
 example = load_builtin("train")[0]
 print("facts   ", example.mr)
@@ -60,7 +63,7 @@ print("written ", example.reference)
 # in the column *GiB*; on a small model the activations hide most of it.
 
 # %%
-from session import Work
+from notebook_tools import Work
 
 table3 = Work("table3", SCALE, SEEDS, ROWS)
 table3.cost()
@@ -82,7 +85,7 @@ table3.run()
 # has no interval: the table then gives no verdict, and the report decides only where rows lie more than five margins
 # apart.
 #
-# With the authors' own commands others have measured about 68.7 to 68.9 BLEU where the paper prints 70.4
+# With the authors' own commands, others measured about 68.7 to 68.9 BLEU; the paper prints 70.4
 # ([microsoft/LoRA, issue 165](https://github.com/microsoft/LoRA/issues/165); Table 3 of
 # [VeRA](https://arxiv.org/abs/2310.11454)). A faithful run at `paper` scale should land there.
 
@@ -101,9 +104,9 @@ table3.texts(4)
 # %% [markdown]
 # ## Figures
 #
-# First the score against the number of trained parameters, on a logarithmic axis. Then the losses, of training with
-# label smoothing and of validation without, which is why the first are higher. Then the facts that went wrong, slot by
-# slot; a metric of overlap hardly sees them.
+# First the score against the number of trained parameters, on a logarithmic axis. Then the losses: training has label
+# smoothing and validation has none, so training losses are higher. Then the facts that went wrong, slot by slot: BLEU
+# hardly sees them.
 
 # %%
 table3.figure("parameters")

@@ -6,11 +6,11 @@
 # [![Open in Colab](https://colab.research.google.com/assets/colab-badge.svg)](https://colab.research.google.com/github/OWNER/lora-reproduced/blob/main/notebooks/03_glue.ipynb)
 #
 # Rows are named by model, task and method: `"roberta-base/mrpc/lora-r8"`, `"roberta-large/rte/full"`,
-# `"deberta-v2-xxlarge/mnli/lora-r8"`. The paper takes the median of five seeds. At the smaller scales MiniLM stands
-# for every encoder; `quick` has two tasks of its own, generated, in the place of the eight.
+# `"deberta-v2-xxlarge/mnli/lora-r8"`. The paper takes the median of five seeds. At the smaller scales the
+# encoder is MiniLM; `quick` has two generated tasks in place of the eight.
 #
-# LoRA's rows of MRPC, RTE and STS-B start from the adapter of MNLI at `paper` scale, as in the paper; at `cpu` those of
-# RTE do. Where that is not recorded, its run is added, and the estimate below says what that costs.
+# At `paper` scale, LoRA's rows of MRPC, RTE and STS-B start from the adapter of MNLI, as in the paper; at `cpu` only
+# those of RTE do. If the run on MNLI is not recorded, it is added, and the estimate below includes it.
 
 # %%
 # Set-up. On Colab: fetch the code and install what is missing. Elsewhere: find the code, no more.
@@ -37,7 +37,11 @@ from colab import keep_in, suitable_scale
 
 SCALE = suitable_scale()  # "paper" on a GPU, "quick" elsewhere; "cpu": real data, small real models
 SEEDS = [0]
-ROWS = ["roberta-base/sst2/full", "roberta-base/sst2/lora-r8"]
+ROWS = {
+    "quick": ["sentiment-builtin/full", "sentiment-builtin/lora-r8"],
+    "cpu": ["minilm/sst2/full", "minilm/sst2/lora-r8"],
+    "paper": ["roberta-base/sst2/full", "roberta-base/sst2/lora-r8"],
+}[SCALE]
 DRIVE = None  # a folder on Colab's Drive, such as "/content/drive/MyDrive/lora", keeps results and unfinished runs
 keep_in(DRIVE)
 
@@ -46,23 +50,23 @@ keep_in(DRIVE)
 #
 # Where the paper and its code disagree, both are here: alpha is 8 in the paper's Table 9 and 16 in all its scripts. At
 # `paper` scale the rows above follow the paper, and `Work(..., variant="official-code")` follows the code; the smaller
-# scales have 16, and learning rates and epochs of their own. What differs between the methods is as important: each has
+# scales have 16, and learning rates and epochs of their own. The methods differ as well: each has
 # its own learning rate.
 
 # %%
 import pandas as pd
 
-from experiments import resolve, select
+from experiments.catalogue import select
 
 shown = ("model", "task", "method", "rank", "alpha", "learning_rate", "epochs", "batch_size", "max_length")
-chosen = {f"{e.name} at {SCALE}": vars(resolve(e, SCALE)) for e in select("table2", SCALE, ROWS)}
+chosen = {e.name: vars(e.settings) for e in select("table2", SCALE, ROWS)}
 pd.DataFrame(chosen).loc[list(shown)]
 
 # %% [markdown]
 # ## What it costs here
 
 # %%
-from session import Work
+from notebook_tools import Work
 
 table2 = Work("table2", SCALE, SEEDS, ROWS)
 table2.cost()
@@ -77,8 +81,8 @@ table2.run()
 # ## Ours beside the paper's
 #
 # Two rules stand side by side and are never mixed. By the *paper's rule* a run's best epoch is chosen on the split that
-# is reported, which can only flatter. The *honest* number is of the epoch chosen on a tenth of the training rows that
-# the model never saw. The first is equal or higher, always; expect it to be higher where the split is small.
+# is reported, which can only flatter. By the *held-out* rule it is chosen on a tenth of the training rows, which the
+# model never saw. The first number is never lower; expect it to be higher where the split is small.
 #
 # The column *alarms* counts runs that give nearly always the same answer. Several published reproductions report such
 # runs as results: on MRPC, saying yes to everything scores 68 % accuracy and 81 % F1.
@@ -89,7 +93,7 @@ table2.show()
 # %% [markdown]
 # ## Figures
 #
-# Scores against trained parameters, with the head left out as the paper does; then the score after every epoch.
+# Scores against trained parameters, without the head, as in the paper; then the score after every epoch.
 
 # %%
 table2.figure("parameters")
@@ -98,4 +102,4 @@ table2.figure("parameters")
 table2.figure("epochs")
 
 # %% [markdown]
-# Next: [04_rank_and_weights](04_rank_and_weights.ipynb), on which matrices to adapt and how far down the rank may go.
+# Next: [04_rank_and_weights](04_rank_and_weights.ipynb), on which matrices to adapt and how low the rank may be.

@@ -36,18 +36,19 @@ from colab import keep_in, suitable_scale
 
 SCALE = suitable_scale()  # "paper" on a GPU, "quick" elsewhere; "cpu": real data, small real models
 SEEDS = [0]
-ROWS = ["sst2/query-r1", "sst2/query-value-r1", "sst2/query-value-r8"]  # None: the grid, 60 runs
+TASK = "sentiment-builtin" if SCALE == "quick" else "sst2"
+ROWS = [f"{TASK}/query-r1", f"{TASK}/query-value-r1", f"{TASK}/query-value-r8"]  # None: the grid, 30 runs a task
 DRIVE = None  # a folder on Colab's Drive, such as "/content/drive/MyDrive/lora", keeps results and unfinished runs
 keep_in(DRIVE)
 
 # %% [markdown]
 # ## What it costs here
 #
-# The cost hardly depends on the rank. What a rank of 64 takes more than a rank of 1 is memory for the pairs, which is
-# little beside the model.
+# The cost hardly depends on the rank. Pairs of rank 64 take more memory than pairs of rank 1, but little beside the
+# model.
 
 # %%
-from session import Work
+from notebook_tools import Work
 
 table6 = Work("table6", SCALE, SEEDS, ROWS)
 table6.cost()
@@ -62,8 +63,8 @@ table6.run()
 # ## Table 6: matrices by rank
 #
 # The paper finds that a rank of 1 is nearly enough if query *and* value are adapted, and not if the query alone is. An
-# [earlier reproduction](https://github.com/tn292/cs5782_final_project) on RoBERTa found the same order with a wide gap,
-# but had left the classification head frozen, so that the pairs had the head's work to do as well. Here it is trained.
+# [earlier reproduction](https://github.com/tn292/cs5782_final_project) on RoBERTa found the same order with a wide gap.
+# Its classification head was frozen, so that the pairs had the head's work to do as well. Here the head is trained.
 #
 # The paper's column is of GPT-3: the same question, not the same work.
 
@@ -76,24 +77,25 @@ table6.figure("grid")
 # %% [markdown]
 # ## Table 5: one budget, spread over more matrices
 #
-# With the number of parameters fixed, is one matrix at rank 8 better, or four at rank 2? Nothing of it is run in this
-# notebook; the cell shows what is recorded at this scale. `table5.run()` in a cell of your own fills it.
+# With the number of parameters fixed, is one matrix at rank 8 better, or four at rank 2? This notebook does not run
+# it; the cell shows what is recorded at this scale. `table5.run()` in a cell of your own fills it.
 
 # %%
-table5 = Work("table5", SCALE, SEEDS, ["sst2/query-r8", "sst2/query-value-r4", "sst2/query-key-value-output-r2"])
+budget = [f"{TASK}/{row}" for row in ("query-r8", "query-value-r4", "query-key-value-output-r2")]
+table5 = Work("table5", SCALE, SEEDS, budget)
 table5.cost()
 table5.show()
 
 # %% [markdown]
 # ## Table 18: rank on E2E
 #
-# For GPT-2 medium the paper prints a row for every rank, one run each, with settings that were tuned at rank 4. That is
-# where its BLEU is highest; the validation loss falls on until rank 16, and BLEU does not follow:
+# For GPT-2 medium the paper prints a row for every rank, one run each, with settings that were tuned at rank 4. BLEU is
+# highest at rank 4; the validation loss falls until rank 16:
 
 # %%
 import pandas as pd
 
-from paths import DATA
+from files import DATA
 
 paper = pd.read_csv(DATA / "paper.csv").query("table == 'table18'")
 paper.pivot_table(index="method", columns="metric", values="value", aggfunc="first", sort=False)
@@ -102,7 +104,7 @@ paper.pivot_table(index="method", columns="metric", values="value", aggfunc="fir
 # Ours are the rows of [Table 3](02_e2e_gpt2.ipynb) with ranks 2, 4 and 8.
 
 # %%
-ranks = Work("table3", SCALE, SEEDS, ["gpt2/lora-r2", "gpt2/lora-r4", "gpt2/lora-r8"])
+ranks = Work("table3", SCALE, SEEDS, ["lora-r2", "lora-r4", "lora-r8"])
 ranks.cost()
 ranks.show()
 

@@ -2,14 +2,14 @@
 # # Rank over time
 #
 # *Should the rank stay the same from the first step to the last?* Two ways to let it change, which the paper does not
-# try: pairs that are added in stages, and a fixed number of pairs that moves to where it matters.
+# try: pairs that are added in stages, and pairs that move to where they matter.
 #
 # [![Open in Colab](https://colab.research.google.com/assets/colab-badge.svg)](https://colab.research.google.com/github/OWNER/lora-reproduced/blob/main/notebooks/05_rank_over_time.ipynb)
 #
-# **Sequential LoRA** grows the rank in stages, here 2, 4, 6, 8. A stage begins after a fixed share of the steps or when
-# the validation loss has come to a plateau, and what was learnt before is frozen, trained on slowly (*hybrid*), or
-# trained on as before. **Adaptive rank** keeps the number of rank-1 pairs and moves an eighth of them at a time, from
-# where they are least missed to where they are most. All are held against plain LoRA of rank 8 with the same seeds.
+# **Sequential LoRA** grows the rank in stages, here 2, 4, 6, 8. A stage begins after a *fixed* share of the steps, or
+# when the validation loss is on a *plateau*. Earlier pairs are then *frozen*, trained slowly (*hybrid*) or trained as
+# before (*unfrozen*). **Adaptive rank** keeps the number of rank-1 pairs. It moves an eighth of them at a time, from
+# where they matter least to where they matter most. All are compared with plain LoRA of rank 8 at the same seeds.
 
 # %%
 # Set-up. On Colab: fetch the code and install what is missing. Elsewhere: find the code, no more.
@@ -36,27 +36,28 @@ from colab import keep_in, suitable_scale
 
 SCALE = suitable_scale()  # "paper" on a GPU, "quick" elsewhere; "cpu": real data, small real models
 SEEDS = [0]
-ROWS = ["mrpc/sequential-fixed-frozen"]  # or "mrpc/adaptive", "gpt2/sequential-plateau-hybrid"; None: all
+TASK = "paraphrase-builtin" if SCALE == "quick" else "mrpc"
+ROWS = [f"{TASK}/sequential-fixed-frozen"]  # or f"{TASK}/adaptive", "sequential-plateau-hybrid"; None: all
 DRIVE = None  # a folder on Colab's Drive, such as "/content/drive/MyDrive/lora", keeps results and unfinished runs
 keep_in(DRIVE)
 
 # %% [markdown]
 # ## A new pair changes nothing
 #
-# The idea rests on the zero start: a pair whose $B$ is zero can join in the middle of training without disturbing it.
-# Expect three more stages that give each projection a higher rank and the model the same output, bit for bit.
+# A pair whose $B$ is zero can join in the middle of training without disturbing it. Expect three more stages: each
+# gives every projection a higher rank, and the model's output stays the same, bit for bit.
 
 # %%
 import torch
 
-from experiments import resolve, select
-from methods import apply_method
+from experiments.catalogue import find
+from methods.catalogue import apply_method
+from methods.rank_stages import begin_stage
+from methods.stacked_lora import ranks
 from models import load_model
-from rank_schedule import begin_stage
-from stacked_lora import ranks
 
 grown = load_model("gpt2-mini").eval()
-apply_method(grown, resolve(select("rank-over-time", "quick", ["gpt2/sequential-fixed-frozen"])[0], "quick"))
+apply_method(grown, find("rank-over-time/gpt2-mini/sequential-fixed-frozen").settings)
 ids = torch.arange(10)[None]
 with torch.no_grad():
     first = grown(ids).logits
@@ -68,14 +69,14 @@ with torch.no_grad():
 # %% [markdown]
 # ## Pairs that move
 #
-# The adaptive budget in one round. The importance of a pair is what is lost without it; here pretend that the pairs of
-# one projection matter and the others do nothing. Those go first; their places go to the projections that lost none.
+# One round of the adaptive budget. A pair's importance is the loss without it, less the loss with it alone. Pretend
+# that only the pairs of one projection matter. The others go first; projections that lost none get their places.
 
 # %%
-from rank_allocation import reallocate
+from methods.rank_budget import reallocate
 
 adaptive = load_model("gpt2-mini").eval()
-apply_method(adaptive, resolve(select("rank-over-time", "quick", ["gpt2/adaptive"])[0], "quick"))
+apply_method(adaptive, find("rank-over-time/gpt2-mini/adaptive").settings)
 before = ranks(adaptive)
 places = [(name, pair) for name, rank in before.items() for pair in range(rank)]
 scores = {place: float(place[0] == next(iter(before))) for place in places}  # the first projection alone matters
@@ -87,12 +88,12 @@ print({name: f"{before[name]} -> {rank}" for name, rank in ranks(adaptive).items
 # ## What it costs here
 #
 # Growing costs nothing. Moving costs evaluations: two losses for every pair, every time, which on a small data set is
-# more than the training itself. (For rows of `gpt2`, plain LoRA is `Work("table3", SCALE, SEEDS, ["gpt2/lora-r8"])`.)
+# more than the training itself. (For rows on E2E, plain LoRA is `Work("table3", SCALE, SEEDS, ["lora-r8"])`.)
 
 # %%
-from session import Work
+from notebook_tools import Work
 
-plain = Work("curves", SCALE, SEEDS, ["mrpc/lora-r8"])
+plain = Work("curves", SCALE, SEEDS, [f"{TASK}/lora-r8"])
 changing = Work("rank-over-time", SCALE, SEEDS, ROWS)
 plain.cost()
 changing.cost()
@@ -107,9 +108,9 @@ changing.run()
 # %% [markdown]
 # ## Against plain LoRA
 #
-# The verdict compares with plain LoRA of rank 8, not with full fine-tuning. In the
-# [course project](https://github.com/edwinlin13/cs4782-lora-replication) that the six sequential variants are from,
-# none was above plain LoRA of rank 8 on GPT-2 small, by its own BLEU and with one seed each.
+# The verdict compares with plain LoRA of rank 8, not with full fine-tuning. The six sequential variants are from a
+# [course project](https://github.com/edwinlin13/cs4782-lora-replication). There none was above plain LoRA of rank 8 on
+# GPT-2 small, by its own BLEU and with one seed each.
 
 # %%
 changing.show()
@@ -117,15 +118,14 @@ changing.show()
 # %% [markdown]
 # ## The rank at every step
 #
-# A record logs the ranks whenever they change, so that this table needs no second run: a row is a projection, a column
-# the step from which its rank holds.
+# A record logs the ranks whenever they change. A row is a projection, a column the step from which its rank holds.
 
 # %%
 import pandas as pd
 
-from records import read_record
+from runs.records import read_record
 
-record = read_record(changing.runs[0].experiment.name, SCALE, SEEDS[0])
+record = read_record(changing.runs[0].record)
 pd.DataFrame({f"step {entry['step']}": entry["ranks"] for entry in record["history"] if "ranks" in entry})
 
 # %%

@@ -6,8 +6,8 @@
 #
 # [![Open in Colab](https://colab.research.google.com/assets/colab-badge.svg)](https://colab.research.google.com/github/OWNER/lora-reproduced/blob/main/notebooks/06_pitfalls.ipynb)
 #
-# Each row is the correct run with one setting changed: the same data, the same seeds, one mistake. `correct` is what it
-# is held against, and `full-correct` for full fine-tuning. A row reads `e2e/untrained-end` or `glue-mrpc/frozen-head`.
+# Each row is the correct run with one setting changed: the same data, the same seeds, one mistake. It is compared with
+# `correct`, or with `full-correct` for full fine-tuning.
 
 # %%
 # Set-up. On Colab: fetch the code and install what is missing. Elsewhere: find the code, no more.
@@ -34,20 +34,24 @@ from colab import keep_in, suitable_scale
 
 SCALE = suitable_scale()  # "paper" on a GPU, "quick" elsewhere; "cpu": real data, small real models
 SEEDS = [0]
-ROWS = ["e2e/correct", "e2e/untrained-end", "glue-mrpc/correct", "glue-mrpc/learning-rate-of-full"]  # None: all
+WRITE, CHOOSE = {  # where the mistakes are made
+    "quick": ("gpt2-mini/e2e-builtin", "minilm/paraphrase-builtin"),
+    "cpu": ("gpt2-mini", "minilm/mrpc"),
+    "paper": ("gpt2-medium", "roberta-base/mrpc"),
+}[SCALE]
+ROWS = [f"{WRITE}/correct", f"{WRITE}/untrained-end", f"{CHOOSE}/correct", f"{CHOOSE}/learning-rate-of-full"]
 DRIVE = None  # a folder on Colab's Drive, such as "/content/drive/MyDrive/lora", keeps results and unfinished runs
 keep_in(DRIVE)
 
 # %% [markdown]
 # ## The list
 #
-# Which of these would you notice from a score alone? A learning rate that is right for one method and not for the other
-# has been given in both directions.
+# Which of these would you notice from a score alone? Two rows give one method the learning rate of the other.
 
 # %%
 import pandas as pd
 
-from experiments import select
+from experiments.catalogue import select
 
 pd.set_option("display.max_colwidth", None)
 pd.DataFrame([(e.name.removeprefix("pitfalls/"), e.about) for e in select("pitfalls", SCALE)], columns=["row", "what"])
@@ -59,18 +63,18 @@ pd.DataFrame([(e.name.removeprefix("pitfalls/"), e.about) for e in select("pitfa
 # parameters as two pairs over query and value.
 
 # %%
-from costs import estimate
-from experiments import find, resolve
+from costs.estimate import estimate
+from experiments.catalogue import find
 
 for row in ("correct", "packed-c-attn"):
-    found = estimate(resolve(find(f"pitfalls/e2e/{row}"), SCALE), SCALE)
+    found = estimate(find(f"pitfalls/{WRITE}/{row}").settings, SCALE)
     print(f"{row:14} {found.trainable:,} trained of {found.total:,}")
 
 # %% [markdown]
 # ## What it costs here
 
 # %%
-from session import Work
+from notebook_tools import Work
 
 pitfalls = Work("pitfalls", SCALE, SEEDS, ROWS)
 pitfalls.cost()
@@ -88,9 +92,9 @@ pitfalls.run()
 # the texts below it too. A model without a loss on its end token goes on until it is cut, and what it says at the
 # beginning may still be right.
 #
-# At `quick` these runs see 800 rows, far fewer than those of notebook 02, so that the correct one writes short, poor
-# sentences and a model that does not stop can score higher than it. The tasks are easy and the learning rates of both
-# methods large, so that other mistakes cost little. That is the scale and not the price of the mistake.
+# At `quick` these runs see 800 rows, far fewer than those of notebook 02. So the correct run writes short, poor
+# sentences, and a model that does not stop can score higher. Other mistakes cost little, since the tasks are easy and
+# both methods have large learning rates. That tells of the scale, not of the mistakes.
 
 # %%
 pitfalls.show()
@@ -105,7 +109,7 @@ pitfalls.texts(2)
 # ([issue 165](https://github.com/microsoft/LoRA/issues/165)), the re-run in [VeRA](https://arxiv.org/abs/2310.11454)
 # 68.9, and [FourierFT](https://arxiv.org/abs/2405.03003), with its own learning rate, 68.9; the paper prints 70.4.
 # Users report that the released adapter does reach it ([issue 138](https://github.com/microsoft/LoRA/issues/138)):
-# `python code/reproduce.py run released/gpt2-medium/e2e --scale paper` asks that. What differs would then be in the
-# training, and nobody has said what.
+# `python code/reproduce.py run released/gpt2-medium/e2e` tests that. The difference would then be in the
+# training, and nobody has said what it is.
 #
 # Next: [07_results](07_results.ipynb), everything that has been measured.

@@ -7,7 +7,7 @@
 # [![Open in Colab](https://colab.research.google.com/assets/colab-badge.svg)](https://colab.research.google.com/github/OWNER/lora-reproduced/blob/main/notebooks/07_results.ipynb)
 #
 # Nothing is trained here. The cells below read the records that come with the repository, and yours if `DRIVE` is the
-# folder where you kept them. What is not recorded is said to be missing; no cell is filled from anywhere else.
+# folder where you kept them. What is not recorded is shown as missing; no number comes from anywhere else.
 
 # %%
 # Set-up. On Colab: fetch the code and install what is missing. Elsewhere: find the code, no more.
@@ -41,19 +41,19 @@ keep_in(DRIVE)
 # LoRA is compared with full fine-tuning of the same model, on the same rows, with the same seeds. *Equivalent* means
 # that the interval of the mean difference lies within a margin that was fixed before; *better* and *worse* that it lies
 # on one side of zero; *inconclusive* that it does neither. One seed has no interval and gives no verdict; a claim
-# is decided from one seed only where two rows lie more than five margins apart. The paper's numbers are beside ours and
+# is decided from one seed only where two rows lie more than five margins apart. The paper's numbers stand beside ours,
 # in no difference.
 
 # %%
 import pandas as pd
 
-import summary_files
-from result_tables import TITLES
+from publish import result_files
+from publish.labels import TITLES
 
 rows = [
     {"scale": scale, "table": TITLES.get(table, table), "rows": cells["experiment"].nunique(),
      "recorded": cells.loc[cells["n"] > 0, "experiment"].nunique()}
-    for table, scale, cells in summary_files.recorded()
+    for table, scale, cells in result_files.recorded()
 ]  # fmt: skip
 pd.DataFrame(rows, columns=["scale", "table", "rows", "recorded"])
 
@@ -64,7 +64,7 @@ pd.DataFrame(rows, columns=["scale", "table", "rows", "recorded"])
 # models this small is not refuted for the paper's.
 
 # %%
-from session import show_claims, show_recorded
+from notebook_tools import show_claims, show_recorded
 
 show_claims("cpu")
 
@@ -81,7 +81,7 @@ show_recorded("cpu")
 # ## The paper's models
 #
 # Scale `paper`: the paper's models and settings. A table that is empty here has not been run; the command that fills a
-# row is `python code/reproduce.py run NAME --scale paper --seed 0`, and the notebooks 02 to 06 do the same.
+# row is `python code/reproduce.py run NAME --seed 0`, and the notebooks 02 to 06 do the same.
 
 # %%
 show_recorded("paper")

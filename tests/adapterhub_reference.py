@@ -1,4 +1,4 @@
-"""AdapterHub's side of test_baselines_parity.py, run by the interpreter of an environment with its package:
+"""AdapterHub's side of test_adapters_parity.py, run by the interpreter of an environment with its package:
 
     python tests/adapterhub_reference.py FOLDER     cases.json, 0.safetensors, ... -> 0-results.safetensors, ...
 

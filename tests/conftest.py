@@ -10,7 +10,7 @@ os.environ["HF_HUB_OFFLINE"] = "1"  # read once, when huggingface_hub is importe
 
 import pytest
 
-from paths import ROOT
+from files import ROOT
 
 if TYPE_CHECKING:
     from transformers import GPT2LMHeadModel

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from experiments import find, resolve, select
-from summary import COLUMNS
-from tasks import E2E_METRICS, TASKS, GlueTask
+from analysis.summary import COLUMNS
+from experiments.catalogue import select
+from tasks.catalogue import E2E_METRICS, TASKS
 
 TABLES = ("table3", "table2", "table5", "table6", "pitfalls", "rank-over-time", "variants")
 
@@ -26,7 +26,7 @@ def line(
 def search(rates: dict[str, dict[str, str]]) -> list[dict[str, Any]]:
     """The choice of learning rates: {method: {rate: dev loss}}."""
     return [
-        line(f"learning-rate/e2e/{method}/{rate}", loss, "dev_loss", learning_rate=rate)
+        line(f"learning-rate/gpt2-mini/{method}/{rate}", loss, "dev_loss", learning_rate=rate)
         for method, losses in rates.items()
         for rate, loss in losses.items()
     ]
@@ -34,17 +34,14 @@ def search(rates: dict[str, dict[str, str]]) -> list[dict[str, Any]]:
 
 def everything(scale: str = "cpu") -> list[dict[str, Any]]:
     """Every row of every table, measured with three seeds and alike."""
-    found = search({"lora": {"0.004": "1.8", "0.008": "1.7", "0.016": "1.8"}, "full": {"0.001": "1.3", "0.002": "1.2"}})
+    lines = search({"lora": {"0.004": "1.8", "0.008": "1.7", "0.016": "1.8"}, "full": {"0.001": "1.3", "0.002": "1.2"}})
     for table in TABLES:
         for experiment in select(table, scale):
-            settings = resolve(find(experiment.name), scale)
-            task = TASKS[settings.task]
+            settings, task = experiment.settings, TASKS[experiment.settings.task]
             of_row = {"model": settings.model, "task": settings.task, "spread": "0.12", "difference": "-0.12"}
             of_row |= {"difference_low": "-0.34", "difference_high": "+0.10", "verdict": "equivalent"}
-            if isinstance(task, GlueTask):
-                kinds = [(task.main_metric, rule) for rule in ("paper", "honest")]
-            else:
-                kinds = [(metric, "last") for metric in (*E2E_METRICS, "training_minutes")]
+            kinds = [(task.main_metric, rule) for rule in task.rules]
+            kinds = kinds or [(metric, "last") for metric in (*E2E_METRICS, "training_minutes")]
             seeds = "60.12 60.24 60.36"
-            found += [line(experiment.name, seeds, m, scale=scale, rule=rule, **of_row) for m, rule in kinds]
-    return found
+            lines += [line(experiment.name, seeds, m, scale=scale, rule=rule, **of_row) for m, rule in kinds]
+    return lines

@@ -3,9 +3,13 @@
 import numpy as np
 import pytest
 
-from batches import IGNORED, pad_right
-from benchmark_e2e import LABEL_SMOOTHING, e2e_like_rows, full_logits_loss
-from training import completion_loss
+from costs import benchmark_glue
+from costs.benchmark_e2e import LABEL_SMOOTHING, e2e_like_rows, full_logits_loss
+from lora import count_parameters
+from methods.catalogue import count_trained
+from models import Base
+from tasks.e2e.loss import completion_loss
+from training.batches import IGNORED, pad_right
 
 
 def test_both_training_steps_minimise_the_same_loss(tiny_gpt2):
@@ -23,3 +27,12 @@ def test_rows_have_the_lengths_of_e2e():
     contexts = np.array([len(row["input_ids"]) for row in rows]) - completions
     assert contexts.mean() == pytest.approx(31, abs=1) and completions.mean() == pytest.approx(27.7, abs=1)
     assert np.corrcoef(contexts, completions)[0, 1] == pytest.approx(0.7, abs=0.05)
+
+
+@pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")  # PEFT asks for it
+def test_on_glue_our_model_and_pefts_train_as_many_parameters(monkeypatch):
+    shape = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 32}
+    monkeypatch.setattr(benchmark_glue, "base", lambda name: Base("bert", name, shape))
+    ours, pefts = (benchmark_glue.adapted("minilm", by) for by in ("ours", "peft"))
+    assert count_trained(ours)[0] == 2 * 8 * (16 + 16)  # pairs of rank 8 on query and value
+    assert count_parameters(ours)[0] == count_parameters(pefts)[0]

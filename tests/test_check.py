@@ -1,17 +1,26 @@
 """`make check`: green on what `make summary` wrote, red after anything is changed by hand or a record is gone."""
 
+import re
 import shutil
+import subprocess
+import sys
 
 import pytest
 
-import make_check
-import make_summary
-import paths
-import records
+import files
+import make
+from publish import check, result_files
+from publish.readme import BLOCKS
+from runs import records
 from synthetic_records import write_e2e, write_glue
 
-FULL, LORA = "table3/gpt2/full", "table3/gpt2/lora-r4"
-PAGE = "# LoRA\n\n<!-- results -->\n<!-- /results -->\n\nThe end.\n"
+FULL, LORA = "table3/gpt2-mini/full", "table3/gpt2-mini/lora-r4"
+PAGE = "# LoRA\n\n" + "".join(f"<!-- {name} -->\n<!-- /{name} -->\n\n" for name in BLOCKS) + "The end.\n"
+
+
+def summary():
+    """`make summary`, in this process."""
+    make.make_summary(make.parser().parse_args(["summary"]))
 
 
 @pytest.fixture(scope="module")
@@ -19,12 +28,12 @@ def made(tmp_path_factory):
     """A README, two records, and what `make summary` makes of them."""
     folder = tmp_path_factory.mktemp("made")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(paths, "ROOT", folder)
-        patch.setattr(paths, "RESULTS", folder / "results")
+        patch.setattr(files, "ROOT", folder)
+        patch.setattr(files, "RESULTS", folder / "results")
         (folder / "README.md").write_text(PAGE, encoding="utf-8")
         write_e2e(FULL, 0, 0.62)
         write_e2e(LORA, 0, 0.61)
-        make_summary.main()
+        summary()
     return folder
 
 
@@ -32,9 +41,9 @@ def made(tmp_path_factory):
 def tree(made, tmp_path, monkeypatch):
     """A copy of it that a test may spoil."""
     shutil.copytree(made, tmp_path, dirs_exist_ok=True)
-    monkeypatch.setattr(paths, "ROOT", tmp_path)
-    monkeypatch.setattr(paths, "RESULTS", tmp_path / "results")
-    monkeypatch.setattr(make_check, "stale", list)  # the documents, which tests/test_documents.py spoils
+    monkeypatch.setattr(files, "ROOT", tmp_path)
+    monkeypatch.setattr(files, "RESULTS", tmp_path / "results")
+    monkeypatch.setattr(check, "stale", list)  # the documents, which tests/test_documents.py spoils
     return tmp_path
 
 
@@ -45,19 +54,19 @@ def replace_in(path, old, new):
 
 
 def test_what_was_just_made_is_green_and_making_it_again_changes_no_byte(tree):
-    assert make_check.differences() == []
+    assert check.differences() == []
     before = {path: path.read_bytes() for path in tree.rglob("*") if path.is_file()}
     assert {"summary.csv", "table3-cpu.md", "table3-cpu.csv", "table3-parameters-cpu.png", "README.md"} <= {
         path.name for path in before
     }
-    make_summary.main()
+    summary()
     assert {path: path.read_bytes() for path in tree.rglob("*") if path.is_file()} == before
 
 
 @pytest.mark.parametrize("file", ["summary.csv", "tables/table3-cpu.md", "tables/table3-cpu.csv"])
 def test_a_number_changed_by_hand_is_red_and_named(tree, file):
     replace_in(tree / "results" / file, "61.00", "71.00")
-    (found,) = make_check.differences()
+    (found,) = check.differences()
     assert found.startswith(f"{file}, line ")
     assert "expected" in found and "61.00" in found and "71.00" in found
 
@@ -67,65 +76,84 @@ def test_a_byte_that_does_not_show_is_red_too(tree, old, new):
     path = tree / "results" / "summary.csv"
     content = path.read_bytes()
     path.write_bytes(content.replace(old.encode(), new.encode(), 1) if old else content + new.encode())
-    (found,) = make_check.differences()
+    (found,) = check.differences()
     assert found.startswith("summary.csv, line ")
 
 
 def test_a_deleted_record_is_red(tree):
     records.record_path(LORA, "cpu", 0).unlink()
-    found = make_check.differences()
+    found = check.differences()
     assert any(line.startswith("summary.csv, line") for line in found)
     assert any(line.startswith("README.md, line") for line in found)
 
 
 def test_a_record_that_is_not_in_the_tables_yet_is_red(tree):
-    write_glue("table2/roberta-base/mrpc/full", 0, [0.8], [0.8])
-    assert "tables/table2-cpu.md is missing" in make_check.differences()
+    write_glue("table2/minilm/mrpc/full", 0, [0.8], [0.8])
+    assert "tables/table2-cpu.md is missing" in check.differences()
 
 
 def test_results_in_the_readme_that_are_changed_by_hand_are_red_and_what_is_around_them_is_free(tree):
     replace_in(tree / "README.md", "The end.", "Another end.")
-    assert make_check.differences() == []
-    replace_in(tree / "README.md", "61.00", "71.00")
-    (found,) = make_check.differences()
-    assert found.startswith("README.md, line")
+    assert check.differences() == []
+    page = (tree / "README.md").read_text(encoding="utf-8")
+    changes = {"61.00": "71.00", "not measured yet": "holds", "| gpt2-large |": "| gpt-3 |", "not yet:": "0.5"}
+    for old, new in changes.items():  # one of each block
+        replace_in(tree / "README.md", old, new)
+        (found,) = check.differences()
+        assert found.startswith("README.md, line") and old in found and new in found
+        (tree / "README.md").write_text(page, encoding="utf-8")
 
 
 def test_a_readme_without_markers_is_red_and_left_as_it_is(tree, monkeypatch):
     (tree / "README.md").write_text("# LoRA\n", encoding="utf-8")
-    (found,) = make_check.differences()
-    assert "expected the lines <!-- results --> and <!-- /results -->" in found
-    monkeypatch.setattr(make_summary, "draw_text", lambda *_: None)
-    with pytest.raises(SystemExit, match="error: the README is left as it is: expected the lines"):
-        make_summary.main()
+    (found,) = check.differences()
+    assert "expected the lines <!-- claims --> and <!-- /claims -->" in found
+    monkeypatch.setattr(result_files, "draw_text", lambda *_: None)
+    with pytest.raises(ValueError, match="expected the lines <!-- claims -->"):
+        summary()
     assert (tree / "README.md").read_text(encoding="utf-8") == "# LoRA\n"
 
 
 def test_a_file_that_is_missing_and_one_that_follows_from_no_record_are_red(tree, monkeypatch):
     (tree / "results/tables/table3-cpu.md").rename(tree / "results/tables/table4-cpu.md")
-    assert make_check.differences() == [
+    assert check.differences() == [
         "tables/table3-cpu.md is missing",
         "tables/table4-cpu.md follows from no record",
     ]
-    monkeypatch.setattr(make_summary, "draw_text", lambda *_: None)
-    make_summary.main()
-    assert make_check.differences() == []
+    monkeypatch.setattr(result_files, "draw_text", lambda *_: None)
+    summary()
+    assert check.differences() == []
 
 
 def test_a_picture_of_other_numbers_is_red(tree):
     pictures = tree / "results" / "figures"
     (pictures / "table3-costs-cpu.pdf").write_bytes((pictures / "table3-parameters-cpu.pdf").read_bytes())
-    assert make_check.differences() == ["figures/table3-costs-cpu.pdf is not drawn from the numbers beside it"]
+    assert check.differences() == ["figures/table3-costs-cpu.pdf is not drawn from the numbers beside it"]
 
 
 def test_figures_of_quick_runs_are_nobodys_business(tree):
     (tree / "results/figures/table3-parameters-quick.png").write_bytes(b"")
-    assert make_check.differences() == []
+    assert check.differences() == []
 
 
 def test_the_command_ends_with_an_error_that_lists_what_differs(tree, monkeypatch, capsys):
-    make_check.main()
+    monkeypatch.setattr(sys, "argv", ["make.py", "check"])
+    make.main()
     assert capsys.readouterr().out.endswith("tables, figures, README, report and poster are what the records give\n")
     (tree / "results" / "summary.csv").unlink()
     with pytest.raises(SystemExit, match=r"differs from what the records give:\n- summary.csv is missing\n`make summ"):
-        make_check.main()
+        make.main()
+
+
+def test_the_command_line_is_read_without_a_heavy_module():
+    code = f"import sys; sys.path.insert(0, {str(files.ROOT / 'code')!r}); import make; make.parser()\n"
+    code += "print({'torch', 'pandas', 'matplotlib', 'typst'} & sys.modules.keys())"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "set()\n"
+
+
+@pytest.mark.parametrize("target", ["summary", "documents", "notebooks", "check"])
+def test_a_target_of_the_makefile_is_the_command_of_the_same_name(target):
+    makefile = (files.ROOT / "Makefile").read_text(encoding="utf-8")
+    (command,) = re.findall(rf"(?m)^{target}:.*\n\t.* code/make\.py (\S+)", makefile)
+    assert command == target
+    make.parser().parse_args([command])

@@ -5,14 +5,15 @@ from __future__ import annotations
 import pandas as pd
 import pytest
 
-import claims
-import paths
-from claims import CLAIMS, FAILS, HOLDS, MISSING, OPEN, compared, differences, judged, read_summary
-from experiments import EXPERIMENTS, resolve
-from summary import COLUMNS
+import files
+from analysis import claims, comparisons
+from analysis.claims import CLAIMS, judged
+from analysis.comparisons import FAILS, HOLDS, MISSING, OPEN, compared, differences
+from analysis.summary import COLUMNS, read_summary
+from experiments.catalogue import EXPERIMENTS
 from synthetic_summary import line, search
 
-LORA, FULL = "table3/gpt2/lora-r4", "table3/gpt2/full"
+LORA, FULL = "table3/gpt2-mini/lora-r4", "table3/gpt2-mini/full"
 
 
 def verdict(name, *lines, scale="cpu"):
@@ -43,7 +44,7 @@ def test_parity_holds_if_lora_is_equivalent_or_better_and_one_seed_decides_only_
 
 
 def test_what_has_to_be_better_does_not_hold_when_it_is_only_as_good():
-    adapter = line("table3/gpt2-medium/adapter-l", "60.0 60.1 60.2")
+    adapter = line("table3/gpt2-mini/adapter-l", "60.0 60.1 60.2")
     assert verdict("e2e-adapters", line(LORA, "60.1 60.2 60.1"), adapter) == FAILS
     assert verdict("e2e-adapters", line(LORA, "63.1 63.2 63.1"), adapter) == HOLDS
 
@@ -65,10 +66,10 @@ def test_differences_are_paired_by_seed_and_averaged_over_the_tasks_that_both_ha
 
 def test_an_average_over_glue_is_open_until_half_of_the_tasks_are_there_and_names_them():
     def table2(*tasks, claim="glue-matches"):
-        rows = [("lora-r8", "paper", "80.0 80.1"), ("lora-r8", "honest", "70.0 70.1"),
-                ("full", "paper", "79.9 80.1"), ("full", "honest", "75.0 75.1")]  # fmt: skip
-        lines = [line(f"table2/roberta-base/{t}/{row}", of, "accuracy", task=t, model="minilm", rule=rule,
-                      reference=f"table2/roberta-base/{t}/full") for t in tasks for row, rule, of in rows]  # fmt: skip
+        rows = [("lora-r8", "paper", "80.0 80.1"), ("lora-r8", "held-out", "70.0 70.1"),
+                ("full", "paper", "79.9 80.1"), ("full", "held-out", "75.0 75.1")]  # fmt: skip
+        lines = [line(f"table2/minilm/{t}/{row}", each_seed, "accuracy", task=t, model="minilm", rule=rule,
+                      reference=f"table2/minilm/{t}/full") for t in tasks for row, rule, each_seed in rows]  # fmt: skip
         return judged(pd.DataFrame(lines, columns=list(COLUMNS)))[claim, "cpu"]
 
     assert table2("mrpc", "rte", "sst2").verdict == OPEN
@@ -76,8 +77,8 @@ def test_an_average_over_glue_is_open_until_half_of_the_tasks_are_there_and_name
     assert table2("mrpc").evidence == one
     whole = table2("mrpc", "rte", "sst2", "cola")
     assert whole.verdict == HOLDS and whole.evidence.endswith("(mean of MRPC, RTE, SST-2, CoLA)")
-    honest = table2("mrpc", "rte", "sst2", "cola", claim="glue-honest")
-    assert honest.verdict == FAILS and honest.evidence.startswith("LoRA r=8 minus full: -5.00 points")
+    held_out = table2("mrpc", "rte", "sst2", "cola", claim="glue-held-out")
+    assert held_out.verdict == FAILS and held_out.evidence.startswith("LoRA r=8 minus full: -5.00 points")
 
 
 def test_another_scale_model_variant_or_an_empty_row_is_no_evidence():
@@ -122,8 +123,8 @@ def test_less_memory_means_less_by_more_than_a_twentieth():
 def test_time_and_memory_of_one_run_decide_only_what_is_far_apart():
     full = line(FULL, "20", "training_minutes")
     lora = {minutes: line(LORA, minutes, "training_minutes") for minutes in ("14", "16", "26")}
-    of = {minutes: verdict("less-time", row, full) for minutes, row in lora.items()}
-    assert of == {"14": HOLDS, "16": OPEN, "26": FAILS}
+    verdicts = {minutes: verdict("less-time", row, full) for minutes, row in lora.items()}
+    assert verdicts == {"14": HOLDS, "16": OPEN, "26": FAILS}
 
 
 def test_time_of_several_seeds_is_compared_by_paired_ratios_and_noise_decides_nothing():
@@ -159,17 +160,17 @@ def test_every_row_that_a_claim_compares_is_declared_on_its_model(monkeypatch):
         asked.add((table, row))
         return pd.DataFrame(columns=list(COLUMNS))
 
-    monkeypatch.setattr(claims, "rows", rows)
+    monkeypatch.setattr(comparisons, "rows", rows)
     judged(pd.DataFrame(columns=list(COLUMNS)))
     assert ("table3", "lora-r4") in asked
     for table, row in asked:
-        there = [e for e in EXPERIMENTS.values() if e.table == table and e.name.endswith(f"/{row}")]
-        for scale, models in claims.BASES.items():
-            assert any(resolve(e, scale).model in models for e in there if scale in e.scales), (table, row, scale)
+        rows_of_name = [e for e in EXPERIMENTS.values() if e.table == table and e.name.endswith(f"/{row}")]
+        for scale, models in claims.JUDGED_BASES.items():
+            assert any(e.settings.model in models for e in rows_of_name if e.scale == scale), (table, row, scale)
 
 
 def test_without_a_summary_the_command_that_makes_it_is_named(tmp_path, monkeypatch):
-    monkeypatch.setattr(paths, "RESULTS", tmp_path)
+    monkeypatch.setattr(files, "RESULTS", tmp_path)
     with pytest.raises(FileNotFoundError, match="`make summary` makes it"):
         read_summary()
 
@@ -181,7 +182,7 @@ def test_names_are_unique_and_their_tables_declared():
 
 @pytest.mark.parametrize(("prompt_loss", "expected"), [("40.0", HOLDS), ("57.0", FAILS), ("52.0", OPEN)])
 def test_a_mistake_outweighs_the_methods_if_the_dearest_costs_more_than_lora_lacks_to_full(prompt_loss, expected):
-    part = "pitfalls/e2e"
+    part = "pitfalls/gpt2-mini"
     mistakes = [line(f"{part}/prompt-loss", prompt_loss), line(f"{part}/greedy", "59.0")]
     right = [line(f"{part}/correct", "60.0"), line(f"{part}/full-correct", "70.0")]
     full = line(f"{part}/full-learning-rate-of-lora", "10.0")  # full fine-tuning's own mistake is not LoRA's

@@ -8,33 +8,31 @@ import pytest
 import torch
 from transformers import RobertaConfig, RobertaForSequenceClassification
 
-import costs
-import records
-from costs import estimate
-from experiments import EXPERIMENTS, resolve, select
-from experiments_glue import GLUE_TASKS
-from glue_data import held_out_tenth
-from methods import apply_method
-from settings import OFFICIAL, Settings
-from tasks import TASKS
+from costs import estimate as estimate_module
+from costs.estimate import estimate
+from experiments.catalogue import find, select
+from experiments.glue import GLUE_TASKS
+from experiments.settings import OFFICIAL, Settings
+from methods.catalogue import apply_method
+from runs import records
+from tasks.catalogue import TASKS
+from tasks.glue.data import held_out_tenth
 
-MRPC_LORA = "table2/roberta-base/mrpc/lora-r8"
+MRPC_LORA, MRPC_FULL = "table2/roberta-base/mrpc/lora-r8", "table2/roberta-base/mrpc/full"
 RECORDED = (
-    MRPC_LORA, "table2/roberta-base/cola/full", "table2/roberta-base/sst2/full", "table2/roberta-base/stsb/lora-r8",
-    "table6/roberta-base/sst2/query-value-r4", "learning-rate/glue-rte/full/5e-05", "table3/gpt2/lora-r4",
+    "table2/minilm/mrpc/lora-r8", "table2/minilm/cola/full", "table2/minilm/sst2/full", "table2/minilm/stsb/lora-r8",
+    "table6/minilm/sst2/query-value-r4", "learning-rate/minilm/rte/full/5e-05", "table3/gpt2-mini/lora-r4",
 )  # fmt: skip
 
 
 def paper(name: str, **changes: object) -> Settings:
-    return replace(resolve(EXPERIMENTS[name], "paper"), **changes)
+    return replace(find(name, "paper").settings, **changes)
 
 
 def test_as_many_steps_are_announced_as_runs_took():
-    settings = {name: resolve(EXPERIMENTS[name], "cpu") for name in RECORDED}
-    read = {name: records.read_record(name, "cpu", 0) for name in RECORDED}
-    runs = {name: run for name, run in read.items() if run and records.is_declared(run, settings[name])}
+    runs = {name: own[0] for name in RECORDED if (own := records.records_of(find(name)))}
     assert 2 * len(runs) > len(RECORDED)  # a setting that is changed outdates some for a while, not most
-    announced = {name: estimate(settings[name], "cpu", [run]).steps for name, run in runs.items()}
+    announced = {name: estimate(find(name).settings, "cpu", [run]).steps for name, run in runs.items()}
     assert announced == {name: run["steps"] for name, run in runs.items()}
 
 
@@ -53,9 +51,9 @@ def test_an_adapter_that_is_only_scored_takes_no_memory_of_training_and_one_pass
     assert cost.minutes == estimate(replace(released, epochs=1), "paper").minutes > 0
 
 
-@pytest.mark.parametrize("method", ["lora", "full"])
-def test_the_numbers_kept_for_the_backward_pass_are_those_that_a_layer_saves(method):
-    settings = paper(MRPC_LORA, method=method)
+@pytest.mark.parametrize("name", [MRPC_LORA, MRPC_FULL])
+def test_the_numbers_kept_for_the_backward_pass_are_those_that_a_layer_saves(name):
+    settings = paper(name)
     more = estimate(replace(settings, batch_size=32), "paper").gigabytes
     more -= estimate(replace(settings, batch_size=16), "paper").gigabytes
     announced = more * 2**30 / 4 / (16 * 4 * TASKS["mrpc"].mean_tokens * 12 * 768)
@@ -85,38 +83,39 @@ def _saved(settings: Settings, layers: int, rows: int = 4, tokens: int = 64, hid
     return sum(kept[place].nbytes() for place in kept.keys() - own) / 4 / (rows * tokens * hidden)
 
 
-@pytest.mark.parametrize("method", ["lora", "full"])
-def test_recomputing_the_forward_pass_takes_time_and_saves_memory(method):
-    settings = paper(MRPC_LORA, method=method, evaluate="selection")
+@pytest.mark.parametrize(("name", "ratio"), [(MRPC_LORA, 6 / 4), (MRPC_FULL, 8 / 6)])
+def test_recomputing_the_forward_pass_takes_time_and_saves_memory(name, ratio):
+    settings = paper(name, evaluate="selection")
     plain, twice = (estimate(replace(settings, gradient_checkpointing=on), "paper") for on in (False, True))
-    assert twice.minutes == pytest.approx(plain.minutes * {"lora": 6 / 4, "full": 8 / 6}[method])
+    assert twice.minutes == pytest.approx(plain.minutes * ratio)
     assert twice.gigabytes < plain.gigabytes
 
 
 def test_bfloat16_has_a_rate_of_its_own():
-    at = {p: estimate(paper(MRPC_LORA, precision=p), "paper").minutes for p in ("float32", "bfloat16", "auto")}
-    assert at["auto"] == at["bfloat16"]  # the A100 has it, whatever this machine has
-    assert 3 < at["float32"] / at["bfloat16"] < 16  # their peaks are as 1 to 16
+    precisions = ("float32", "bfloat16", "auto")
+    minutes = {p: estimate(paper(MRPC_LORA, precision=p), "paper").minutes for p in precisions}
+    assert minutes["auto"] == minutes["bfloat16"]  # the A100 has it, whatever this machine has
+    assert 3 < minutes["float32"] / minutes["bfloat16"] < 16  # their peaks are as 1 to 16
 
 
 @pytest.mark.parametrize("has", [False, True])
 def test_elsewhere_the_precision_is_what_the_machine_has(monkeypatch, has):
     asked = []
-    monkeypatch.setattr("machine.has_fast_bfloat16", lambda: has)
-    monkeypatch.setattr(costs, "_machine_flops", lambda precision: (asked.append(precision) or 1e12, "here"))
-    estimate(resolve(EXPERIMENTS[MRPC_LORA], "cpu"), "cpu")
+    monkeypatch.setattr("training.machine.has_fast_bfloat16", lambda: has)
+    monkeypatch.setattr(estimate_module, "_machine_flops", lambda precision: (asked.append(precision) or 1e12, "here"))
+    estimate(find("table2/minilm/mrpc/lora-r8").settings, "cpu")
     assert asked == ["bfloat16" if has else "float32"]
 
 
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])
 def test_this_machine_has_a_rate_in_each_precision(precision):
-    assert costs._machine_flops(precision)[0] > 1e6
+    assert estimate_module._machine_flops(precision)[0] > 1e6
 
 
 def test_the_big_batches_of_the_official_code_are_made_to_fit_a_card_of_40_gb():
-    rows = [(e, resolve(e, "paper")) for e in select("table2", "paper", variant=OFFICIAL)]
-    big = {s.task for _, s in rows if s.model == "roberta-base" and s.gradient_checkpointing}
+    rows = [e.settings for e in select("table2", "paper", variant=OFFICIAL)]
+    big = {s.task for s in rows if s.model == "roberta-base" and s.gradient_checkpointing}
     assert big == {*GLUE_TASKS} - {"cola"}  # of 64 rows, the others of 128 and 256
-    assert not any(s.gradient_checkpointing for _, s in rows if s.model == "roberta-large")
-    assert all(estimate(s, "paper").gigabytes < 36 for _, s in rows if s.batch_size >= 128)
+    assert not any(s.gradient_checkpointing for s in rows if s.model == "roberta-large")
+    assert all(estimate(s, "paper").gigabytes < 36 for s in rows if s.batch_size >= 128)
     assert not paper("table2/roberta-base/rte/lora-r8").gradient_checkpointing

@@ -11,20 +11,19 @@ from itertools import cycle
 import pandas as pd
 import pytest
 
-import differences
-import document_tables
-import documents
-import make_documents
-import paths
-from claims import CLAIMS, FAILS, HOLDS, MISSING, OPEN, judged
-from document_tables import HOLE, by_experiment
-from experiments import find, resolve
-from summary import COLUMNS
+import files
+from analysis import differences
+from analysis.claims import CLAIMS, judged
+from analysis.comparisons import FAILS, HOLDS, MISSING, OPEN
+from analysis.summary import COLUMNS
+from experiments.catalogue import find
+from publish import readme, report
+from publish.report_tables import HOLE, report_rows, report_table
 from synthetic_summary import everything, line
 
-ROOT = paths.ROOT
+ROOT = files.ROOT
 SOURCES = ("report/report.typ", "report/parts.typ", "poster/poster.typ")
-LORA, FULL = "table3/gpt2/lora-r4", "table3/gpt2/full"
+LORA, FULL = "table3/gpt2-mini/lora-r4", "table3/gpt2-mini/full"
 
 
 def frame(lines):
@@ -40,24 +39,24 @@ def tree(tmp_path, monkeypatch):
     shutil.copy(ROOT / "README.md", tmp_path)
     (tmp_path / "results").mkdir()
     frame([]).to_csv(tmp_path / "results" / "summary.csv", index=False)
-    monkeypatch.setattr(paths, "ROOT", tmp_path)
-    monkeypatch.setattr(paths, "RESULTS", tmp_path / "results")
+    monkeypatch.setattr(files, "ROOT", tmp_path)
+    monkeypatch.setattr(files, "RESULTS", tmp_path / "results")
     return tmp_path
 
 
 def write_facts(tree, facts):
-    (tree / documents.FACTS).write_text(json.dumps(facts), encoding="utf-8")
+    (tree / report.FACTS).write_text(json.dumps(facts), encoding="utf-8")
 
 
 def pages(document):
-    found = documents.compile_document(document, format="svg")
+    found = report.compile_document(document, format="svg")
     return len(found) if isinstance(found, list) else 1
 
 
 def facts_without_figures(lines, folder):
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(paths, "RESULTS", folder)
-        return documents.facts(frame(lines))
+        patch.setattr(files, "RESULTS", folder)
+        return report.facts(frame(lines))
 
 
 @pytest.fixture(scope="module")
@@ -98,7 +97,7 @@ def test_the_documents_have_a_sentence_for_every_verdict_and_for_what_goes_toget
         measured = verdict != MISSING
         claim["cpu"] |= {"verdict": verdict, "evidence": "so much" * measured, "n": 2 * measured}
     write_facts(tree, changed)
-    for document in documents.FITS:
+    for document in report.FITS:
         assert pages(document)
 
 
@@ -107,7 +106,7 @@ def test_a_verdict_that_no_sentence_is_true_under_stops_the_compilation(tree, no
     changed["claims"]["higher-rate"]["cpu"]["verdict"] = OPEN
     write_facts(tree, changed)
     with pytest.raises(RuntimeError, match="stale: the claim higher-rate at scale cpu undecided now"):
-        documents.compile_document("report")
+        report.compile_document("report")
 
 
 def test_a_sentence_about_a_claim_that_is_not_made_stops_the_compilation(tree, nothing):
@@ -115,7 +114,7 @@ def test_a_sentence_about_a_claim_that_is_not_made_stops_the_compilation(tree, n
     path = tree / "report" / "report.typ"
     path.write_text(path.read_text(encoding="utf-8").replace('says("higher-rate"', 'says("wishful"'), encoding="utf-8")
     with pytest.raises(RuntimeError, match="wishful"):
-        documents.compile_document("report")
+        report.compile_document("report")
 
 
 def typed_numbers(source):
@@ -136,11 +135,11 @@ def test_no_result_is_typed_into_a_document(source):
 
 
 def test_a_row_that_is_not_run_is_a_hole_and_a_table_says_how_many_are_run():
-    run = by_experiment(frame([line(LORA, "60.1 60.3", spread="0.14", verdict="no reference", trainable="16384")]))
-    table = document_tables.of(run, "table3", "cpu")
+    run = report_rows(frame([line(LORA, "60.1 60.3", spread="0.14", verdict="no reference", trainable="16384")]))
+    table = report_table(run, "table3", "cpu")
     assert (table["run"], table["of"]) == (1, 10)
     assert table["holes"][0] == "full fine-tuning"
-    assert table["rows"][0][:4] == ["LoRA r=4", "16,384", "2", "60.2 ±0.14"]
+    assert table["rows"][0][:4] == ["LoRA r=4", "16,384", "2", "60.20 ±0.14"]
     assert table["command"] == "python code/reproduce.py sweep table3 --scale cpu"
 
 
@@ -152,28 +151,28 @@ def test_a_full_table_has_no_hole(all_of_it):
 
 
 def test_a_subset_is_marked_and_a_whole_task_is_not():
-    names = [f"table2/roberta-base/{task}/full" for task in ("mrpc", "mnli")]
+    names = [f"table2/minilm/{task}/full" for task in ("mrpc", "mnli")]
     run = [line(names[0], "80", "accuracy", "minilm", task="mrpc", data="whole")]
     run += [line(names[1], "70", "accuracy", "minilm", task="mnli", data="subset")]
-    (row,) = [row for row in document_tables.of(by_experiment(frame(run)), "table2", "cpu")["rows"] if HOLE not in row]
-    assert row[1:4] == ["70*", "–", "80"]
+    (row,) = [row for row in report_table(report_rows(frame(run)), "table2", "cpu")["rows"] if HOLE not in row]
+    assert row[1:4] == ["70.00*", "–", "80.00"]
 
 
 def test_mistakes_are_listed_by_what_they_cost_below_the_correct_run_with_minutes():
-    part = "pitfalls/e2e"
+    part = "pitfalls/gpt2-mini"
     run = [line(f"{part}/correct", "60.1"), line(f"{part}/correct", "9.5", "training_minutes")]
     run += [line(f"{part}/correct", "1.5", "decoding_minutes")]
     run += [line(f"{part}/prompt-loss", "59.1", difference="-1.00"), line(f"{part}/greedy", "58.1", difference="-2.00")]
     run += [line(f"{part}/padded", "60.1", difference=""), line(f"{part}/padded", "70.5", "training_minutes")]
-    table = document_tables.of(by_experiment(frame(run)), "pitfalls", "cpu")
-    assert [row[1:3] for row in table["rows"][:3]] == [["60.1", "9.5 + 1.5"], ["-2.00", ""], ["-1.00", ""]]
+    table = report_table(report_rows(frame(run)), "pitfalls", "cpu")
+    assert [row[1:3] for row in table["rows"][:3]] == [["60.10", "9.5 + 1.5"], ["-2.00", ""], ["-1.00", ""]]
     assert [row[1:3] for row in table["rows"] if row[0].startswith("Every batch padded")] == [["–", "70.5"]]
     assert (table["run"], table["of"]) == (4, 26)
 
 
 def test_claims_are_in_the_facts_with_verdict_evidence_and_command():
     summary = frame([line(LORA, "54.0"), line(FULL, "60.0")])
-    claim = documents.facts(summary)["claims"]["e2e-matches"]
+    claim = report.facts(summary)["claims"]["e2e-matches"]
     assert claim["cpu"]["verdict"] == FAILS == judged(summary)["e2e-matches", "cpu"].verdict
     assert (claim["cpu"]["n"], claim["paper"]["verdict"]) == (1, MISSING)
     assert claim["paper"]["command"] == "python code/reproduce.py sweep table3 --scale paper"
@@ -191,12 +190,12 @@ def test_the_papers_numbers_are_as_it_prints_them(nothing):
 
 
 def test_costs_are_those_of_a_dry_run():
-    from make_costs import row
+    from costs.paper_costs import row
 
-    with open(paths.DATA / "paper_costs.csv", encoding="utf-8", newline="") as file:
-        there = {line["experiment"]: line for line in csv.DictReader(file)}
-    for name in (LORA, "table2/roberta-base/mrpc/full"):
-        assert there[name] == row(find(name))
+    with open(files.DATA / "paper_costs.csv", encoding="utf-8", newline="") as file:
+        costs = {line["experiment"]: line for line in csv.DictReader(file)}
+    for name in ("table3/gpt2/lora-r4", "table2/roberta-base/mrpc/full"):
+        assert costs[name] == row(find(name))
 
 
 # differences from the paper
@@ -231,62 +230,60 @@ def test_what_differs_is_read_from_the_declarations():
 @pytest.mark.parametrize("variant", ["paper", "official-code"])
 def test_loras_settings_on_e2e_are_those_of_table_11_and_of_the_official_code(variant):
     name = "table3/gpt2-medium/lora-r4"
-    settings = resolve(find(name if variant == "paper" else f"{name}/{variant}"), "paper")
-    for of in differences.read_table("gpt2_hyperparameters.csv"):
-        if of[variant]:
-            ours = getattr(settings, of["setting"])
-            assert type(ours)(of[variant]) == ours, of["setting"]
+    settings = find(name if variant == "paper" else f"{name}/{variant}").settings
+    for row in differences.read_table("gpt2_hyperparameters.csv"):
+        if row[variant]:
+            ours = getattr(settings, row["setting"])
+            assert type(ours)(row[variant]) == ours, row["setting"]
 
 
 # make documents
 
 
 def test_making_the_documents_twice_gives_the_same_bytes_and_nothing_is_stale(tree):
-    make_documents.main()
-    made = [tree / "report/report.pdf", tree / "poster/poster.pdf", tree / "report/method.svg", tree / documents.FACTS]
+    report.write_documents()
+    made = [tree / "report/report.pdf", tree / "poster/poster.pdf", tree / "report/method.svg", tree / report.FACTS]
     before = [path.read_bytes() for path in made]
-    make_documents.main()
+    report.write_documents()
     assert [path.read_bytes() for path in made] == before
-    assert documents.stale() == []
+    assert report.stale() == []
     write = {
         "report/report.typ": "report/report.pdf is not made from its sources",
         "poster/poster.typ": "poster/poster.pdf is not made from its sources",
-        documents.FACTS: "facts.json is not what the summary",
+        report.FACTS: "facts.json is not what the summary",
     }
     for name, message in write.items():
         path = tree / name
         text = path.read_text(encoding="utf-8")
         path.write_text(text.replace("LoRA", "LORA", 1), encoding="utf-8")
-        assert any(message in said for said in documents.stale())
+        assert any(message in said for said in report.stale())
         path.write_text(text, encoding="utf-8")
     for path in (*made[:3], tree / "report/method.typ"):
         content = path.read_bytes()
         path.write_bytes(
             content.replace(b"times", b"times.o", 1) if path.suffix == ".typ" else content[:-9] + b"123456789"
         )
-        assert documents.stale() == [
+        assert report.stale() == [
             f"{name} is not made from its sources: `make documents` makes it"
             for name in (["report/report.pdf", "poster/poster.pdf", "report/method.svg"] if path.suffix == ".typ"
                          else [str(path.relative_to(tree))])
         ]  # fmt: skip
         path.write_bytes(content)
-    (tree / "README.md").write_text(re.sub(r"(\| GPT-2|\| gpt2).*\n", "", (tree / "README.md").read_text()), "utf-8")
-    assert documents.stale() == ["README.md: its tables of costs and speed are not those of today"]
     (tree / "report" / "report.pdf").unlink()
-    assert "report/report.pdf is not made from its sources: `make documents` makes it" in documents.stale()
+    assert "report/report.pdf is not made from its sources: `make documents` makes it" in report.stale()
 
 
 def test_a_new_result_makes_the_documents_stale(tree):
-    make_documents.main()
+    report.write_documents()
     frame([line(LORA, "54.0"), line(FULL, "60.0")]).to_csv(tree / "results" / "summary.csv", index=False)
-    assert documents.stale()[0] == f"{documents.FACTS} is not what the summary and declarations give"
+    assert report.stale()[0] == f"{report.FACTS} is not what the summary and declarations give"
 
 
-def test_without_a_summary_the_verb_and_the_check_say_what_makes_it(tree):
+def test_without_a_summary_the_command_and_the_check_say_what_makes_it(tree):
     (tree / "results" / "summary.csv").unlink()
-    assert "`make summary` makes it" in documents.stale()[0]
-    with pytest.raises(SystemExit, match="`make summary` makes it"):
-        make_documents.main()
+    assert "`make summary` makes it" in report.stale()[0]
+    with pytest.raises(FileNotFoundError, match="`make summary` makes it"):
+        report.write_documents()
 
 
 # the README
@@ -308,7 +305,8 @@ def layout(page):
 def test_the_layout_names_every_module_and_folder_and_nothing_that_is_not_there():
     named = layout(README)
     modules = {f"code/{path.name}" for path in (ROOT / "code").glob("*.py")}
-    assert modules == {name for name in named if name.startswith("code/") and name.endswith(".py")}
+    modules |= {f"code/{path.parent.name}/" for path in (ROOT / "code").glob("*/__init__.py")}
+    assert modules <= named.keys()
     assert all((ROOT / name).exists() for name in named)
     assert all(named.values()), "every entry says what it is"
 
@@ -320,16 +318,15 @@ def test_what_the_readme_links_to_is_there_and_its_targets_are_in_the_makefile()
     assert set(re.findall(r"\bmake ([a-z]+)\b(?= |`|\n)", README)) <= targets
 
 
-def test_the_readmes_costs_and_speed_are_the_files(tmp_path, monkeypatch):
-    assert documents.readme(README) == README
-    with pytest.raises(ValueError, match="expected the lines <!-- claims -->"):
-        documents.readme("no markers")
-    monkeypatch.setattr(paths, "RESULTS", tmp_path)
-    assert all("not yet" in row[2] for row in documents.speed_rows()) and len(documents.speed_rows()) == 4
+def test_the_readmes_claims_costs_and_speed_are_the_files(tmp_path, monkeypatch):
+    for name in ("claims", "costs", "speed"):
+        assert readme.with_block(README, name, readme.BLOCKS[name]()) == README
+    monkeypatch.setattr(files, "RESULTS", tmp_path)
+    assert all("not yet" in row[2] for row in readme.speed_rows()) and len(readme.speed_rows()) == 4
     (tmp_path / "benchmark").mkdir()
     text = json.dumps({"measured": {"ours / theirs": 0.504, "seconds, ours": 2.0}, "threads": 2, "repetitions": 3})
     (tmp_path / "benchmark" / "step.json").write_text(text, encoding="utf-8")
-    what, ratio, how = documents.speed_rows()[0]
+    what, ratio, how = readme.speed_rows()[0]
     assert what == "LoRA step of GPT-2 small: ours / theirs"
     assert (ratio, how) == ("0.50", "2 threads, up to 3 repetitions")
 

@@ -9,11 +9,10 @@ import pytest
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
-import data_places
-import e2e_data
-import paths
-import slot_matching
-from e2e_data import Example, data_fingerprint, encode, group_by_context, load_builtin, load_e2e, pretokenise
+import files
+from tasks.e2e import data as e2e_data
+from tasks.e2e import slot_errors
+from tasks.e2e.data import Example, data_fingerprint, encode, group_by_context, load_builtin, load_e2e, pretokenise
 
 ROW = '"name[Ochre], area[riverside]"'
 SMALL = f'mr,ref\n{ROW},Ochre is by the river. \n{ROW},"Isn\'t\r\nOchre?"\n'
@@ -25,8 +24,8 @@ def places(tmp_path, monkeypatch):
     folders = {name: tmp_path / name for name in ("chosen", "cache", "shared")}
     folders["chosen"].mkdir()
     monkeypatch.delenv("LORA_DATA_DIR", raising=False)
-    monkeypatch.setattr(paths, "CACHE", folders["cache"])
-    monkeypatch.setattr(data_places, "SHARED", folders["shared"])
+    monkeypatch.setattr(files, "CACHE", folders["cache"])
+    monkeypatch.setattr(files, "SHARED", folders["shared"])
     monkeypatch.setattr(e2e_data, "RELEASE_URL", "http://127.0.0.1:9")
     monkeypatch.setitem(e2e_data.FILES, "test", ("testset_w_refs.csv", hashlib.sha256(SMALL.encode()).hexdigest()))
     return folders
@@ -138,7 +137,7 @@ def test_lora_context_renames_slots_and_spaces_prices():
 
 
 def test_parse_mr_keeps_order_and_values_with_commas():
-    assert slot_matching.parse_mr("near[Café, Bar and Co], name[X]") == {"near": "Café, Bar and Co", "name": "X"}
+    assert slot_errors.parse_mr("near[Café, Bar and Co], name[X]") == {"near": "Café, Bar and Co", "name": "X"}
 
 
 @pytest.mark.parametrize(

@@ -5,15 +5,15 @@ import re
 import subprocess
 import sys
 from collections import Counter
-from pathlib import Path
 
 import pytest
 
-import e2e_generator
-from e2e_data import PROTOCOLS, Example, data_fingerprint, group_by_context, load_builtin
-from e2e_generator import generate
-from nlg_metrics import slot_errors
-from slot_matching import SLOTS, parse_mr
+import files
+from tasks.e2e import generator as e2e_generator
+from tasks.e2e.data import PROTOCOLS, Example, data_fingerprint, group_by_context, load_builtin
+from tasks.e2e.generator import generate
+from tasks.e2e.metrics import slot_errors
+from tasks.e2e.slot_errors import SLOTS, parse_mr
 
 SPLITS = ("train", "dev", "test")
 ROWS = {split: generate(split) for split in SPLITS}
@@ -133,11 +133,11 @@ def test_sentences_vary():
 
 
 def test_rows_are_the_same_in_a_process_with_other_hashes():
-    code = "import e2e_data; print(e2e_data.data_fingerprint(e2e_data.load_builtin('dev', 'challenge')))"
+    code = "from tasks.e2e import data; print(data.data_fingerprint(data.load_builtin('dev', 'challenge')))"
     environment = {**os.environ, "PYTHONHASHSEED": "12345"}
-    folder = Path(e2e_generator.__file__).parent
-    there = subprocess.run([sys.executable, "-c", code], cwd=folder, env=environment, capture_output=True, text=True)
-    assert there.stdout.strip() == data_fingerprint(load_builtin("dev", "challenge")), there.stderr
+    folder = files.ROOT / "code"
+    other = subprocess.run([sys.executable, "-c", code], cwd=folder, env=environment, capture_output=True, text=True)
+    assert other.stdout.strip() == data_fingerprint(load_builtin("dev", "challenge")), other.stderr
 
 
 def test_a_change_of_the_data_is_noticed():

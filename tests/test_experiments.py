@@ -1,20 +1,25 @@
 """The declarations: names, scales, variants, counts, and the paper's numbers."""
 
-from dataclasses import replace
+import json
+import math
+from dataclasses import fields, replace
 
 import pandas as pd
 import pytest
 
-import experiments_e2e
-import experiments_glue
-import experiments_methods
-import experiments_pitfalls
-import paths
-from claims import read_summary
-from experiments import EXPERIMENTS, SCALES, find, resolve, select
-from methods import METHODS, apply_method, count_trained
+import files
+from analysis.summary import read_summary
+from costs.parameter_counts import trained_parameters
+from experiments import e2e as e2e_experiments
+from experiments import glue as glue_experiments
+from experiments import other_methods
+from experiments.catalogue import EXPERIMENTS, by_name, find, select
+from experiments.glue import FURTHER_RATES
+from experiments.settings import CHOICES, SCALES, Experiment, Settings
+from methods.catalogue import METHODS, apply_method
 from models import BASES, architecture
-from tasks import TASKS
+from runs import records
+from tasks.catalogue import TASKS
 
 
 def test_the_fixed_names_are_there():
@@ -22,17 +27,40 @@ def test_the_fixed_names_are_there():
         assert find(name).name == name
 
 
-def test_every_experiment_names_a_known_task_model_and_method_at_every_scale():
+def test_every_experiment_has_a_known_task_model_method_and_scale():
     for experiment in EXPERIMENTS.values():
-        for scale in experiment.scales:
-            settings = resolve(experiment, scale)
-            assert settings.task in TASKS
-            assert settings.model in BASES
-            assert settings.method in METHODS
+        settings = experiment.settings
+        assert settings.task in TASKS and settings.model in BASES and settings.method in METHODS
+        assert experiment.scale in SCALES
+
+
+def test_every_name_has_the_base_that_is_trained_and_the_task_unless_it_is_e2e():
+    for name, experiment in EXPERIMENTS.items():
+        base, *others = name.split("/")[1:]
+        assert base == experiment.settings.model
+        if experiment.table == "released":  # one adapter a base and task, so that the task is the row
+            assert others == [experiment.settings.task]
+        elif experiment.settings.task == "e2e":
+            assert not TASKS.keys() & {*others}
+        else:
+            assert others[0] == experiment.settings.task
+
+
+def test_a_base_on_published_data_belongs_to_one_scale_and_built_in_data_to_quick():
+    for experiment in EXPERIMENTS.values():
+        builtin = experiment.settings.task.endswith("-builtin")
+        assert experiment.scale == ("quick" if builtin else BASES[experiment.settings.model].scale), experiment.name
+
+
+def test_what_a_run_starts_from_and_is_measured_against_is_of_its_scale():
+    scales = {(e.name, other): (e.scale, find(other).scale)
+              for e in EXPERIMENTS.values() for other in (e.settings.start_from, e.against) if other}  # fmt: skip
+    assert {own for own, _ in scales.values()} == {*SCALES}
+    assert all(own == other for own, other in scales.values())
 
 
 def test_table3_at_paper_scale_is_table_11_of_the_paper():
-    s = resolve(find("table3/gpt2-medium/lora-r4"), "paper")
+    s = find("table3/gpt2-medium/lora-r4", "paper").settings
     assert (s.rank, s.alpha, s.lora_dropout, s.targets) == (4, 32, 0.1, ("query", "value"))
     assert (s.learning_rate, s.epochs, s.batch_size, s.warmup_steps) == (2e-4, 5, 8, 500)
     assert (s.weight_decay, s.label_smoothing, s.adam_epsilon, s.max_grad_norm) == (0.01, 0.1, 1e-6, 0.0)
@@ -41,27 +69,25 @@ def test_table3_at_paper_scale_is_table_11_of_the_paper():
 
 
 def test_the_official_code_differs_where_protocol_says_and_nowhere_else():
-    paper = vars(resolve(find("table3/gpt2-medium/lora-r4"), "paper"))
-    official = vars(resolve(find("table3/gpt2-medium/lora-r4/official-code"), "paper"))
+    paper = vars(find("table3/gpt2-medium/lora-r4").settings)
+    official = vars(find("table3/gpt2-medium/lora-r4/official-code").settings)
     assert {k: v for k, v in official.items() if paper[k] != v} == {"length_penalty": 0.8, "keep": "last"}
 
 
 def test_quick_looks_no_further_than_the_repository():
-    for experiment in EXPERIMENTS.values():
-        if "quick" in experiment.scales:
-            settings = resolve(experiment, "quick")
-            assert settings.task.endswith("-builtin")
-            assert BASES[settings.model].place != "hub"
+    quick = [e.settings for e in EXPERIMENTS.values() if e.scale == "quick"]
+    assert {*glue_experiments.QUICK_TASKS.values(), "e2e-builtin"} == {settings.task for settings in quick}
+    assert all(BASES[settings.model].place != "hub" for settings in quick)
 
 
-GLUE_RATES = experiments_glue.CPU_LEARNING_RATES | experiments_methods.GLUE_RATES
-GLUE_GRIDS = experiments_glue.LEARNING_RATE_GRID | experiments_methods.GLUE_GRID
-E2E_RATES = experiments_e2e.CPU_LEARNING_RATES | experiments_methods.E2E_RATES
-E2E_GRIDS = experiments_e2e.LEARNING_RATE_GRID | experiments_methods.E2E_GRID
+GLUE_RATES = glue_experiments.CPU_LEARNING_RATES | other_methods.GLUE_RATES
+GLUE_GRIDS = glue_experiments.LEARNING_RATE_GRID | other_methods.GLUE_GRID
+E2E_RATES = e2e_experiments.CPU_LEARNING_RATES | other_methods.E2E_RATES
+E2E_GRIDS = e2e_experiments.LEARNING_RATE_GRID | other_methods.E2E_GRID
 SEARCHED = [  # search, method, the rate that is used at `cpu`, the grid it is from, which end of the score is better
-    *(("e2e", method, rate, E2E_GRIDS[method], min) for method, rate in E2E_RATES.items()),
+    *(("gpt2-mini", method, rate, E2E_GRIDS[method], min) for method, rate in E2E_RATES.items()),
     *(
-        (f"glue-{task}", method, rate, GLUE_GRIDS[method] + experiments_glue.FURTHER_RATES.get((task, method), ()), max)
+        (f"minilm/{task}", method, rate, GLUE_GRIDS[method] + FURTHER_RATES.get((task, method), ()), max)
         for method, rates in GLUE_RATES.items()
         for task, rate in rates.items()
     ),
@@ -71,10 +97,10 @@ SEARCHED = [  # search, method, the rate that is used at `cpu`, the grid it is f
 def best_rate(summary, search, method, grid, better):
     """The best rate of a grid that is recorded at `cpu` to its last value; else None."""
     searched = summary["experiment"].str.startswith(f"learning-rate/{search}/{method}/")
-    found = summary[
+    lines = summary[
         searched & (summary["rule"] == "selection") & (summary["scale"] == "cpu") & (summary["value"] != "")
     ]
-    scores = dict(zip(found["learning_rate"].astype(float), found["value"].astype(float), strict=True))
+    scores = dict(zip(lines["learning_rate"].astype(float), lines["value"].astype(float), strict=True))
     return better(scores, key=scores.get) if scores.keys() == set(grid) else None
 
 
@@ -89,123 +115,135 @@ def test_the_best_rate_is_that_of_a_whole_grid():
     assert E2E_RATES.keys() == E2E_GRIDS.keys() and GLUE_RATES.keys() == GLUE_GRIDS.keys()
     lines = [("mrpc/full", 1, 80), ("mrpc/full", 2, 70), ("rte/full", 2, 65)]
     summary = pd.DataFrame(lines, columns=["experiment", "learning_rate", "value"], dtype=str)
-    names = "learning-rate/glue-" + summary["experiment"] + "/" + summary["learning_rate"]
+    names = "learning-rate/minilm/" + summary["experiment"] + "/" + summary["learning_rate"]
     summary = summary.assign(experiment=names, rule="selection", scale="cpu")
-    assert best_rate(summary, "glue-mrpc", "full", (1, 2), max) == 1
-    assert best_rate(summary, "glue-mrpc", "full", (1, 2), min) == 2
-    assert best_rate(summary, "glue-rte", "full", (1, 2), max) is None
+    assert best_rate(summary, "minilm/mrpc", "full", (1, 2), max) == 1
+    assert best_rate(summary, "minilm/mrpc", "full", (1, 2), min) == 2
+    assert best_rate(summary, "minilm/rte", "full", (1, 2), max) is None
+    assert best_rate(read_summary(), "gpt2-mini", "lora", E2E_GRIDS["lora"], min) == E2E_RATES["lora"]
 
 
-E2E_ROWS = {"full": "table3/gpt2-medium/full", "lora": "table3/gpt2-medium/lora-r4"} | {
-    row: f"variants/gpt2/{row}" if row in experiments_methods.VARIANTS else f"table3/gpt2-medium/{row}"
-    for row in experiments_methods.E2E_GRID
-}
+def searched_row(row, table3, variants):
+    """The settings of the row of Table 3, or of the variants, whose rate was searched."""
+    if row in other_methods.VARIANTS:
+        return find(f"variants/{variants}/{row}").settings
+    return find(f"table3/{table3}/{'lora-r4' if row == 'lora' else row}").settings
 
 
-@pytest.mark.parametrize("row", E2E_ROWS)
+@pytest.mark.parametrize("row", E2E_GRIDS)
 def test_every_candidate_at_cpu_is_its_row_but_for_the_rate_and_fewer_training_rows(row):
+    settings = searched_row(row, "gpt2-mini", "gpt2-mini")
+    assert settings.learning_rate == E2E_RATES[row]
     for rate in E2E_GRIDS[row]:
-        candidate = resolve(find(f"learning-rate/e2e/{row}/{rate:g}"), "cpu")
+        candidate = find(f"learning-rate/gpt2-mini/{row}/{rate:g}", "cpu").settings
         search = {"learning_rate": rate, "evaluate": "selection", "train_rows": 8_000}
-        assert candidate == replace(resolve(find(E2E_ROWS[row]), "cpu"), **search)
-        assert resolve(find(E2E_ROWS[row]), "cpu").learning_rate == E2E_RATES[row]
+        assert candidate == replace(settings, **search)
 
 
-@pytest.mark.parametrize("row", E2E_ROWS)
+@pytest.mark.parametrize("row", e2e_experiments.PAPER_GRID | other_methods.PAPER_GRID)
 def test_the_rates_of_e2e_lie_inside_the_grids_at_paper_scale(row):
-    settings = resolve(find(E2E_ROWS[row]), "paper")
-    grid = [e for e in select("learning-rate", "paper") if e.name.split("/")[2] == row]
-    rates = [e.paper.learning_rate for e in grid]
+    settings = searched_row(row, "gpt2-medium", "gpt2")
+    grid = [e.settings for e in select("learning-rate", "paper") if e.name.split("/")[2] == row]
+    rates = [candidate.learning_rate for candidate in grid]
     assert min(rates) < settings.learning_rate < max(rates) and settings.learning_rate in rates
     for candidate in grid:
-        search = {"learning_rate": candidate.paper.learning_rate, "epochs": 1, "evaluate": "selection", "keep": "last"}
-        assert candidate.paper == replace(settings, **search)
+        search = {"learning_rate": candidate.learning_rate, "epochs": 1, "evaluate": "selection", "keep": "last"}
+        assert candidate == replace(settings, **search)
 
 
-def test_no_two_experiments_have_one_name():
-    declared = (*experiments_e2e.E2E_EXPERIMENTS, *experiments_glue.GLUE_EXPERIMENTS,
-                *experiments_methods.METHOD_EXPERIMENTS, *experiments_pitfalls.PITFALL_EXPERIMENTS)  # fmt: skip
-    assert len(declared) == len(EXPERIMENTS)
+def test_one_name_is_declared_twice_only_with_the_same_settings():
+    first = Experiment("t/gpt2/a", "a", Settings("e2e", "gpt2", "full", 1e-4, 1, 8), "paper")
+    again = replace(first, about="the same work", cell=("GPT-2 S", "FT", "124M"))
+    assert by_name([first, again]) == {"t/gpt2/a": replace(first, cell=again.cell)}
+    other = replace(first, settings=replace(first.settings, epochs=2))
+    with pytest.raises(ValueError, match="t/gpt2/a is declared twice, with different settings; rename one of them"):
+        by_name([first, other])
 
 
 @pytest.mark.parametrize("task", ["e2e", "mrpc", "rte"])
 def test_large_adapters_of_either_kind_have_about_as_many_parameters(task):
-    names = ("adapter-l-11M", "adapter-h") if task == "e2e" else ("adapter-p-3.0M", "adapter-h-6.0M")
-    place = "table3/gpt2-medium" if task == "e2e" else f"table2/roberta-large/{task}"
-    counts = []
-    for name in names:
-        settings = resolve(find(f"{place}/{name}"), "cpu")
-        model = architecture(settings.model, getattr(TASKS[settings.task], "outputs", None))
-        apply_method(model, settings)
-        counts.append(count_trained(model)[0])
+    place = "table3/gpt2-mini" if task == "e2e" else f"table2/minilm/{task}"
+    rows = ("adapter-l-wide" if task == "e2e" else "adapter-p", "adapter-h")
+    counts = [trained_parameters(find(f"{place}/{row}").settings)[0] for row in rows]
     assert max(counts) < 1.1 * min(counts)
 
 
 def test_glue_s_full_fine_tuning_has_a_row_that_starts_where_lora_does():
-    for model in experiments_glue.MODELS:
-        for task in experiments_glue.GLUE_TASKS:
-            of = {row: resolve(e, "paper") for row in ("full", "full-from-mnli", "lora-r8")
-                  if (e := EXPERIMENTS.get(f"table2/{model}/{task}/{row}"))}  # fmt: skip
-            assert of["full"].start_from is None
-            from_mnli = of["lora-r8"].start_from is not None
-            assert ("full-from-mnli" in of) == from_mnli == (task in experiments_glue.FROM_MNLI)
+    for model in glue_experiments.PAPER_MODELS:
+        for task in glue_experiments.GLUE_TASKS:
+            settings = {row: e.settings for row in ("full", "full-from-mnli", "lora-r8")
+                        if (e := EXPERIMENTS.get(f"table2/{model}/{task}/{row}"))}  # fmt: skip
+            assert settings["full"].start_from is None
+            from_mnli = settings["lora-r8"].start_from is not None
+            assert ("full-from-mnli" in settings) == from_mnli == (task in glue_experiments.FROM_MNLI)
             if from_mnli:
-                assert of["full-from-mnli"] == replace(of["full"], start_from=f"table2/{model}/mnli/full")
+                start = f"table2/{model}/mnli/full"
+                assert settings["full-from-mnli"] == replace(settings["full"], start_from=start)
 
 
 def test_at_cpu_rte_alone_starts_from_mnli_with_every_method_and_lora_and_full_fine_tuning_have_both_starts():
-    rows = {e.name: resolve(e, "cpu") for e in select("table2", "cpu")}
+    rows = {e.name: e.settings for e in select("table2", "cpu")}
     from_mnli = {name: settings for name, settings in rows.items() if settings.start_from}
     assert {settings.task for settings in from_mnli.values()} == {"rte"}
     plain = {name for name, settings in rows.items() if settings.task == "rte" and name not in from_mnli}
-    assert plain == {"table2/roberta-base/rte/full", "table2/roberta-large/rte/lora-r8-restricted"}
+    assert plain == {"table2/minilm/rte/full", "table2/minilm/rte/lora-r8-restricted"}
     for settings in from_mnli.values():
         start = rows[settings.start_from]
         same = {"task": "mnli", "learning_rate": start.learning_rate, "epochs": 2, "train_rows": 8_100}
         assert start == replace(settings, start_from=None, **same)
-    for search in (e for e in select("learning-rate", "cpu") if "/glue-rte/" in e.name):
-        settings = resolve(search, "cpu")
+    for settings in (e.settings for e in select("learning-rate", "cpu", ["rte"])):
         [row] = {s.start_from for s in from_mnli.values() if s.method == settings.method and s.dropped_layers == 0}
         assert settings.start_from == row
 
 
 def test_three_tasks_have_the_rows_of_a_subset_at_cpu_and_all_at_paper():
-    for task in experiments_glue.GLUE_TASKS:
-        full = find(f"table2/roberta-base/{task}/full")
-        assert resolve(full, "cpu").train_rows == (8_100 if task in ("mnli", "qnli", "qqp") else None)
-        assert resolve(full, "paper").train_rows is None
+    for task in glue_experiments.GLUE_TASKS:
+        train_rows = find(f"table2/minilm/{task}/full").settings.train_rows
+        assert train_rows == (8_100 if task in ("mnli", "qnli", "qqp") else None)
+        assert find(f"table2/roberta-base/{task}/full").settings.train_rows is None
 
 
 def test_a_sweep_does_the_same_work_once():
-    rows = ["full", "lora-r2", "lora-r4", "lora-r8"]
-    others = ["top2", "bitfit", "adapter-l", "adapter-l-11M", "adapter-h", "prelayer"]
-    names = [f"table3/gpt2/{row}" for row in rows] + [f"table3/gpt2-medium/{row}" for row in others]
-    assert [e.name for e in select("table3", "cpu")] == names
+    rows = ["full", "lora-r2", "lora-r4", "lora-r8", "top2", "bitfit", "adapter-l", "adapter-l-wide", "adapter-h"]
+    assert [e.name for e in select("table3", "cpu")] == [f"table3/gpt2-mini/{row}" for row in (*rows, "prelayer")]
     assert len(select("table3", "paper")) == 9 + 9
-    assert [e.name for e in select("table3", "quick", rows=["full"])] == ["table3/gpt2/full"]
+    assert [e.name for e in select("table3", "quick", rows=["full"])] == ["table3/gpt2-mini/e2e-builtin/full"]
+    for table in {e.table for e in EXPERIMENTS.values()}:
+        settings = [e.settings for scale in SCALES if (table, scale) in TABLES for e in select(table, scale)]
+        assert len({*settings}) == len(settings)
+
+
+TABLES = {(e.table, e.scale) for e in EXPERIMENTS.values()}
+
+
+def test_rows_of_several_scales_are_refused_and_of_one_need_no_scale():
+    for rows, scales in ((None, "quick, cpu, paper"), (["gpt2-mini"], "quick, cpu")):
+        with pytest.raises(ValueError, match=f"these rows of table3 are of the scales {scales}: choose one with --sc"):
+            select("table3", rows=rows)
+    assert {e.scale for e in select("table3", rows=["gpt2-medium", "gpt2-large/full"])} == {"paper"}
+    assert select("table2", rows=["minilm/mrpc"]) == select("table2", "cpu", rows=["mrpc"])
 
 
 @pytest.mark.parametrize("scale", SCALES)
 def test_adaptive_rank_has_the_budget_of_plain_lora(scale):
-    adaptive = [e for e in EXPERIMENTS.values() if e.table == "rank-over-time" and e.row == "adaptive"]
-    assert len(adaptive) == 3
+    adaptive = select("rank-over-time", scale, rows=["adaptive"])
+    assert len(adaptive) == len(SCHEDULES[scale])
     for experiment in adaptive:
-        settings, plain = resolve(experiment, scale), resolve(find(experiment.against), scale)
-        counts = []
-        for each in (settings, plain):
-            model = architecture(each.model, getattr(TASKS[each.task], "outputs", None))
-            apply_method(model, each)
-            counts.append(count_trained(model)[0])
-        assert plain.rank == 8 and counts[0] == counts[1]
+        plain = find(experiment.against).settings
+        assert plain.rank == 8
+        assert trained_parameters(experiment.settings)[0] == trained_parameters(plain)[0]
 
 
-# Rank over time: part -> scale -> steps between validations, the fall that is no plateau, steps between reallocations,
-# pairs of rank 1.
+# Rank over time: scale -> base and task -> steps between validations, the fall that is no plateau, steps between
+# reallocations, pairs of rank 1.
 SCHEDULES = {
-    "gpt2": {"paper": (1000, 0.01, 2000, 192), "cpu": (150, 0.02, 400, 64), "quick": (40, 0.01, 40, 64)},
-    "gpt2-medium": {"paper": (1000, 0.01, 2000, 384), "cpu": (150, 0.02, 400, 64), "quick": (40, 0.01, 40, 64)},
-    "roberta-base/mrpc": {"paper": (100, 0.01, 150, 192), "cpu": (50, 0.01, 75, 96), "quick": (10, 0.01, 5, 96)},
-}
+    "paper": {
+        "gpt2": (1000, 0.01, 2000, 192), "gpt2-medium": (1000, 0.01, 2000, 384),
+        "roberta-base/mrpc": (100, 0.01, 150, 192),
+    },
+    "cpu": {"gpt2-mini": (150, 0.02, 400, 64), "minilm/mrpc": (50, 0.01, 75, 96)},
+    "quick": {"gpt2-mini/e2e-builtin": (40, 0.01, 40, 64), "minilm/paraphrase-builtin": (10, 0.01, 5, 96)},
+}  # fmt: skip
 OLD_STAGES = {"frozen": {}, "hybrid": {"old_stages": 0.1}, "unfrozen": {"old_stages": 1.0}}  # frozen where not set
 VARIANTS = {
     "rank-stabilised": {"rank_stabilised": True},
@@ -214,9 +252,8 @@ VARIANTS = {
 }
 
 
-def declared_over_time(part, scale):
+def declared_over_time(validations, fall, reallocations, budget):
     """Row -> the settings in which it differs from plain LoRA."""
-    validations, fall, reallocations, budget = SCHEDULES[part][scale]
     sequential = {"method": "sequential-lora", "rank": None, "rank_stages": (2, 4, 6, 8)}
     plateau = {"stage_trigger": "plateau", "schedule_every": validations, "min_improvement": fall, "grace": 1}
     rows = {
@@ -230,27 +267,28 @@ def declared_over_time(part, scale):
 
 def differences_from_plain_lora(table, scale):
     """Name -> the settings of the table's experiment in which it differs from the one it is measured against."""
-    found = {}
-    for experiment in (e for e in EXPERIMENTS.values() if e.table == table):
-        ours, plain = (vars(resolve(each, scale)) for each in (experiment, find(experiment.against)))
-        found[experiment.name] = {key: value for key, value in ours.items() if value != plain[key]}
-    return found
+    differences = {}
+    for experiment in select(table, scale):
+        ours, plain = (vars(each.settings) for each in (experiment, find(experiment.against)))
+        differences[experiment.name] = {key: value for key, value in ours.items() if value != plain[key]}
+    return differences
 
 
 @pytest.mark.parametrize("scale", SCALES)
 def test_rank_over_time_differs_from_plain_lora_in_its_schedule_and_nowhere_else(scale):
     assert differences_from_plain_lora("rank-over-time", scale) == {
         f"rank-over-time/{part}/{row}": facts
-        for part in SCHEDULES
-        for row, facts in declared_over_time(part, scale).items()
+        for part, schedule in SCHEDULES[scale].items()
+        for row, facts in declared_over_time(*schedule).items()
     }
 
 
 @pytest.mark.parametrize("scale", SCALES)
 def test_a_variant_of_lora_differs_from_plain_lora_in_one_setting_and_where_it_has_its_own_in_the_rate(scale):
     rates = {"lora-plus": 5e-5} if scale == "paper" else {row: E2E_RATES[row] for row in VARIANTS}
+    place = {"paper": "gpt2", "cpu": "gpt2-mini", "quick": "gpt2-mini/e2e-builtin"}[scale]
     assert differences_from_plain_lora("variants", scale) == {
-        f"variants/gpt2/{row}": facts | ({"learning_rate": rates[row]} if row in rates else {})
+        f"variants/{place}/{row}": facts | ({"learning_rate": rates[row]} if row in rates else {})
         for row, facts in VARIANTS.items()
     }
 
@@ -263,22 +301,99 @@ def test_an_unknown_name_is_answered_with_the_nearest():
 
 
 def test_rows_are_named_by_any_parts_of_their_names_that_follow_each_other():
-    names = {e.name for e in select("learning-rate", "cpu", rows=["glue-cola/full"])}
-    assert names == {f"learning-rate/glue-cola/full/{rate}" for rate in GLUE_GRIDS["full"]}
+    names = {e.name for e in select("learning-rate", "cpu", rows=["cola/full"])}
+    assert names == {f"learning-rate/minilm/cola/full/{rate}" for rate in GLUE_GRIDS["full"]}
     names = {e.name for e in select("table2", "cpu", rows=["mrpc/lora-r8", "rte"])}
-    assert {"table2/roberta-base/mrpc/lora-r8", "table2/roberta-base/rte/full"} <= names
+    assert {"table2/minilm/mrpc/lora-r8", "table2/minilm/rte/full"} <= names
     assert all(name.endswith("mrpc/lora-r8") or "/rte/" in name for name in names)
 
 
 def test_an_unknown_table_row_or_scale_is_refused():
     with pytest.raises(ValueError, match=r"the tables are .*table3"):
         select("table99", "cpu")
-    with pytest.raises(ValueError, match="table3 has no row lora-r5; its rows: full"):
+    with pytest.raises(ValueError, match=r"table3 has no row lora-r5; its rows, .*: gpt2-mini/full, gpt2-mini/lora-r2"):
         select("table3", "cpu", rows=["lora-r5"])
-    with pytest.raises(ValueError, match="scale is one of"):
-        resolve(find("table3/gpt2/full"), "large")
-    with pytest.raises(ValueError, match="exists at scale paper only, not at cpu"):
-        resolve(find("released/gpt2-medium/e2e"), "cpu")
+    for call in (lambda: find("table3/gpt2/full", "large"), lambda: select("table3", "large")):
+        with pytest.raises(ValueError, match="scale must be one of quick, cpu, paper, found 'large'"):
+            call()
+    with pytest.raises(ValueError, match="released/gpt2-medium/e2e is of scale paper; nearest:"):
+        find("released/gpt2-medium/e2e", "cpu")
+
+
+@pytest.mark.parametrize(
+    ("old", "scale", "new"),
+    [
+        ("pitfalls/e2e/correct", "cpu", ["pitfalls/gpt2-mini/correct (scale cpu)"]),
+        ("pitfalls/e2e/correct", None, ["pitfalls/gpt2-mini/correct (scale cpu)",
+                                        "pitfalls/gpt2-medium/correct (scale paper)"]),
+        ("pitfalls/glue-mrpc/padded", "cpu", ["pitfalls/minilm/mrpc/padded (scale cpu)"]),
+        ("learning-rate/glue-rte/lora/0.00025", None, ["learning-rate/minilm/rte/lora/0.00025 (scale cpu)"]),
+        ("table3/gpt2/full", "cpu", ["table3/gpt2-mini/full (scale cpu)"]),
+        ("table2/roberta-base/mrpc/lora-r8", "quick", ["table2/minilm/paraphrase-builtin/lora-r8 (scale quick)"]),
+        ("table2/roberta-large/mrpc/adapter-h-6.0M", "cpu", ["table2/minilm/mrpc/adapter-h (scale cpu)"]),
+    ],
+)  # fmt: skip
+def test_an_old_name_is_answered_with_the_new_one(old, scale, new):
+    with pytest.raises(ValueError, match="a name has the base that is trained: expected") as refused:
+        find(old, scale)
+    assert all(name in str(refused.value) for name in new)
+    assert all(find(name.split(" ")[0]) for name in new)
+
+
+def test_every_record_is_of_an_experiment_as_it_is_declared_now_and_stands_under_its_name():
+    paths = sorted((files.ROOT / "results" / "runs").glob("*/*.json"))
+    assert paths
+    for path in paths:
+        record = json.loads(path.read_text(encoding="utf-8"))
+        experiment = find(record["name"], path.parent.name)
+        assert record["scale"] == experiment.scale
+        assert path.stem == records.run_id(experiment.name, record["seed"])
+        assert records.is_declared(record, experiment.settings), path
+        assert record.get("predictions") in (None, f"{path.stem}.jsonl")
+
+
+# the range of each setting
+
+COUNTS = ("epochs", "batch_size", "rank", "top_layers", "bottleneck", "prefix_tokens", "train_rows", "beams",
+          "max_new_tokens", "max_length")  # fmt: skip
+ABOVE_ZERO = ("learning_rate", "alpha", "b_learning_rate_ratio", "adam_epsilon", *COUNTS)
+FROM_ZERO = ("warmup_steps", "dropped_layers", "weight_decay", "max_grad_norm", "length_penalty", "no_repeat_ngram")
+SHARES = ("warmup_ratio", "lora_dropout", "label_smoothing", "head_dropout")
+OUT_OF_RANGE = [
+    *((name, value) for name in ABOVE_ZERO for value in (-1, 0, math.inf, math.nan)),
+    *((name, value) for name in FROM_ZERO for value in (-1, math.inf, math.nan)),
+    *((name, value) for name in SHARES for value in (-0.1, 1, math.nan)),
+]
+SETTINGS = Settings("mrpc", "minilm", "lora", learning_rate=1e-3, epochs=1, batch_size=8)
+
+
+@pytest.mark.parametrize(("name", "value"), OUT_OF_RANGE)
+def test_a_number_out_of_its_range_is_refused_by_its_name(name, value):
+    with pytest.raises(ValueError, match=rf"^{name} must be .*, found {value}$"):
+        replace(SETTINGS, **{name: value})
+
+
+def test_the_ends_of_a_range_are_in_it():
+    for names, value in ((ABOVE_ZERO, 1), (FROM_ZERO, 0), (SHARES, 0), (SHARES, 0.99)):
+        for name in names:
+            assert getattr(replace(SETTINGS, **{name: value}), name) == value
+
+
+@pytest.mark.parametrize("name", CHOICES)
+def test_a_word_that_a_setting_may_not_be_is_refused_by_its_name(name):
+    with pytest.raises(ValueError, match=rf"^{name} must be one of .*, found 'otherwise'$"):
+        replace(SETTINGS, **{name: "otherwise"})
+    for word in CHOICES[name]:
+        assert getattr(replace(SETTINGS, **{name: word}), name) == word
+
+
+def test_every_setting_that_is_a_word_has_its_words_and_every_number_its_range():
+    of_catalogues = {"task", "model", "method", "start_from"}
+    words = {f.name for f in fields(Settings) if f.type.startswith("str")} - of_catalogues
+    assert words == {*CHOICES}
+    numbers = {f.name for f in fields(Settings) if f.type.removesuffix(" | None") in ("int", "float")}
+    checked_by_method = {"old_stages", "schedule_every", "patience", "min_improvement", "grace", "rank_budget"}
+    assert numbers == {*ABOVE_ZERO, *FROM_ZERO, *SHARES} | checked_by_method
 
 
 @pytest.mark.parametrize(
@@ -293,26 +408,19 @@ def test_an_unknown_table_row_or_scale_is_refused():
     ],
 )
 def test_trainable_parameters_without_weights(name, trainable):
-    from lora import count_parameters
-
-    settings = resolve(find(name), "paper")
-    model = architecture(settings.model)
-    apply_method(model, settings)
-    assert count_parameters(model)[0] == trainable
+    assert trained_parameters(find(name, "paper").settings) == (trainable, 0)
 
 
 def test_an_unknown_model_and_method_are_refused():
-    from dataclasses import replace
-
     with pytest.raises(ValueError, match="no model is called 'gpt3'"):
         architecture("gpt3")
-    settings = replace(resolve(find("table3/gpt2/full"), "quick"), method="prompt")
+    settings = replace(find("table3/gpt2-mini/full").settings, method="prompt")
     with pytest.raises(ValueError, match="no method is called 'prompt'"):
         apply_method(architecture("gpt2-mini"), settings)
 
 
 def test_the_papers_cells_that_experiments_point_to_exist():
-    paper = pd.read_csv(paths.DATA / "paper.csv", dtype=str)
+    paper = pd.read_csv(files.DATA / "paper.csv", dtype=str)
     rows = set(zip(paper.model, paper.method, paper.trainable, strict=True))
     cells = {e.cell for e in EXPERIMENTS.values() if e.cell}
     assert cells <= rows

@@ -8,53 +8,53 @@ import pytest
 from matplotlib import colors
 from matplotlib import pyplot as plt
 
-import figure_style
-import figures
-import paths
-import records
-from experiments import EXPERIMENTS, find, resolve, select
-from figure_data import ERRORS, KINDS, digest, figure_data, label
-from figure_style import FIRST, LOOKS, styles
-from settings import SCALES
+import files
+from experiments.catalogue import EXPERIMENTS, find, select
+from experiments.settings import SCALES
+from publish import figure_style, figures
+from publish.figure_data import ERRORS, KINDS, digest, figure_data
+from publish.figure_style import FIRST, LOOKS, styles
+from publish.labels import label
+from runs import records
 from synthetic_records import write, write_e2e, write_glue
 
-FULL, LORA = "table3/gpt2/full", "table3/gpt2/lora-r4"
+FULL, LORA = "table3/gpt2-mini/full", "table3/gpt2-mini/lora-r4"
 MR = "name[Zizzi], eatType[pub], area[riverside]"
 
 
 @pytest.fixture(autouse=True)
 def results(tmp_path, monkeypatch):
     """A few runs of every table that has figures."""
-    monkeypatch.setattr(paths, "RESULTS", tmp_path)
+    monkeypatch.setattr(files, "RESULTS", tmp_path)
     for seed, bleu in ((0, 0.61), (1, 0.63)):
         write_e2e(FULL, seed, bleu, parameters={"trainable": 5_000_000, "head": 0, "total": 5_000_000})
         write_e2e(LORA, seed, bleu - 0.02)
     texts = ["Zizzi is a pub.", "Zizzi is a pub in the city centre."]
     for seed in (0, 1):
         records.write_predictions(LORA, "cpu", seed, [{"mr": MR, "prediction": text} for text in texts])
-    write_glue("curves/roberta-base/mrpc/full", 0, [0.7, 0.8], [0.75, 0.7])
-    write_glue("curves/roberta-base/mrpc/lora-r8", 0, [0.6, 0.9], [0.65, 0.6])
+    write_glue("curves/minilm/mrpc/full", 0, [0.7, 0.8], [0.75, 0.7])
+    write_glue("curves/minilm/mrpc/lora-r8", 0, [0.6, 0.9], [0.65, 0.6])
     for row, score in (("query-r1", 0.7), ("query-r8", 0.8), ("mlp-r1", 0.9)):
-        write_glue(f"table6/roberta-base/sst2/{row}", 0, [score], [score])
-    for name, experiment in EXPERIMENTS.items():
-        if name.startswith(("learning-rate/e2e/full/", "learning-rate/e2e/lora/")) and "cpu" in experiment.scales:
+        write_glue(f"table6/minilm/sst2/{row}", 0, [score], [score])
+    for name in EXPERIMENTS:
+        if name.startswith(("learning-rate/gpt2-mini/full/", "learning-rate/gpt2-mini/lora/")):
             write(name, 0, dev_loss=1.5)
-    write_glue("table2/roberta-base/mnli/full", 0, [0.8], [0.8], subset={"train": True})
+    write_glue("table2/minilm/mnli/full", 0, [0.8], [0.8], subset={"train": True})
     return tmp_path
 
 
 @pytest.fixture
 def over_time():
     """Plain LoRA, a rank that grows once, and a budget that two seeds moved differently."""
-    write_e2e("table3/gpt2/lora-r8", 0, 0.6)
+    write_e2e("table3/gpt2-mini/lora-r8", 0, 0.6)
     grown = [{"step": 0, "epoch": 0.0, "ranks": {"0.query": 2, "0.value": 2}}, {"step": 10, "epoch": 0.5, "loss": 3.0}]
     grown += [{"step": 10, "epoch": 0.5, "validation_loss": 2.5, "decision": "next"}]
     grown += [{"step": 10, "epoch": 0.5, "ranks": {"0.query": 4, "0.value": 4}}, {"step": 20, "eval_loss": 2.25}]
-    write_e2e("rank-over-time/gpt2/sequential-plateau-frozen", 0, 0.6, history=grown)
+    write_e2e("rank-over-time/gpt2-mini/sequential-plateau-frozen", 0, 0.6, history=grown)
     for seed, moved in ((0, 9), (1, 10)):
         history = [{"step": 0, "ranks": {"0.query": 8, "0.value": 8, "10.query": 8}}]
         history += [{"step": 5, "ranks": {"0.query": moved, "0.value": 8, "10.query": 7}}]
-        write_e2e("rank-over-time/gpt2/adaptive", seed, 0.6, history=history)
+        write_e2e("rank-over-time/gpt2-mini/adaptive", seed, 0.6, history=history)
 
 
 def data(kind, table):
@@ -93,11 +93,11 @@ def test_training_and_validation_losses_are_apart_and_as_logged():
 
 
 def test_where_every_row_has_one_validation_they_are_dots_from_the_highest_up_to_the_lowest():
-    write_e2e("table3/gpt2/lora-r2", 0, 0.6, history=[{"step": 20, "eval_loss": 1.25}])
+    write_e2e("table3/gpt2-mini/lora-r2", 0, 0.6, history=[{"step": 20, "eval_loss": 1.25}])
     validation = drawn("training", "table3").axes[1]
     assert [name.get_text() for name in validation.get_yticklabels()] == [FIRST, "LoRA r=4", "LoRA r=2"]
     assert [line.get_ydata().tolist() for line in validation.lines] == [[0, 0], [1, 1], [2]]
-    write_e2e("table3/gpt2/lora-r8", 0, 0.6, history=[{"step": s, "eval_loss": 1.25} for s in (10, 20)])
+    write_e2e("table3/gpt2-mini/lora-r8", 0, 0.6, history=[{"step": s, "eval_loss": 1.25} for s in (10, 20)])
     assert drawn("training", "table3").axes[1].get_xlabel() == "optimizer steps"
 
 
@@ -118,7 +118,7 @@ def test_the_rate_that_the_tables_use_is_marked_and_no_other():
     found = data("choice", "learning-rate")
     used = found[found.used == "yes"].set_index("label").learning_rate
     assert used.to_dict() == {
-        row: EXPERIMENTS[f"table3/gpt2/{name}"].changes["cpu"]["learning_rate"]
+        row: find(f"table3/gpt2-mini/{name}").settings.learning_rate
         for row, name in ((FIRST, "full"), ("LoRA", "lora-r4"))
     }
     ax = drawn("choice", "learning-rate").axes[0]
@@ -131,7 +131,7 @@ def test_the_rate_that_the_tables_use_is_marked_and_no_other():
 def test_the_first_choice_is_as_wide_as_the_figure_and_the_others_share_rows_of_three():
     for task in ("mrpc", "rte", "stsb", "cola"):
         for rate in ("5e-05", "0.0001"):
-            write_glue(f"learning-rate/glue-{task}/full/{rate}", 0, [0.8], [0.8])
+            write_glue(f"learning-rate/minilm/{task}/full/{rate}", 0, [0.8], [0.8])
     axes = drawn("choice", "learning-rate").axes
     places = [ax.get_subplotspec() for ax in axes]
     assert [(place.rowspan.start, list(place.colspan)) for place in places] == [
@@ -213,27 +213,28 @@ def test_a_title_says_what_is_shown_of_which_table_at_which_scale_over_how_many_
 
 
 @pytest.mark.parametrize(
-    ("name", "shown", "smaller"),
+    ("name", "shown"),
     [
-        ("table3/gpt2/lora-r4", "LoRA r=4", "LoRA r=4"),
-        ("table3/gpt2/full/official-code", "full fine-tuning", "full fine-tuning"),
-        ("table2/roberta-large/mrpc/lora-r8-restricted", "LoRA† r=8", "LoRA† r=8"),
-        ("table2/roberta-large/mrpc/adapter-h-6.0M", "Adapter H 6.0M", "Adapter H"),
-        ("table3/gpt2-medium/adapter-l-11M", "Adapter L 11M", "Adapter L wide"),
-        ("learning-rate/e2e/adapter-l-11M/0.004", "Adapter L 11M 0.004", "Adapter L wide 0.004"),
-        ("learning-rate/glue-mrpc/full/5e-05", "full fine-tuning 5e-05", "full fine-tuning 5e-05"),
+        ("table3/gpt2-mini/lora-r4", "LoRA r=4"),
+        ("table3/gpt2-mini/full/official-code", "full fine-tuning"),
+        ("table2/roberta-large/mrpc/lora-r8-restricted", "LoRA† r=8"),
+        ("table2/roberta-large/mrpc/adapter-h-6.0M", "Adapter H 6.0M"),
+        ("table2/minilm/mrpc/adapter-h", "Adapter H"),
+        ("table3/gpt2-medium/adapter-l-11M", "Adapter L 11M"),
+        ("table3/gpt2-mini/adapter-l-wide", "Adapter L wide"),
+        ("learning-rate/gpt2-mini/adapter-l-wide/0.004", "Adapter L wide 0.004"),
+        ("learning-rate/minilm/mrpc/full/5e-05", "full fine-tuning 5e-05"),
     ],
-)  # fmt: skip
-def test_a_row_is_named_as_the_paper_writes_it_with_sizes_where_they_are_the_papers(name, shown, smaller):
-    assert (label(EXPERIMENTS[name]), label(EXPERIMENTS[name], "cpu")) == (shown, smaller)
+)
+def test_a_row_is_named_as_the_paper_writes_it_with_sizes_where_they_are_the_papers(name, shown):
+    assert label(find(name)) == shown
 
 
 @pytest.mark.parametrize("scale", SCALES)
 def test_no_two_rows_of_a_table_have_one_name_on_a_model_and_a_task(scale):
-    for table in {e.table for e in EXPERIMENTS.values() if scale in e.scales}:
+    for table in {e.table for e in EXPERIMENTS.values() if e.scale == scale}:
         rows = select(table, scale)
-        # by the paper's task: at `quick` several are one built-in task
-        assert len({(resolve(e, scale).model, e.paper.task, label(e, scale)) for e in rows}) == len(rows)
+        assert len({(e.settings.model, e.settings.task, label(e)) for e in rows}) == len(rows)
 
 
 def test_every_kind_of_figure_has_numbers_a_drawing_and_a_heading():
@@ -270,12 +271,12 @@ def brightness(colour):
 
 
 def legends():
-    """Of every figure with looks: the labels of all rows that it can have."""
+    """The labels of all rows that a figure can have, for every figure with looks."""
     for kind, scale in product(("parameters", "training", "epochs", "choice", "stages"), SCALES):
         for table in KINDS[kind].tables:
             rows = select(table, scale)
             rows = [*(find(e.against) for e in rows if kind == "stages"), *rows]
-            names = [label(e, scale) for e in rows]
+            names = [label(e) for e in rows]
             yield list(dict.fromkeys(name.rpartition(" ")[0] if kind == "choice" else name for name in names))
 
 

@@ -12,11 +12,10 @@ import torch
 from tokenizers import pre_tokenizers
 from transformers import BertConfig, BertForSequenceClassification, BertTokenizer, DebertaV2Tokenizer, RobertaTokenizer
 
-import data_places
-import glue_data
-import paths
-from glue_data import CHECKSUMS, Example, GlueSplit, collate, data_fingerprint, encode, held_out_tenth, load_glue
-from tasks import TASKS, GlueTask, glue_task
+import files
+from tasks.catalogue import TASKS, GlueTask, glue_task
+from tasks.glue import data as glue_data
+from tasks.glue.data import CHECKSUMS, Example, GlueSplit, collate, data_fingerprint, encode, held_out_tenth, load_glue
 
 GLUE = ("mnli", "sst2", "mrpc", "cola", "qnli", "qqp", "rte", "stsb")
 LETTERS = tuple("abcdefgh")
@@ -33,8 +32,8 @@ def places(tmp_path, monkeypatch):
     folders["chosen"].mkdir()
     folders["named"].mkdir()
     monkeypatch.delenv("LORA_DATA_DIR", raising=False)
-    monkeypatch.setattr(paths, "CACHE", folders["cache"])
-    monkeypatch.setattr(data_places, "SHARED", folders["shared"])
+    monkeypatch.setattr(files, "CACHE", folders["cache"])
+    monkeypatch.setattr(files, "SHARED", folders["shared"])
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
     return folders
 

@@ -12,8 +12,8 @@ import pytest
 from sklearn.feature_extraction.text import CountVectorizer
 from sklearn.linear_model import LogisticRegression
 
-from glue_generator import ACTS, BUILTIN, OPPOSITES, PEOPLE, REVIEWED, VERDICTS, generate
-from tasks import glue_task
+from tasks.catalogue import glue_task
+from tasks.glue.generator import ACTS, BUILTIN, OPPOSITES, PEOPLE, REVIEWED, VERDICTS, generate
 
 SENTIMENT, PARAPHRASE = BUILTIN
 DIGESTS = {SENTIMENT: "b169b2a00b2d0590", PARAPHRASE: "0107184d4fc7e238"}

@@ -6,8 +6,8 @@ import math
 
 import pytest
 
-from glue_metrics import score
-from tasks import TASKS
+from tasks.catalogue import TASKS
+from tasks.glue.metrics import score
 
 MRPC, MNLI, COLA, STSB = (TASKS[name] for name in ("mrpc", "mnli", "cola", "stsb"))
 # Four right of the positive class, one missed, two wrongly positive, three right of the negative class.

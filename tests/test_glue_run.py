@@ -8,49 +8,49 @@ from importlib.util import find_spec
 
 import pytest
 import torch
-from transformers import BertConfig, DebertaV2Config, RobertaConfig
+import transformers
 
-import evaluation
-import experiments
-import glue_data
-import glue_metrics
-import glue_run
-import paths
-import records
-import runs
-import training
-from evaluation import classify
-from experiments_glue import GLUE, LORA
-from glue_run import HELD_OUT, mean_training_loss
-from lora import load_lora, lora_layers, save_lora
-from methods import apply_method, save_trained
-from models import FAMILIES, MINILM_PACKAGE, architecture, head_parameters, load_model, load_tokenizer
-from tasks import TASKS
-from training import TrainingResult, train
-from work import Run
+import files
+from adapter_files import load_lora, save_lora
+from experiments.catalogue import find
+from experiments.glue import GLUE, LORA
+from experiments.settings import Job
+from lora import lora_layers
+from methods import saved
+from methods.catalogue import apply_method
+from methods.saved import save_trained
+from models import BASES, FAMILIES, MINILM_PACKAGE, head_parameters, load_model, load_tokenizer
+from runs import execute, records
+from runs import glue as glue_run
+from runs.glue import HELD_OUT, mean_training_loss
+from runs.run import Run
+from tasks.catalogue import TASKS
+from tasks.glue import data as glue_data
+from tasks.glue import metrics as glue_metrics
+from tasks.glue.evaluation import classify
+from training import batches, trainer
+from training.trainer import TrainingResult, train
 
-NAME = "table2/roberta-base/mrpc/lora-r8"
+NAME = "table2/minilm/paraphrase-builtin/lora-r8"
 SMALL = {"train_rows": 48, "epochs": 2, "max_length": 24, "precision": "float32"}
 SHAPE = {
     "hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 32, "vocab_size": 50,
     "max_position_embeddings": 40,
 }  # fmt: skip
-CONFIGS = {
-    "minilm": (BertConfig, {}),
-    "roberta-base": (RobertaConfig, {"type_vocab_size": 1}),
-    "deberta-v2-xxlarge": (DebertaV2Config, {"relative_attention": True, "pos_att_type": "p2c|c2p"}),
-}
-ENCODERS = pytest.mark.parametrize("name", CONFIGS)
+MORE = {  # of each architecture's shape
+    "minilm": {}, "roberta-base": {"type_vocab_size": 1},
+    "deberta-v2-xxlarge": {"relative_attention": True, "pos_att_type": "p2c|c2p"},
+}  # fmt: skip
+ENCODERS = pytest.mark.parametrize("name", MORE)
 FULL = replace(GLUE, task="mrpc", learning_rate=1e-2, warmup_ratio=0.0, epochs=1, batch_size=8, keep="last")
 PAIRS = replace(FULL, **LORA, rank=2, alpha=4.0)
 
 
 def tiny(name, outputs=2, head_dropout=None):
     """The architecture of `name`, one layer of width 16; every weight is drawn from a seed of its own name's."""
-    config_class, more = CONFIGS[name]
-    config = config_class(**SHAPE, **more, num_labels=outputs)
-    model_class = next(model for known, model in FAMILIES.values() if known is config_class)
-    model = model_class(config)
+    family = FAMILIES[BASES[name].family]
+    config = getattr(transformers, family.config)(**SHAPE, **MORE[name], num_labels=outputs)
+    model = getattr(transformers, family.model)(config)
     for parameter_name, parameter in model.named_parameters():
         generator = torch.Generator().manual_seed(zlib.crc32(parameter_name.encode()))
         parameter.data.normal_(float("LayerNorm.weight" in parameter_name), 0.3, generator=generator)
@@ -82,7 +82,7 @@ def values(model):
 def moved(model, settings, folder):
     """Names of the parameters that training changes in any bit."""
     before = values(model)
-    train(model, some_rows(), settings, 0, folder, glue_run._loss, lambda *_: {"loss": 0.0}, collate=collate)
+    train(model, some_rows(), Job(settings, 0, folder), glue_run._loss, lambda *_: {"loss": 0.0}, collate=collate)
     return {name for name, value in values(model).items() if not torch.equal(value, before[name])}
 
 
@@ -115,18 +115,18 @@ def test_full_fine_tuning_trains_everything(name, tmp_path):
 def decayed_names(model, settings, folder, monkeypatch):
     groups = []
 
-    class Watched(training.OfficialAdamW):
+    class Watched(trainer.OfficialAdamW):
         def __init__(self, parameters, **others):
             groups.extend(parameters)
             super().__init__(parameters, **others)
 
-    monkeypatch.setattr(training, "OfficialAdamW", Watched)
+    monkeypatch.setattr(trainer, "OfficialAdamW", Watched)
     moved(model, settings, folder)
     names = {id(parameter): name for name, parameter in model.named_parameters()}
-    found = {decay: set() for decay in (0.0, settings.weight_decay)}
+    by_decay = {decay: set() for decay in (0.0, settings.weight_decay)}
     for group in groups:
-        found[group["weight_decay"]] |= {names[id(parameter)] for parameter in group["params"]}
-    return found[settings.weight_decay], found[0.0]
+        by_decay[group["weight_decay"]] |= {names[id(parameter)] for parameter in group["params"]}
+    return by_decay[settings.weight_decay], by_decay[0.0]
 
 
 @ENCODERS
@@ -147,13 +147,14 @@ def test_weight_decay_on_everything_is_another_setting(tmp_path, monkeypatch):
     assert any(n.endswith("bias") for n in decayed)
 
 
-def test_a_model_whose_head_does_not_fit_the_task_is_refused():
-    with pytest.raises(
-        ValueError, match=r"gpt2-mini does not fit mrpc: a GLUE task needs an encoder .* found GPT2LMHead"
-    ):
-        apply_method(architecture("gpt2-mini", 2), replace(FULL, model="gpt2-mini"))
-    with pytest.raises(ValueError, match=r"minilm does not fit e2e: .* E2E a GPT-2; found BertForSequence"):
-        apply_method(architecture("minilm"), replace(FULL, model="minilm", task="e2e"))
+@pytest.mark.parametrize(
+    ("model", "task", "kind"),
+    [("gpt2-mini", "mrpc", "a task with 2 outputs"), ("minilm", "e2e-builtin", "a task whose answers are written")],
+)
+def test_a_model_that_does_not_fit_the_task_is_refused(model, task, kind, tmp_path):
+    job = Job(replace(FULL, model=model, task=task), 0, tmp_path)
+    with pytest.raises(ValueError, match=rf"{model} does not fit {kind}: .* an encoder .* a language model"):
+        execute.measure(job, tmp_path / "adapter")
 
 
 # what is measured
@@ -167,7 +168,7 @@ def test_predictions_stand_in_the_order_of_the_rows_and_the_loss_is_their_mean(n
     mean = torch.stack([model(**collate([row])).logits.view(-1) for row in rows]).mean(0).detach()
     list(head_parameters(model).values())[-1].data -= mean  # so that not every row is of one class
     model.train()
-    monkeypatch.setattr(evaluation, "ROWS", 4)
+    monkeypatch.setattr(batches, "SCORED_ROWS", 4)
     predictions, loss = classify(model, rows, collate, FULL)
     assert model.training
     model.eval()
@@ -207,7 +208,7 @@ def reported(monkeypatch, folder, held_out, validation, evaluate="test"):
         right = round(share * len(rows))
         return [row["label"] if i < right else 1 - row["label"] for i, row in enumerate(rows)], 1.0
 
-    def fake_train(model, rows, settings, seed, folder, loss, validate, best, collate, schedule):
+    def fake_train(model, rows, job, loss, validate, best, collate, schedule):
         for model.epoch in range(1, len(held_out) + 1):
             chosen_by.append(validate(model, model.epoch)[best[0]])
         return TrainingResult(0, 0.0, 0, 0.0, 0, [])
@@ -220,11 +221,11 @@ def reported(monkeypatch, folder, held_out, validation, evaluate="test"):
     settings = replace(FULL, task="sst2", epochs=len(held_out), evaluate=evaluate)
     tokenizer = type("Tokenizer", (), {"pad_token_id": 0})()
     model = torch.nn.Linear(1, 1)
-    record, _ = glue_run.train_and_score(model, tokenizer, settings, 0, folder, None, lambda _: None)
+    record, _ = glue_run.train_and_score(model, tokenizer, Job(settings, 0, folder), lambda _: None)
     return record, chosen_by, set(asked)
 
 
-def test_the_papers_figure_is_the_best_epoch_of_the_reported_split_and_the_honest_one_is_not(tmp_path, monkeypatch):
+def test_the_papers_figure_is_the_best_epoch_of_the_reported_split_and_the_held_out_one_is_not(tmp_path, monkeypatch):
     record, chosen_by, _ = reported(monkeypatch, tmp_path, held_out=(0.7, 0.9, 0.8), validation=(0.6, 0.65, 0.95))
     assert record["selected_epoch"] == {"held_out": 2, "reported": 3}
     assert record["scores"]["accuracy"] == 0.95
@@ -233,7 +234,7 @@ def test_the_papers_figure_is_the_best_epoch_of_the_reported_split_and_the_hones
     assert [row[HELD_OUT]["accuracy"] for row in record["epochs"]] == [0.7, 0.9, 0.8]
 
 
-def test_the_reported_split_never_chooses_the_honest_epoch(tmp_path, monkeypatch):
+def test_the_reported_split_never_chooses_the_held_out_epoch(tmp_path, monkeypatch):
     for number, validation in enumerate([(0.1, 0.5, 0.99), (0.99, 0.5, 0.1), (0.5, 0.99, 0.5)]):
         record, _, _ = reported(monkeypatch, tmp_path / str(number), (0.7, 0.8, 0.9), validation)
         assert record["selected_epoch"]["held_out"] == 3
@@ -261,10 +262,10 @@ def test_a_run_that_chooses_settings_never_opens_the_reported_split(tmp_path, mo
 @pytest.fixture
 def mnli_adapter(tmp_path, monkeypatch):
     """An adapter of three outputs for a tiny model, every number of it moved; and the model that starts from it."""
-    monkeypatch.setattr(runs, "load_model", tiny)
+    monkeypatch.setattr(execute, "load_model", tiny)
 
     def build(name):
-        settings = replace(PAIRS, model=name, start_from="table2/x/mnli/lora-r2")
+        settings = replace(PAIRS, model=name, start_from="table2/minilm/mnli/lora-r8")
         trained = prepared(settings, outputs=3)
         for parameter in trained.parameters():
             if parameter.requires_grad:
@@ -287,7 +288,7 @@ def mnli_adapter(tmp_path, monkeypatch):
 def test_the_mnli_start_carries_the_pairs_and_a_pooler_and_leaves_the_rest_fresh(name, carried_head, mnli_adapter):
     settings, trained, model, folder = mnli_adapter(name)
     before, source = values(model), values(trained)
-    runs._carry_over(model, settings, folder)
+    execute._carry_over(model, settings, folder)
     carried = {n for n, value in values(model).items() if not torch.equal(value, before[n])}
     assert carried == {n for n in before if "lora_" in n} | carried_head
     assert all(torch.equal(values(model)[n], source[n]) for n in carried)
@@ -303,8 +304,9 @@ def trainable(model):
 def test_another_method_that_starts_from_mnli_carries_all_that_it_trained_but_the_fresh_head_over(
     method, name, tmp_path, monkeypatch
 ):
-    monkeypatch.setattr(runs, "load_model", tiny)
-    settings = replace(FULL, model=name, method=method, bottleneck=4, start_from=f"table2/x/mnli/{method}")
+    monkeypatch.setattr(execute, "load_model", tiny)
+    own = {"bottleneck": 4} if method.startswith("adapter") else {}
+    settings = replace(FULL, model=name, method=method, **own, start_from=f"table2/minilm/mnli/{method}")
     trained = prepared(settings, outputs=3)
     for parameter in trained.parameters():
         if parameter.requires_grad:
@@ -314,7 +316,7 @@ def test_another_method_that_starts_from_mnli_carries_all_that_it_trained_but_th
     before, as_without_a_start = values(model), trainable(model)
     carried = {n for n in as_without_a_start if not n.startswith("classifier.")}
     assert any("pooler" in n for n in carried) == (name != "roberta-base")
-    runs._carry_over(model, settings, tmp_path)
+    execute._carry_over(model, settings, tmp_path)
     for n, value in values(model).items():
         assert torch.equal(value, source[n] if n in carried else before[n]), n
     assert trainable(model) == as_without_a_start
@@ -323,46 +325,46 @@ def test_another_method_that_starts_from_mnli_carries_all_that_it_trained_but_th
 def test_a_start_whose_adapter_is_gone_says_what_to_do(mnli_adapter, tmp_path):
     settings, _, model, _ = mnli_adapter("roberta-base")
     with pytest.raises(
-        FileNotFoundError, match=r"expected what table2/x/mnli/lora-r2 learnt in .*gone, found no such folder"
+        FileNotFoundError, match=r"expected the adapter of table2/minilm/mnli/lora-r8 in .*gone, found no such folder"
     ):
-        runs._carry_over(model, settings, tmp_path / "gone")
+        execute._carry_over(model, settings, tmp_path / "gone")
 
 
 def test_a_method_without_plain_pairs_cannot_start_from_those_of_another_task(mnli_adapter):
     settings, _, _, folder = mnli_adapter("roberta-base")
-    settings = replace(settings, method="bitfit")
-    with pytest.raises(ValueError, match=r"lora-r2 trained .*lora_A.*method 'bitfit'. Start from a run of that"):
-        runs._carry_over(prepared(settings), settings, folder)
+    settings = replace(FULL, model="roberta-base", method="bitfit", start_from=settings.start_from)
+    with pytest.raises(ValueError, match=r"lora-r8 trained .*lora_A.*method 'bitfit'. Start from a run of that"):
+        execute._carry_over(prepared(settings), settings, folder)
 
 
 @pytest.mark.parametrize("row", ["lora-r8", "full-from-mnli"])
 def test_the_experiment_that_a_run_starts_from_is_run_first_once_for_all_seeds(row, tmp_path, monkeypatch):
-    monkeypatch.setattr(paths, "RESULTS", tmp_path / "results")
-    monkeypatch.setattr(paths, "CHECKPOINTS", tmp_path / "checkpoints")
+    monkeypatch.setattr(files, "RESULTS", tmp_path / "results")
+    monkeypatch.setattr(files, "CHECKPOINTS", tmp_path / "checkpoints")
     asked = []
 
-    def measure(settings, seed, folder, adapter, data_dir, start, keep_whole):
-        asked.append((settings.task, seed, start, keep_whole))
+    def measure(job, adapter, start, keep_whole):
+        asked.append((job.settings.task, job.seed, start, keep_whole))
         adapter.mkdir(parents=True)
         return {}, []
 
-    monkeypatch.setattr(runs, "measure", measure)
+    monkeypatch.setattr(execute, "measure", measure)
     name, first = f"table2/roberta-base/mrpc/{row}", f"table2/roberta-base/mnli/{row.removesuffix('-from-mnli')}"
-    start, said = Run(experiments.find(first), "paper", 0), []
+    start, said = Run(find(first), 0), []
     for seed in (3, 4):
-        runs.do(Run(experiments.find(name), "paper", seed), said.append)
+        execute.do(Run(find(name), seed), said.append)
     assert asked == [("mnli", 0, None, True), *(("mrpc", seed, start.adapter, False) for seed in (3, 4))]
     assert [r["name"] for r in records.read_records("paper")] == sorted([first, name, name])
 
     shutil.rmtree(start.adapter)  # as in a fresh clone: records are in git, what was learnt is not
     asked.clear()
-    before = records.record_path(first, "paper", 0).read_bytes()
-    runs.do(Run(experiments.find(name), "paper", 3), said.append)
+    before = start.record.read_bytes()
+    execute.do(Run(find(name), 3), said.append)
     assert asked == []  # a recorded run needs no start
-    runs.do(Run(experiments.find(name), "paper", 5), said.append)
+    execute.do(Run(find(name), 5), said.append)
     assert asked == [("mnli", 0, None, True), ("mrpc", 5, start.adapter, False)]
-    assert f"{start}: recorded, but what it learnt is not in {start.adapter}: it is trained again for that" in said
-    assert records.record_path(first, "paper", 0).read_bytes() == before
+    assert f"{start}: recorded, but {start.adapter} is missing: it is trained again" in said
+    assert start.record.read_bytes() == before
 
 
 # a real run
@@ -376,24 +378,24 @@ def minilm_run(tmp_path_factory):
     folder, kept, load = tmp_path_factory.mktemp("minilm"), [], glue_data.load_glue
 
     def load_some(name, split, data_dir=None):
-        return replace(found := load(name, split, data_dir), examples=found.examples[:60])
+        return replace(whole := load(name, split, data_dir), examples=whole.examples[:60])
 
     def save_and_keep(model, adapter):
         kept.append(model)
         save_lora(model, adapter)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(paths, "RESULTS", folder / "results")
-        patch.setattr(paths, "CHECKPOINTS", folder / "checkpoints")
-        patch.setattr(runs, "save_lora", save_and_keep)
+        patch.setattr(files, "RESULTS", folder / "results")
+        patch.setattr(files, "CHECKPOINTS", folder / "checkpoints")
+        patch.setattr(saved, "save_lora", save_and_keep)
         patch.setattr(glue_data, "load_glue", load_some)
-        experiment = experiments.find(NAME)
-        experiment = replace(experiment, changes={"quick": experiment.changes["quick"] | SMALL})
-        record = runs.do(Run(experiment, "quick", 0), say=lambda _: None)
-        again = runs.do(Run(experiment, "quick", 0), say=lambda _: None)
+        experiment = find(NAME)
+        run = Run(replace(experiment, settings=replace(experiment.settings, **SMALL)), 0)
+        record = execute.do(run, say=lambda _: None)
+        again = execute.do(run, say=lambda _: None)
         lines = records.predictions_path(NAME, "quick", 0).read_text(encoding="utf-8").splitlines()
         splits = {split: load_some(record["settings"]["task"], split).examples for split in ("train", "validation")}
-        adapter = Run(experiment, "quick", 0).adapter
+        adapter = run.adapter
     assert json.dumps(again) == json.dumps(record)
     assert len(kept) == 1
     return {
@@ -418,9 +420,9 @@ def test_a_real_run_records_every_epoch_on_the_held_out_and_the_reported_split(m
             assert row[split]["loss"] > 0
             assert sum(row[split]["predictions_per_class"].values()) == rows
             assert {"accuracy", "f1", "precision", "recall", "alarm"} <= set(row[split])
-    reported, honest = (record["selected_epoch"][rule] - 1 for rule in ("reported", "held_out"))
+    reported, chosen = (record["selected_epoch"][rule] - 1 for rule in ("reported", "held_out"))
     assert record["scores"] == record["epochs"][reported]["validation"]
-    assert record["honest_scores"]["accuracy"] == record["epochs"][honest]["validation"]["accuracy"]
+    assert record["honest_scores"]["accuracy"] == record["epochs"][chosen]["validation"]["accuracy"]
     assert record["scores"]["accuracy"] >= record["honest_scores"]["accuracy"]
 
 

@@ -26,10 +26,9 @@ from transformers import (
     RobertaTokenizer,
 )
 
-import data_places
-import paths
-from glue_data import COMMIT, REPOSITORY, load_glue
+import files
 from stand_in_hub import StandInHub
+from tasks.glue.data import COMMIT, REPOSITORY, load_glue
 
 BYTES = sorted(pre_tokenizers.ByteLevel.alphabet())
 TINY = {"hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16}
@@ -39,27 +38,28 @@ GLUE_FILE = "cola/validation-00000-of-00001.parquet"
 FETCH = """
 import json, sys
 from pathlib import Path
-import data_places, glue_data, paths
+import files
+from tasks.glue import data as glue_data
 from models import load_model, load_tokenizer
 
 cache, checksum = sys.argv[1:]
-paths.CACHE, data_places.SHARED = Path(cache), Path(cache, "none")
+files.CACHE, files.SHARED = Path(cache), Path(cache, "none")
 glue_data.CHECKSUMS["cola/validation"] = checksum
-found = {"cola": [example.texts[0] for example in glue_data.load_glue("cola", "validation").examples]}
+fetched = {"cola": [example.texts[0] for example in glue_data.load_glue("cola", "validation").examples]}
 glue_data.CHECKSUMS["rte/validation"] = checksum
 for name in ("rte", "mrpc"):
     try:
         glue_data.load_glue(name, "validation")
     except Exception as error:
-        found[name] = [type(error).__name__, str(error)]
-found["gpt2"] = [load_model("gpt2").transformer.wte.weight.sum().item(), load_tokenizer("gpt2")("tea").input_ids]
+        fetched[name] = [type(error).__name__, str(error)]
+fetched["gpt2"] = [load_model("gpt2").transformer.wte.weight.sum().item(), load_tokenizer("gpt2")("tea").input_ids]
 for name, head_dropout in (("roberta-base", None), ("deberta-v2-xlarge", 0.15), ("deberta-v2-xlarge", 0.0)):
     model = load_model(name, 3, head_dropout)
     facts = [model.num_labels, getattr(model, "dropout", None) and model.dropout.p]
     words = load_tokenizer(name)("tea", "tea")
-    found[name] = [model.base_model.embeddings.word_embeddings.weight.sum().item(), dict(words)]
-    found.setdefault(f"{name}'s heads", []).append(facts)
-print(json.dumps(found))
+    fetched[name] = [model.base_model.embeddings.word_embeddings.weight.sum().item(), dict(words)]
+    fetched.setdefault(f"{name}'s heads", []).append(facts)
+print(json.dumps(fetched))
 """
 
 
@@ -119,7 +119,7 @@ def visit(tmp_path_factory):
         environment = {key: value for key, value in os.environ.items() if not key.startswith(("HF_", "LORA_"))}
         done = subprocess.run(
             [sys.executable, "-c", FETCH, str(home / "cache"), checksum],
-            env=environment | settings | {"PYTHONPATH": str(paths.ROOT / "code")},
+            env=environment | settings | {"PYTHONPATH": str(files.ROOT / "code")},
             capture_output=True,
             text=True,
         )
@@ -133,16 +133,16 @@ def sum_of(folder, source, name):
 
 
 def test_glue_comes_from_the_hub_at_the_declared_commit(visit):
-    _, found, asked, _ = visit
-    assert found["cola"] == [row["sentence"] for row in SENTENCES]
+    _, fetched, asked, _ = visit
+    assert fetched["cola"] == [row["sentence"] for row in SENTENCES]
     assert f"HEAD /datasets/nyu-mll/glue/resolve/{COMMIT}/{GLUE_FILE}" in asked
 
 
 def test_what_the_hub_gave_is_found_in_the_cache_without_it(visit, monkeypatch):
     *_, cache = visit
     monkeypatch.delenv("LORA_DATA_DIR", raising=False)
-    monkeypatch.setattr(paths, "CACHE", cache)
-    monkeypatch.setattr(data_places, "SHARED", cache / "none")
+    monkeypatch.setattr(files, "CACHE", cache)
+    monkeypatch.setattr(files, "SHARED", cache / "none")
     split = load_glue("cola", "validation")
     assert [example.label for example in split.examples] == [1, 0]
     assert split.subset  # two rows of 1,043
@@ -150,16 +150,16 @@ def test_what_the_hub_gave_is_found_in_the_cache_without_it(visit, monkeypatch):
 
 
 def test_a_file_with_another_checksum_is_refused_and_not_kept(visit):
-    folder, found, _, cache = visit
+    folder, fetched, _, cache = visit
     served = folder / "datasets" / REPOSITORY / "rte/validation-00000-of-00001.parquet"
-    kind, message = found["rte"]
+    kind, message = fetched["rte"]
     assert kind == "ValueError" and hashlib.sha256(served.read_bytes()).hexdigest() in message
     assert not (cache / "glue" / "rte").exists()
 
 
 def test_a_file_that_no_place_has_is_one_error_that_names_them_all(visit):
-    *_, found, _, cache = visit
-    kind, message = found["mrpc"]
+    *_, fetched, _, cache = visit
+    kind, message = fetched["mrpc"]
     assert kind == "FileNotFoundError"
     for place in (
         cache / "glue/mrpc/validation-00000-of-00001.parquet",
@@ -170,29 +170,29 @@ def test_a_file_that_no_place_has_is_one_error_that_names_them_all(visit):
 
 
 def test_gpt2_and_its_tokenizer_come_from_the_hub(visit):
-    folder, found, asked, _ = visit
-    weights, tokens = found["gpt2"]
+    folder, fetched, asked, _ = visit
+    weights, tokens = fetched["gpt2"]
     assert weights == sum_of(folder, "openai-community/gpt2", "transformer.wte.weight")
     assert [BYTES[token - 5] for token in tokens] == ["t", "e", "a"]
     assert "GET /lfs/models/openai-community/gpt2/model.safetensors" in asked
 
 
 def test_roberta_comes_from_the_hub_under_its_old_name(visit):
-    folder, found, *_ = visit
-    weights, words = found["roberta-base"]
+    folder, fetched, *_ = visit
+    weights, words = fetched["roberta-base"]
     assert weights == sum_of(folder, "FacebookAI/roberta-base", "roberta.embeddings.word_embeddings.weight")
     assert words["input_ids"][0] == 0 and words["input_ids"].count(2) == 3 and "token_type_ids" not in words
 
 
 def test_deberta_comes_from_the_hub_with_token_types_and_a_sentencepiece_model_as_tokenizer(visit):
-    folder, found, asked, _ = visit
+    folder, fetched, asked, _ = visit
     assert f"GET /microsoft/deberta-v2-xlarge/resolve/{COMMIT}/spm.model" in asked
-    weights, words = found["deberta-v2-xlarge"]
+    weights, words = fetched["deberta-v2-xlarge"]
     assert weights == sum_of(folder, "microsoft/deberta-v2-xlarge", "deberta.embeddings.word_embeddings.weight")
     assert words == {"input_ids": [1, 4, 2, 4, 2], "token_type_ids": [0, 0, 0, 1, 1], "attention_mask": [1] * 5}
 
 
 def test_an_encoder_from_the_hub_has_the_outputs_and_deberta_the_head_dropout_that_are_asked_for(visit):
-    _, found, *_ = visit
-    assert found["roberta-base's heads"] == [[3, None]]
-    assert found["deberta-v2-xlarge's heads"] == [[3, 0.15], [3, 0.0]]
+    _, fetched, *_ = visit
+    assert fetched["roberta-base's heads"] == [[3, None]]
+    assert fetched["deberta-v2-xlarge's heads"] == [[3, 0.15], [3, 0.0]]

@@ -1,8 +1,4 @@
-"""The layers of `code/`: what each module may import, checked from the imports as they are written.
-
-leaf < declaration < doing < verb: a module imports from lower layers and, unless it is a leaf or a verb,
-from its own. Nothing imports a verb.
-"""
+"""The house of `code/`: a folder imports only from folders to its left, as the imports are written."""
 
 from __future__ import annotations
 
@@ -15,35 +11,20 @@ from pathlib import Path
 
 import pytest
 
-from paths import ROOT
+from files import ROOT
 
 CODE = ROOT / "code"
-LAYERS = {
-    "leaf": "lora baselines smoothed_loss nlg_metrics meteor ptb_tokenizer slot_matching statistics_seeds paths "
-    "ngram_baseline e2e_generator glue_generator glue_metrics colab",
-    "declaration": "tasks settings experiments experiments_e2e experiments_glue experiments_methods "
-    "experiments_pitfalls data_tables data_places glue_data e2e_data models",
-    "doing": "methods rank_schedule rank_allocation stacked_lora batches machine optimizer sittings training "
-    "generation evaluation records released_adapters e2e_run glue_run work runs workers sweeps costs parameter_counts "
-    "quantities paper_values summary summary_tables result_tables summary_files figure_data figure_style "
-    "figures session timing benchmark_e2e benchmark_glue claims differences document_tables documents",
-    "verb": "reproduce train benchmark pretrain_gpt2_mini",
-}
-LAYER = {module: layer for layer, modules in LAYERS.items() for module in modules.split()}
-MAY_IMPORT = {
-    "leaf": set(),
-    "declaration": {"leaf", "declaration"},
-    "doing": {"leaf", "declaration", "doing"},
-    "verb": {"leaf", "declaration", "doing"},
-}
-PARTS = {"nlg_metrics": {"meteor", "ptb_tokenizer", "slot_matching"}}  # one leaf in four files
+# From left to right; what stands between two bars does not import each other.
+HOUSE = (
+    "files lora | adapter_files | models experiments | methods | training | tasks | runs costs serving | analysis | "
+    "publish | reproduce train benchmark make colab notebook_tools"
+)
+PLACE = {room: place for place, rooms in enumerate(HOUSE.split("|")) for room in rooms.split()}
 OPTIONAL = {"ray", "google"}  # `--engine ray` says how to install the one, the other is part of Colab
 DISTRIBUTIONS = {"sklearn": "scikit-learn", "IPython": "ipython"}  # by the name that is imported
-LORA_LINES = 250  # to be read in one sitting
-
-
-def layer_of(module: str) -> str | None:
-    return "verb" if module.startswith("make_") else LAYER.get(module)
+MOST_LINES = {"lora.py": 200}  # to be read in one sitting
+LINES = 300  # of every other module
+FORBIDDEN = {"utils", "helpers", "common", "misc"}  # drawers for everything
 
 
 def imports(source: str) -> set[str]:
@@ -57,89 +38,112 @@ def imports(source: str) -> set[str]:
     return names
 
 
-def violations(code: Path) -> list[str]:
-    modules = {path.stem: imports(path.read_text(encoding="utf-8")) for path in sorted(code.glob("*.py"))}
+def sources(code: Path) -> dict[str, str]:
+    """{path below code/: source} of every module; the `evaluate` module is run by that library, from its own copy."""
+    paths = (path.relative_to(code) for path in sorted(code.rglob("*.py")))
+    return {
+        path.as_posix(): (code / path).read_text(encoding="utf-8")
+        for path in paths
+        if "evaluate_modules" not in path.parts
+    }
+
+
+def breaches(code: Path) -> list[str]:
     found = []
-    for module, imported in modules.items():
-        if module == "__init__":
+    for path, source in sources(code).items():
+        room, *rest = path.removesuffix(".py").split("/")
+        if path == "__init__.py":
             found.append("__init__.py: code/ must not be a package, it would hide the standard library's `code`")
             continue
-        if module in sys.stdlib_module_names or PathFinder.find_spec(module, [sysconfig.get_path("purelib")]):
-            found.append(f"{module}.py: hides the installed module `{module}`; choose another name")
-        if (layer := layer_of(module)) is None:
-            found.append(f"{module}.py: in no layer; list it in LAYERS of tests/test_layers.py")
+        if room in sys.stdlib_module_names or PathFinder.find_spec(room, [sysconfig.get_path("purelib")]):
+            found.append(f"{path}: hides the installed module `{room}`; choose another name")
+        if FORBIDDEN & {room, *rest}:
+            found.append(f"{path}: a drawer for everything; name it after the one thing that it holds")
+        if room not in PLACE:
+            found.append(f"{path}: {room} has no place in the house; give it one in HOUSE of tests/test_layers.py")
             continue
-        for name in sorted(imported & modules.keys() - PARTS.get(module, set())):
-            if layer_of(name) not in MAY_IMPORT[layer]:
-                found.append(f"{module}.py: a {layer} may not import {name} ({layer_of(name) or 'in no layer'})")
-        if "." in imported:
-            found.append(f"{module}.py: relative import; the modules of code/ import each other by name")
-    if "lora" in modules and (lines := len((code / "lora.py").read_text(encoding="utf-8").splitlines())) > LORA_LINES:
-        found.append(f"lora.py: {lines} lines, at most {LORA_LINES} are allowed")
+        for name in sorted(imports(source)):
+            if name == ".":
+                found.append(f"{path}: relative import; modules import each other by name")
+            elif name in PLACE and name != room and PLACE[name] >= PLACE[room]:
+                found.append(f"{path}: imports {name}, which is not to the left of {room}")
+        if (lines := len(source.splitlines())) > (most := MOST_LINES.get(path, LINES)):
+            found.append(f"{path}: {lines} lines, at most {most} are allowed")
+    for folder in sorted({path.rpartition("/")[0] for path in sources(code)} - {""}):
+        if not ast.get_docstring(ast.parse(sources(code).get(f"{folder}/__init__.py", ""))):
+            found.append(
+                f"{folder}/__init__.py: no docstring; without that file an installed package of that name would win"
+            )
     return found
 
 
-def test_every_module_imports_only_what_its_layer_may():
-    assert violations(CODE) == []
+def test_every_folder_imports_only_from_folders_to_its_left():
+    assert breaches(CODE) == []
+
+
+def test_the_doors_of_a_notebook_and_the_commands_are_imported_by_nobody():
+    doors = {room for room in PLACE if PLACE[room] == max(PLACE.values())}
+    importers = {path: imports(source) & doors for path, source in sources(CODE).items()}
+    assert {path: names for path, names in importers.items() if names} == {}
 
 
 ALLOWED = {
-    "paths": "import os",
-    "lora": "import torch\n" * 250,
-    "nlg_metrics": "import ptb_tokenizer\nfrom slot_matching import match",
-    "ptb_tokenizer": "",
-    "slot_matching": "",
-    "tasks": "from paths import ROOT",
-    "models": "import tasks",
-    "training": "import lora, models, transformers",
-    "runs": "import training",
-    "reproduce": "import os.path\ndef main():\n    from runs import run",
-    "make_tables": "import runs",
+    "files.py": "import os",
+    "lora.py": "import torch\n" * 200,
+    "adapter_files.py": "from lora import add_lora",
+    "models.py": "import files",
+    "tasks/__init__.py": '"""What is learnt."""',
+    "tasks/catalogue.py": "import models\nfrom tasks.metrics import score",
+    "tasks/metrics.py": "",
+    "runs/__init__.py": '"""One run."""',
+    "runs/execute.py": "from tasks import catalogue",
+    "reproduce.py": "import os.path\ndef main():\n    from runs.execute import do",
 }
 
 
 def write(code: Path, files: dict[str, str]) -> Path:
-    for module, source in files.items():
-        (code / f"{module}.py").write_text(source, encoding="utf-8")
+    for path, source in files.items():
+        (code / path).parent.mkdir(exist_ok=True)
+        (code / path).write_text(source, encoding="utf-8")
     return code
 
 
-def test_a_tree_that_keeps_the_rule_has_no_violation(tmp_path):
-    assert violations(write(tmp_path, ALLOWED)) == []
+def test_a_tree_that_keeps_the_rule_has_no_breach(tmp_path):
+    assert breaches(write(tmp_path, ALLOWED)) == []
 
 
 @pytest.mark.parametrize(
-    ("module", "source", "message"),
+    ("path", "source", "message"),
     [
-        ("lora", "import paths", "lora.py: a leaf may not import paths (leaf)"),
-        ("ptb_tokenizer", "import slot_matching", "ptb_tokenizer.py: a leaf may not import slot_matching (leaf)"),
-        ("nlg_metrics", "import paths", "nlg_metrics.py: a leaf may not import paths (leaf)"),
-        ("tasks", "from training import train", "tasks.py: a declaration may not import training (doing)"),
-        ("training", "def f():\n    import reproduce", "training.py: a doing may not import reproduce (verb)"),
-        ("benchmark", "import make_tables", "benchmark.py: a verb may not import make_tables (verb)"),
-        ("lora", "\n" * 251, "lora.py: 251 lines, at most 250 are allowed"),
-        ("tasks", "from . import paths", "tasks.py: relative import; the modules of code/ import each other by name"),
-        ("surprise", "", "surprise.py: in no layer; list it in LAYERS of tests/test_layers.py"),
-        ("__init__", "", "__init__.py: code/ must not be a package, it would hide the standard library's `code`"),
+        ("lora.py", "import files", "imports files, which is not to the left of lora"),
+        ("lora.py", "import adapter_files", "imports adapter_files, which is not to the left of lora"),
+        ("tasks/metrics.py", "from runs.execute import do", "imports runs, which is not to the left of tasks"),
+        ("tasks/metrics.py", "def f():\n    import reproduce", "imports reproduce, which is not to the left of tasks"),
+        ("lora.py", "\n" * 201, "201 lines, at most 200 are allowed"),
+        ("tasks/metrics.py", "\n" * 301, "301 lines, at most 300 are allowed"),
+        ("tasks/metrics.py", "from . import catalogue", "relative import; modules import each other by name"),
+        ("surprise.py", "", "surprise has no place in the house; give it one in HOUSE of tests/test_layers.py"),
+        ("tasks/utils.py", "", "a drawer for everything; name it after the one thing that it holds"),
+        ("__init__.py", "", "code/ must not be a package, it would hide the standard library's `code`"),
+        ("tasks/__init__.py", "", "no docstring; without that file an installed package of that name would win"),
     ],
-)
-def test_each_breach_of_the_rule_is_named(tmp_path, module, source, message):
-    assert violations(write(tmp_path, ALLOWED | {module: source})) == [message]
+)  # fmt: skip
+def test_each_breach_of_the_rule_is_named(tmp_path, path, source, message):
+    assert breaches(write(tmp_path, ALLOWED | {path: source})) == [f"{path}: {message}"]
 
 
 @pytest.mark.parametrize("module", ["statistics", "datasets"])
 def test_a_module_may_not_hide_one_that_can_be_imported(tmp_path, module):
-    found = violations(write(tmp_path, ALLOWED | {module: ""}))
+    found = breaches(write(tmp_path, ALLOWED | {f"{module}.py": ""}))
     assert f"{module}.py: hides the installed module `{module}`; choose another name" in found
 
 
 @pytest.mark.parametrize("module", ["benchmark", "everything else"])
 def test_every_package_that_the_code_imports_is_in_its_requirements(module):
-    files = ["requirements.txt", "tests/requirements.txt"] if module == "benchmark" else ["requirements.txt"]
-    written = "\n".join((ROOT / file).read_text(encoding="utf-8") for file in files)
+    requirements = ["requirements.txt", "tests/requirements.txt"] if module == "benchmark" else ["requirements.txt"]
+    written = "\n".join((ROOT / file).read_text(encoding="utf-8") for file in requirements)
     required = set(re.findall(r"^[\w-]+", written, re.MULTILINE))
-    sources = [path for path in CODE.glob("*.py") if path.stem.startswith("benchmark") == (module == "benchmark")]
-    imported = set().union(*(imports(path.read_text(encoding="utf-8")) for path in sources))
-    foreign = imported - sys.stdlib_module_names - LAYER.keys() - OPTIONAL - {path.stem for path in CODE.glob("*.py")}
+    chosen = [source for path, source in sources(CODE).items() if ("benchmark" in path) == (module == "benchmark")]
+    foreign = set().union(*map(imports, chosen)) - sys.stdlib_module_names - PLACE.keys() - OPTIONAL
     distributions = {DISTRIBUTIONS.get(name, name.replace("_", "-")) for name in foreign}
     assert "torch" in distributions and distributions <= required

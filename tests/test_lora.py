@@ -7,6 +7,9 @@ import copy
 import json
 import math
 import pickle
+import shutil
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -26,17 +29,17 @@ from transformers import (
 )
 from transformers.pytorch_utils import Conv1D
 
+from adapter_files import base_fingerprint, load_lora, save_lora
+from files import ROOT
 from lora import (
     LoRAConfig,
     LoRALinear,
     add_lora,
-    base_fingerprint,
     count_parameters,
-    load_lora,
     lora_layers,
     merge_lora,
     remove_lora,
-    save_lora,
+    require_plain,
     unmerge_lora,
 )
 
@@ -454,19 +457,37 @@ def test_the_rank_is_held_against_the_part_that_it_adapts_and_not_against_the_pa
 
 @pytest.mark.parametrize("targets", [("query", "values"), ("c_attn",), ()])
 def test_an_unknown_target_is_refused_with_the_known_ones(targets):
-    with pytest.raises(ValueError, match="targets must be some of query, key, value, output, mlp_in, mlp_out; found"):
+    with pytest.raises(ValueError, match="targets must be some of query, key, value, output, mlp_gate, mlp_in"):
         LoRAConfig(targets=targets)
 
 
 def test_a_target_that_the_model_does_not_have_is_refused():
     model = DistilBertModel(DistilBertConfig(dim=WIDTH, n_layers=1, n_heads=2, hidden_dim=WIDTH, vocab_size=24))
-    with pytest.raises(ValueError, match=r"found no \{'query'\} in DistilBertModel; expected GPT-2, BERT"):
+    with pytest.raises(ValueError, match=r"found no \{'query'\} in DistilBertModel; expected GPT-2, BERT.* or Llama"):
         add_lora(model, LoRAConfig(targets=("query",)))
 
 
+def test_gpt2_has_no_gate_to_adapt_and_says_who_has():
+    model = gpt2()
+    with pytest.raises(
+        ValueError, match=r"found no \{'mlp_gate'\} in GPT2LMHeadModel; .*Llama \(which alone has mlp_g"
+    ):
+        add_lora(model, LoRAConfig(targets=("query", "mlp_gate")))
+    assert not lora_layers(model)
+
+
 def test_lora_on_top_of_lora_is_refused():
-    with pytest.raises(ValueError, match="expected a plain model, found LoRA, adapters or a prefix in it; remove_lora"):
+    with pytest.raises(ValueError, match=r"plain model, found transformer.h.0.attn.c_attn.base_layer in it; remove_lo"):
         add_lora(trained_gpt2(), LoRAConfig())
+
+
+@pytest.mark.parametrize("name", ["base_layer", "adapters", "prefix"])
+def test_what_any_method_puts_into_a_model_makes_it_no_longer_plain(name):
+    model = gpt2()
+    require_plain(model)
+    setattr(model.transformer, name, torch.nn.Identity())
+    with pytest.raises(ValueError, match=f"expected a plain model, found transformer.{name} in it"):
+        require_plain(model)
 
 
 def test_saving_a_model_without_lora_is_refused(tmp_path):
@@ -513,16 +534,16 @@ def test_a_truncated_weights_file_is_refused(tmp_path):
     whole = file.read_bytes()
     for length in (0, 5, 100, len(whole) - 1):
         file.write_bytes(whole[:length])
-        refused(tmp_path, "expected adapter_config.json and adapter_model.safetensors, whole.*save or copy them again")
+        refused(tmp_path, "expected a whole adapter_model.safetensors in .*Safetensor.*; save or copy it again")
     file.write_bytes(whole)
     load_lora(gpt2(), tmp_path)
 
 
 def test_a_folder_without_the_two_files_is_refused(tmp_path):
-    refused(tmp_path / "nowhere", "expected adapter_config.json.*No such file")
+    refused(tmp_path / "nowhere", "expected a whole adapter_config.json in .*nowhere, found FileNotFoundError")
     save_lora(trained_gpt2(), tmp_path)
     (tmp_path / "adapter_config.json").write_text("{")
-    refused(tmp_path, "expected adapter_config.json.*JSONDecodeError")
+    refused(tmp_path, "expected a whole adapter_config.json in .*JSONDecodeError")
 
 
 class Boom:
@@ -571,3 +592,50 @@ def test_a_settings_file_with_rank_zero_is_refused(tmp_path):
     file = tmp_path / "adapter_config.json"
     file.write_text(json.dumps(json.loads(file.read_text()) | {"r": 0}))
     refused(tmp_path, "rank must be at least 1, found 0")
+
+
+# Two files for another project ------------------------------------------------------------------------------------
+
+ANOTHER_PROJECT = """
+import torch
+from adapter_files import load_lora, save_lora
+from lora import LoRAConfig, add_lora, lora_layers
+
+def model():
+    torch.manual_seed(0)
+    attention = torch.nn.ModuleDict({"q_proj": torch.nn.Linear(8, 8), "v_proj": torch.nn.Linear(8, 4)})
+    return torch.nn.ModuleDict({"0": torch.nn.ModuleDict({"self_attn": attention})})
+
+trained, loaded = model(), model()
+add_lora(trained, LoRAConfig(rank=2))
+for layer in lora_layers(trained).values():
+    torch.nn.init.normal_(layer.lora_B)
+save_lora(trained, "adapter")
+load_lora(loaded, "adapter")
+x = torch.ones(8)
+for name, layer in lora_layers(trained).items():
+    assert torch.equal(layer(x), loaded.get_submodule(name)(x)) and not torch.allclose(layer(x), layer.base_layer(x))
+print(*lora_layers(loaded))
+"""
+
+
+def run_alone(folder, *files: str) -> subprocess.CompletedProcess:
+    """ANOTHER_PROJECT in a folder with copies of those files of `code/` and nothing else."""
+    for file in files:
+        shutil.copy(ROOT / "code" / file, folder)
+    (folder / "project.py").write_text(ANOTHER_PROJECT)
+    return subprocess.run([sys.executable, "-E", "project.py"], cwd=folder, capture_output=True, text=True)
+
+
+def test_the_two_files_work_where_nothing_else_of_ours_is(tmp_path):
+    ran = run_alone(tmp_path, "lora.py", "adapter_files.py")
+    assert (ran.stdout, ran.returncode) == ("0.self_attn.q_proj 0.self_attn.v_proj\n", 0), ran.stderr
+
+
+def test_one_of_them_without_the_other_would_be_noticed(tmp_path):
+    ran = run_alone(tmp_path, "adapter_files.py")
+    assert ran.returncode == 1 and "No module named 'lora'" in ran.stderr
+
+
+def test_the_method_is_read_in_one_sitting():
+    assert len((ROOT / "code" / "lora.py").read_text(encoding="utf-8").splitlines()) <= 200

@@ -24,10 +24,11 @@ from transformers import (
 )
 from transformers.pytorch_utils import Conv1D
 
-from lora import LoRAConfig, LoRALinear, add_lora, load_lora, lora_layers, save_lora
-from methods import apply_method
-from optimizer import parameter_groups
-from settings import Settings
+from adapter_files import load_lora, save_lora
+from experiments.settings import Settings
+from lora import LoRAConfig, LoRALinear, add_lora, lora_layers
+from methods.catalogue import apply_method
+from training.optimizer import parameter_groups
 
 # PEFT asks transformers for a property that transformers 5.23 has renamed.
 pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")

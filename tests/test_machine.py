@@ -5,7 +5,7 @@ import os
 import pytest
 import torch
 
-import machine
+from training import machine
 
 resettable = pytest.mark.skipif(
     not os.access(machine.RESET, os.W_OK) or torch.cuda.is_available(), reason="the peak cannot be reset here"
@@ -36,6 +36,6 @@ def test_small_tensors_that_a_run_has_freed_are_not_in_the_next_ones_peak():
 
 
 def test_without_linux_it_is_the_peak_of_the_process(tmp_path, monkeypatch):
-    here = machine.peak_memory_gib()
+    peak = machine.peak_memory_gib()
     monkeypatch.setattr(machine, "PEAK", tmp_path / "none")
-    assert machine.peak_memory_gib() >= here - 0.05 > 0
+    assert machine.peak_memory_gib() >= peak - 0.05 > 0

@@ -8,7 +8,7 @@ from collections import Counter, defaultdict
 import numpy as np
 import pytest
 
-from ngram_baseline import perplexity, probabilities
+from training.ngram_baseline import perplexity, probabilities
 
 VOCABULARY = 6
 START = "start"

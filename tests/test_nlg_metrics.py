@@ -12,9 +12,9 @@ from pathlib import Path
 
 import pytest
 
-import meteor
-from nlg_metrics import course_score, meteor_unavailable, mteval_tokenize, output_lengths, score
-from paths import ROOT
+from files import ROOT
+from tasks.e2e import meteor
+from tasks.e2e.metrics import course_score, meteor_unavailable, mteval_tokenize, output_lengths, score
 
 SYSTEMS = ("adapt", "chen", "dangnt", "harv", "tuda", "zhaw1")
 WITHOUT_METEOR = ("BLEU", "NIST", "ROUGE_L", "CIDEr")

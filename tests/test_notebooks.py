@@ -14,24 +14,29 @@ import nbformat
 import pytest
 
 import colab
-import make_notebooks
-import paths
-import records
-import session
+import files
+import make
+import notebook_tools
 import synthetic_records
-from experiments import resolve, select
-from session import Work
-from settings import SCALES
-from tasks import TASKS, GlueTask
+from experiments.catalogue import select
+from experiments.settings import SCALES
+from notebook_tools import Work
+from publish import notebooks
+from runs import records
+from tasks.catalogue import TASKS
 
-SOURCES = sorted(make_notebooks.NOTEBOOKS.glob("*.py"))
+SOURCES = sorted(notebooks.NOTEBOOKS.glob("*.py"))
 NAMES = [path.stem for path in SOURCES]
-RUNNING = [name for name in NAMES if name not in make_notebooks.SHOWS_RECORDS]
+RUNNING = [name for name in NAMES if name not in notebooks.SHOWS_RECORDS]
 SOURCE = "# %% [markdown]\n# # Title\n#\n# [![Open in Colab](x)](y)\n\n# %%\n# Set-up.\n\n# %%\n6 * 7\n"
 
 
+def cells(source):
+    return notebooks.texts(notebooks.notebook(source))
+
+
 def cells_of(name):
-    return make_notebooks.cells((make_notebooks.NOTEBOOKS / f"{name}.py").read_text(encoding="utf-8"))
+    return cells((notebooks.NOTEBOOKS / f"{name}.py").read_text(encoding="utf-8"))
 
 
 # The sources ------------------------------------------------------------------------------------------------------
@@ -48,7 +53,7 @@ def test_the_eight_notebooks_of_the_project_are_there():
 def test_a_notebook_begins_with_title_and_question_then_set_up_then_knobs(name):
     (title, text), (_, setup), (kind, knobs) = cells_of(name)[:3]
     assert title == "markdown" and re.match(r"# \S[^\n]*\n\n\*[^*]*\?\*", text)
-    assert f"https://colab.research.google.com/github/{make_notebooks.REPOSITORY}/blob/" in text
+    assert f"https://colab.research.google.com/github/{notebooks.REPOSITORY}/blob/" in text
     assert f"/notebooks/{name}.ipynb)" in text
     assert setup == cells_of("00_start_here")[1][1]
     assert kind == "code" and "keep_in(DRIVE)" in knobs
@@ -66,33 +71,28 @@ def test_a_notebook_calls_into_the_code_and_defines_nothing(name):
 def test_what_a_notebook_links_to_is_there(name):
     prose = "\n".join(text for kind, text in cells_of(name) if kind == "markdown")
     for target in re.findall(r"\]\((?!http)([^)]+)\)", prose):
-        place = make_notebooks.NOTEBOOKS / target.replace(".ipynb", ".py").replace("results/summary.csv", "results")
+        place = notebooks.NOTEBOOKS / target.replace(".ipynb", ".py").replace("results/summary.csv", "results")
         assert place.exists(), target
 
 
 def test_the_repository_of_all_badges_is_the_one_to_cite():
-    citation = (paths.ROOT / "CITATION.cff").read_text(encoding="utf-8")
+    citation = (files.ROOT / "CITATION.cff").read_text(encoding="utf-8")
     cited = re.findall(r"""(?m)^repository-code: ["']?https://github.com/([^"'\s]+)""", citation)
-    assert cited in ([], [make_notebooks.REPOSITORY])
-    readme = (paths.ROOT / "README.md").read_text(encoding="utf-8")
+    assert cited in ([], [notebooks.REPOSITORY])
+    readme = (files.ROOT / "README.md").read_text(encoding="utf-8")
     badges = re.findall(r"colab\.research\.google\.com/github/(\S+?)/blob/(\S+?)/", readme)
-    assert badges == [(make_notebooks.REPOSITORY, make_notebooks.REVISION)] * len(NAMES)
+    assert badges == [(notebooks.REPOSITORY, notebooks.REVISION)] * len(NAMES)
 
 
 def test_prose_and_code_are_read_from_the_percent_format():
-    read = make_notebooks.cells("# %% [markdown]\n# # Title\n#\n# - a  # b\n\n# %%\n# a comment\nx = 1\n\n\ny = 2\n")
+    read = cells("# %% [markdown]\n# # Title\n#\n# - a  # b\n\n# %%\n# a comment\nx = 1\n\n\ny = 2\n")
     assert read == [("markdown", "# Title\n\n- a  # b"), ("code", "# a comment\nx = 1\n\n\ny = 2")]
-
-
-def test_text_before_the_first_cell_is_an_error():
-    with pytest.raises(ValueError, match="expected a line `# %%` first, found 'import os'"):
-        make_notebooks.cells("import os\n# %%\nx = 1\n")
 
 
 @pytest.mark.parametrize("what", ["# [![Open in Colab](x)](y)", "# %%\n# Set-up."])
 def test_a_source_without_badge_or_set_up_cell_is_an_error(what):
     with pytest.raises(ValueError, match=r"expected one (line|cell that begins) .* in one\.py, found 0; copy it"):
-        make_notebooks.stamped(SOURCE.replace(what, ""), "one")
+        notebooks.stamped(SOURCE.replace(what, ""), "one")
 
 
 # The build --------------------------------------------------------------------------------------------------------
@@ -100,8 +100,8 @@ def test_a_source_without_badge_or_set_up_cell_is_an_error(what):
 
 @pytest.mark.parametrize("source", SOURCES, ids=lambda path: path.stem)
 def test_a_notebook_has_the_cells_of_its_source_and_the_outputs_of_a_build(source):
-    found = make_notebooks.difference(source)
-    if source.stem in make_notebooks.SHOWS_RECORDS:  # whether it shows today's records, `make check` says
+    found = notebooks.difference(source)
+    if source.stem in notebooks.SHOWS_RECORDS:  # whether it shows today's records, `make check` says
         assert found is None or found.endswith("or made from other records")
     else:
         assert found is None
@@ -110,7 +110,7 @@ def test_a_notebook_has_the_cells_of_its_source_and_the_outputs_of_a_build(sourc
 @pytest.fixture
 def showing(tmp_path, monkeypatch):
     """Build a notebook whose one output is a note; what is said of it."""
-    monkeypatch.setattr(make_notebooks, "NOTEBOOKS", tmp_path)
+    monkeypatch.setattr(notebooks, "NOTEBOOKS", tmp_path)
     (tmp_path / "08_new.py").write_text(SOURCE, encoding="utf-8")
 
     def build(note, *words):
@@ -118,9 +118,9 @@ def showing(tmp_path, monkeypatch):
             data = {"text/markdown": note, "text/html": "<th></th><th>BLEU</th><td>60.1</td>"}
             book.cells[-1].outputs = [nbformat.v4.new_output("display_data", data=data)]
 
-        monkeypatch.setattr(make_notebooks, "execute", execute)
-        monkeypatch.setattr(sys, "argv", ["make_notebooks.py", *words])
-        make_notebooks.main()
+        monkeypatch.setattr(notebooks, "execute", execute)
+        monkeypatch.setattr(sys, "argv", ["make.py", "notebooks", *words])
+        make.main()
 
     return build
 
@@ -136,14 +136,14 @@ def test_a_notebook_that_shows_other_words_than_before_is_an_error_where_that_is
 def test_a_copy_under_another_name_needs_no_build(built, monkeypatch):
     texts = {path: path.read_text(encoding="utf-8") for path in (built, built.with_suffix(".ipynb"))}
     for path, text in texts.items():
-        path.write_text(text.replace(make_notebooks.REPOSITORY, "you/your-copy"), encoding="utf-8")
-    monkeypatch.setattr(make_notebooks, "REPOSITORY", "you/your-copy")
-    assert make_notebooks.difference(built) is None
+        path.write_text(text.replace(notebooks.REPOSITORY, "you/your-copy"), encoding="utf-8")
+    monkeypatch.setattr(notebooks, "REPOSITORY", "you/your-copy")
+    assert notebooks.difference(built) is None
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_what_is_committed_tells_nothing_of_the_machine_it_was_built_on(name):
-    book = nbformat.read(make_notebooks.NOTEBOOKS / f"{name}.ipynb", as_version=4)
+    book = nbformat.read(notebooks.NOTEBOOKS / f"{name}.ipynb", as_version=4)
     for cell in book.cells:
         assert cell.metadata == {}
         for output in cell.get("outputs", []):
@@ -164,11 +164,11 @@ def built(tmp_path, monkeypatch):
             cell.execution_count = number
             cell.outputs = [nbformat.v4.new_output("stream", name="stdout", text="one\ntwo\n")]
 
-    monkeypatch.setattr(make_notebooks, "execute", execute)
-    monkeypatch.setattr(make_notebooks, "NOTEBOOKS", tmp_path)
+    monkeypatch.setattr(notebooks, "execute", execute)
+    monkeypatch.setattr(notebooks, "NOTEBOOKS", tmp_path)
     source = tmp_path / "08_new.py"
     source.write_text(SOURCE, encoding="utf-8")
-    make_notebooks.build(source, source.with_suffix(".ipynb"))
+    notebooks.build(source, source.with_suffix(".ipynb"))
     return source
 
 
@@ -179,9 +179,9 @@ def edit(path, old, new):
 
 
 def test_a_build_agrees_with_its_source_and_building_again_changes_no_byte(built):
-    assert make_notebooks.difference(built) is None
+    assert notebooks.difference(built) is None
     before = [path.read_bytes() for path in (built, built.with_suffix(".ipynb"))]
-    make_notebooks.build(built, built.with_suffix(".ipynb"))
+    notebooks.build(built, built.with_suffix(".ipynb"))
     assert [path.read_bytes() for path in (built, built.with_suffix(".ipynb"))] == before
 
 
@@ -192,36 +192,36 @@ def test_a_build_agrees_with_its_source_and_building_again_changes_no_byte(built
         (".ipynb", "6 * 7", "6 * 8", "08_new.ipynb: cell 3 is not that of 08_new.py"),
         (".py", "6 * 7\n", "6 * 7\n\n# %%\n1\n", "08_new.ipynb: 3 cells, 4 in 08_new.py"),
         (".ipynb", "two", "three", "08_new.ipynb: its outputs are not those of a build"),
-        (".py", "--branch=", "--branch=x", "08_new.py: the badge or the set-up cell is not that of code/make_note"),
-        (".py", "08_new.ipynb", "09.ipynb", "08_new.py: the badge or the set-up cell is not that of code/make_note"),
+        (".py", "--branch=", "--branch=x", "08_new.py: the badge or the set-up cell is not that of code/publish/"),
+        (".py", "08_new.ipynb", "09.ipynb", "08_new.py: the badge or the set-up cell is not that of code/publish/"),
     ],
 )
 def test_an_edit_by_hand_of_either_file_is_red(built, suffix, old, new, message):
     edit(built.with_suffix(suffix), old, new)
-    assert make_notebooks.difference(built).startswith(message)
+    assert notebooks.difference(built).startswith(message)
 
 
 def test_a_notebook_that_shows_records_is_red_when_they_change(built, monkeypatch):
-    monkeypatch.setattr(make_notebooks, "SHOWS_RECORDS", ("08_new",))
-    make_notebooks.build(built, built.with_suffix(".ipynb"))
-    assert make_notebooks.difference(built) is None
-    monkeypatch.setattr(make_notebooks.summary_files, "files", lambda: {"summary.csv": "another"})
-    assert make_notebooks.difference(built).endswith("not those of a build, or made from other records")
+    monkeypatch.setattr(notebooks, "SHOWS_RECORDS", ("08_new",))
+    notebooks.build(built, built.with_suffix(".ipynb"))
+    assert notebooks.difference(built) is None
+    monkeypatch.setattr(notebooks.result_files, "result_texts", lambda: {"summary.csv": "another"})
+    assert notebooks.difference(built).endswith("not those of a build, or made from other records")
 
 
 def test_the_check_names_every_difference_and_a_missing_notebook(built, monkeypatch, capsys):
-    monkeypatch.setattr(sys, "argv", ["make_notebooks.py", "--check"])
-    make_notebooks.main()
+    monkeypatch.setattr(sys, "argv", ["make.py", "notebooks", "--check"])
+    make.main()
     assert capsys.readouterr().out == "1 notebooks agree with their sources\n"
     built.with_suffix(".ipynb").unlink()
     with pytest.raises(SystemExit, match=r"notebooks differ from their sources:\n- 08_new\.ipynb is missing"):
-        make_notebooks.main()
+        make.main()
 
 
 def test_notebooks_are_chosen_by_how_their_names_begin(built):
-    assert make_notebooks.chosen([]) == make_notebooks.chosen(["08"]) == [built]
+    assert notebooks.chosen([]) == notebooks.chosen(["08"]) == [built]
     with pytest.raises(ValueError, match="no notebook is called '99'; they are 08_new"):
-        make_notebooks.chosen(["08", "99"])
+        notebooks.chosen(["08", "99"])
 
 
 def test_progress_bars_and_warnings_do_not_last_and_printed_text_is_one_piece():
@@ -234,7 +234,7 @@ def test_progress_bars_and_warnings_do_not_last_and_printed_text_is_one_piece():
         new("display_data", data={"application/vnd.jupyter.widget-view+json": {"model_id": "1"}, "text/plain": "0%"}),
         new("execute_result", data={"text/html": "<table>"}),
     ]
-    kept = make_notebooks._lasting(outputs)
+    kept = notebooks._lasting(outputs)
     assert [(output["output_type"], output.get("text")) for output in kept] == [
         ("stream", "ab"),
         ("execute_result", None),
@@ -246,8 +246,8 @@ def test_progress_bars_and_warnings_do_not_last_and_printed_text_is_one_piece():
 def test_a_notebook_runs_from_top_to_bottom_at_quick_scale_without_a_network(source, tmp_path):
     copy = tmp_path / source.name
     copy.write_bytes(source.read_bytes())
-    make_notebooks.build(copy, copy.with_suffix(".ipynb"))
-    assert make_notebooks.difference(copy) is None
+    notebooks.build(copy, copy.with_suffix(".ipynb"))
+    assert notebooks.difference(copy) is None
 
 
 # The set-up cell --------------------------------------------------------------------------------------------------
@@ -256,8 +256,8 @@ AS_COLAB = """
 import sys, types
 sys.modules["google"], sys.modules["google.colab"] = types.ModuleType("google"), types.ModuleType("google.colab")
 exec(open("setup.py").read())
-import paths
-print(paths.ROOT)
+import files
+print(files.ROOT)
 """
 
 
@@ -272,14 +272,14 @@ def published(tmp_path):
     repository, here = tmp_path / "published", tmp_path / "content"
     (repository / "code").mkdir(parents=True)
     here.mkdir()
-    for name in ("paths", "colab"):
-        (repository / "code" / f"{name}.py").write_bytes((paths.ROOT / "code" / f"{name}.py").read_bytes())
+    for name in ("files", "colab"):
+        (repository / "code" / f"{name}.py").write_bytes((files.ROOT / "code" / f"{name}.py").read_bytes())
     (repository / "requirements.txt").write_text("leaflet>=1\nipython>=99\n", encoding="utf-8")
     git(repository, "init", "--initial-branch=main")
     git(repository, "add", ".")
     git(repository, "commit", "-m", "the one to clone")
     git(repository, "checkout", "-b", "later")
-    (repository / "code" / "paths.py").write_text("raise RuntimeError('another revision')\n", encoding="utf-8")
+    (repository / "code" / "files.py").write_text("raise RuntimeError('another revision')\n", encoding="utf-8")
     git(repository, "commit", "-a", "-m", "another")
     (here / "setup.py").write_text(cells_of("00_start_here")[1][1], encoding="utf-8")
     return repository, here
@@ -306,11 +306,11 @@ def test_on_colab_the_set_up_clones_the_revision_once_and_puts_its_code_on_the_p
 
 def test_elsewhere_the_set_up_finds_the_code_from_any_folder_of_the_project_and_starts_nothing(monkeypatch):
     monkeypatch.setattr(subprocess, "run", lambda *_, **__: pytest.fail("started a process"))
-    for folder in (paths.ROOT, paths.ROOT / "notebooks", paths.ROOT / "results" / "runs"):
+    for folder in (files.ROOT, files.ROOT / "notebooks", files.ROOT / "results" / "runs"):
         monkeypatch.chdir(folder)
         monkeypatch.setattr(sys, "path", [])
         exec(cells_of("00_start_here")[1][1], {})
-        assert sys.path == [str(paths.ROOT / "code")]
+        assert sys.path == [str(files.ROOT / "code")]
 
 
 @pytest.mark.slow
@@ -364,10 +364,10 @@ def test_results_are_kept_in_the_folder_beside_the_records_that_are_there(tmp_pa
     (drive / "results/runs/cpu").mkdir(parents=True)
     (drive / "results/runs/cpu/b--seed0.json").write_text("kept")
     program = (
-        f"import sys, pathlib; sys.path.insert(0, {str(paths.ROOT / 'code')!r}); import colab\n"
+        f"import sys, pathlib; sys.path.insert(0, {str(files.ROOT / 'code')!r}); import colab\n"
         f"colab.ROOT = pathlib.Path({str(root)!r})\n"
-        f"for _ in range(2):\n    colab.keep_in({str(drive)!r})\n    import paths\n"
-        "print(paths.RESULTS, paths.CHECKPOINTS)\ncolab.keep_in(None)\n"
+        f"for _ in range(2):\n    colab.keep_in({str(drive)!r})\n    import files\n"
+        "print(files.RESULTS, files.CHECKPOINTS)\ncolab.keep_in(None)\n"
         f"colab.keep_in({str(tmp_path / 'another')!r})\n"
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
@@ -386,7 +386,7 @@ def test_a_folder_on_drive_is_mounted_first(tmp_path, monkeypatch):
     monkeypatch.setattr(colab, "DRIVE", tmp_path)
     monkeypatch.setattr(colab, "find_spec", lambda name: name == "google.colab")
     monkeypatch.setattr(colab, "ROOT", tmp_path)
-    monkeypatch.delitem(sys.modules, "paths")
+    monkeypatch.delitem(sys.modules, "files")
     for name in ("LORA_RESULTS_DIR", "LORA_CHECKPOINT_DIR"):
         monkeypatch.setenv(name, "")
     colab.keep_in(tmp_path / "MyDrive" / "lora")
@@ -405,50 +405,51 @@ def test_the_scale_is_paper_where_there_is_a_gpu(monkeypatch, gpu, scale):
 @pytest.fixture
 def recorded(tmp_path, monkeypatch):
     """Runs are stood in for by records that say the same for all; what is shown is collected. Gives the runs done."""
-    monkeypatch.setattr(paths, "RESULTS", tmp_path / "results")
-    monkeypatch.setattr(paths, "CHECKPOINTS", tmp_path / "checkpoints")
+    monkeypatch.setattr(files, "RESULTS", tmp_path / "results")
+    monkeypatch.setattr(files, "CHECKPOINTS", tmp_path / "checkpoints")
     monkeypatch.setattr(colab, "suitable_scale", lambda: "quick")
     done = []
 
     def do(run):
         done.append(str(run))
-        name, scale, seed = run.experiment.name, run.scale, run.seed
+        name, scale, seed = run.experiment.name, run.experiment.scale, run.seed
         adapter = run.adapter
         adapter.mkdir(parents=True)
         (adapter / "adapter_model.safetensors").write_bytes(b"1")
-        if isinstance(TASKS[resolve(run.experiment, scale).task], GlueTask):
-            return synthetic_records.write_glue(name, seed, [0.7, 0.8], [0.7, 0.75], scale)
+        if TASKS[run.experiment.settings.task].outputs:
+            return synthetic_records.write_glue(name, seed, [0.7, 0.8], [0.7, 0.75])
         texts = [{"mr": f"name[{i}], area[riverside]", "prediction": f"{i} by {run.experiment.row}"} for i in range(5)]
         records.write_predictions(name, scale, seed, texts)
-        return synthetic_records.write_e2e(name, seed, 0.61, scale)
+        return synthetic_records.write_e2e(name, seed, 0.61)
 
-    monkeypatch.setattr(session, "do", do)
+    monkeypatch.setattr(notebook_tools, "do", do)
     return done
 
 
 @pytest.fixture
 def shown(monkeypatch):
     found = []
-    monkeypatch.setattr(session, "display", found.append)
+    monkeypatch.setattr(notebook_tools, "display", found.append)
     return found
 
 
-ROWS = ["gpt2/full", "gpt2/lora-r4"]
+ROWS = ["e2e-builtin/full", "e2e-builtin/lora-r4"]
+FULL, LORA = "table3/gpt2-mini/e2e-builtin/full", "table3/gpt2-mini/e2e-builtin/lora-r4"
 
 
 def test_what_is_recorded_costs_nothing_and_is_not_run_again(recorded, shown, capsys):
     first, both = Work("table3", "quick", [0], ROWS[:1]), Work("table3", "quick", [0], ROWS)
     first.run()
-    assert recorded == ["table3/gpt2/full seed 0"]
-    assert "table3/gpt2/full seed 0: BLEU 61.00" in capsys.readouterr().out
+    assert recorded == [f"{FULL} seed 0"]
+    assert f"{FULL} seed 0: BLEU 61.00" in capsys.readouterr().out
     both.cost()
     assert capsys.readouterr().out.startswith("runs at scale quick: 2, recorded already: 1; the others take about ")
     (cost,) = shown
-    assert list(cost.index) == ["table3/gpt2/lora-r4"]
-    assert cost.loc["table3/gpt2/lora-r4", ["trained", "of"]].to_list() == ["16,384", "5,338,624"]
+    assert list(cost.index) == [LORA]
+    assert cost.loc[LORA, ["trained", "of"]].to_list() == ["16,384", "5,338,624"]
     both.run()
     both.run()
-    assert recorded == ["table3/gpt2/full seed 0", "table3/gpt2/lora-r4 seed 0"]
+    assert recorded == [f"{FULL} seed 0", f"{LORA} seed 0"]
     shown.clear()
     both.cost()
     assert capsys.readouterr().out.endswith("runs at scale quick: 2, recorded already: 2: nothing to run\n")
@@ -456,37 +457,39 @@ def test_what_is_recorded_costs_nothing_and_is_not_run_again(recorded, shown, ca
 
 
 def test_a_run_that_is_stopped_leaves_the_others_and_is_done_when_asked_again(recorded, monkeypatch):
-    work, do = Work("table3", "quick", [0], ROWS), session.do
+    work, do = Work("table3", "quick", [0], ROWS), notebook_tools.do
 
     def stopped(run):
         if run.experiment.row == "lora-r4":
             raise KeyboardInterrupt
         return do(run)
 
-    monkeypatch.setattr(session, "do", stopped)
+    monkeypatch.setattr(notebook_tools, "do", stopped)
     with pytest.raises(KeyboardInterrupt):
         work.run()
-    monkeypatch.setattr(session, "do", do)
+    monkeypatch.setattr(notebook_tools, "do", do)
     work.run()
-    assert recorded == ["table3/gpt2/full seed 0", "table3/gpt2/lora-r4 seed 0"]
+    assert recorded == [f"{FULL} seed 0", f"{LORA} seed 0"]
 
 
 def test_the_table_has_ours_beside_the_papers_and_only_the_chosen_rows(recorded, shown):
-    work = Work("table3", "quick", [0], ["gpt2-medium/full", "gpt2-medium/lora-r4"])
+    work = Work("table3", "quick", [0], ROWS)
     work.run()
     work.show()
     sheet = shown[1]
-    assert list(sheet.index) == ["table3/gpt2-medium/full", "table3/gpt2-medium/lora-r4"]
-    assert sheet.loc["table3/gpt2-medium/lora-r4", ["BLEU", "paper BLEU"]].to_list() == ["61.00", "70.4 ±0.1"]
+    assert list(sheet.index) == [FULL, LORA]
+    assert sheet.loc[LORA, "BLEU"] == "61.00" and "paper BLEU" not in sheet  # none stands beside built-in data
     said = "\n".join(piece.data for piece in shown if hasattr(piece, "data"))
     assert "Scale `quick`: built-in data" in said
-    assert session.COSTS not in said  # of seconds on some machine
+    assert notebook_tools.COSTS not in said  # of seconds on some machine
 
 
 def test_costs_are_shown_where_they_mean_something(recorded, shown):
-    synthetic_records.write_e2e("table3/gpt2/full", 0, 0.6, "cpu")
-    Work("table3", "cpu", [0], ROWS).show()
-    assert f"**{session.COSTS}**, scale `cpu`" in [piece.data for piece in shown if hasattr(piece, "data")]
+    synthetic_records.write_e2e("table3/gpt2-mini/full", 0, 0.6)
+    Work("table3", "cpu", [0], ["gpt2-mini/full", "gpt2-mini/lora-r4"]).show()
+    (sheet,) = [piece for piece in shown if "paper BLEU" in getattr(piece, "columns", ())]
+    assert sheet.loc["table3/gpt2-mini/full", "paper BLEU"] == "68.2"
+    assert f"**{notebook_tools.COSTS}**, scale `cpu`" in [piece.data for piece in shown if hasattr(piece, "data")]
 
 
 def test_texts_stand_side_by_side(recorded, shown):
@@ -507,20 +510,20 @@ def test_a_figure_is_shown_and_leaves_no_file_among_the_results(recorded, shown)
     work.run()
     work.figure("parameters")
     assert shown.pop().data.startswith(b"\x89PNG")
-    assert not (paths.RESULTS / "figures").exists()
+    assert not (files.RESULTS / "figures").exists()
 
 
 def test_all_that_is_recorded_is_shown_and_holes_are_counted(recorded, shown):
-    session.show_recorded("cpu")
+    notebook_tools.show_recorded("cpu")
     assert [piece.data for piece in shown] == ["Nothing is recorded at scale `cpu` yet."]
     shown.clear()
-    synthetic_records.write_e2e("table3/gpt2/full", 0, 0.6, "cpu")
-    synthetic_records.write_glue("table2/roberta-base/mrpc/full", 0, [0.8], [0.8], "cpu")
-    session.show_recorded("cpu")
+    synthetic_records.write_e2e("table3/gpt2-mini/full", 0, 0.6)
+    synthetic_records.write_glue("table2/minilm/mrpc/full", 0, [0.8], [0.8])
+    notebook_tools.show_recorded("cpu")
     said = "\n".join(piece.data for piece in shown if hasattr(piece, "data") and isinstance(piece.data, str))
     assert re.search(r"## Table 3: E2E\n\n1 of \d+ rows are recorded at scale `cpu`\.", said)
     assert re.search(r"## Table 2: GLUE\n\n1 of \d+ rows are recorded at scale `cpu`\.", said)
-    assert list(shown[2].index) == ["table3/gpt2/full"]
+    assert list(shown[2].index) == ["table3/gpt2-mini/full"]
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -532,14 +535,24 @@ def test_every_cell_of_a_notebook_works_on_the_records_of_its_runs(name, recorde
             exec(text, names)
     assert bool(recorded) == any(".run()" in text for _, text in cells_of(name))
     assert len(recorded) == len(set(recorded))
-    assert {run.scale for work in names.values() if isinstance(work, Work) for run in work.runs} <= {"quick"}
+    assert {run.experiment.scale for work in names.values() if isinstance(work, Work) for run in work.runs} <= {"quick"}
     said = [piece.data for piece in shown if isinstance(getattr(piece, "data", None), str)]
     assert not any("could show" in text for text in said)  # every figure has something of these runs
 
 
-@pytest.mark.parametrize(("notebook", "table"), [("02_e2e_gpt2", "table3"), ("03_glue", "table2")])
-@pytest.mark.parametrize("scale", SCALES)
-def test_the_rows_that_a_text_names_are_there(notebook, table, scale):
-    rows = re.findall(r'`"([\w./-]+)"`', (paths.ROOT / "notebooks" / f"{notebook}.py").read_text(encoding="utf-8"))
+TABLES = pytest.mark.parametrize(("notebook", "table"), [("02_e2e_gpt2", "table3"), ("03_glue", "table2")])
+
+
+@TABLES
+def test_the_rows_that_a_text_names_are_there(notebook, table):
+    rows = re.findall(r'`"([\w./-]+)"`', (files.ROOT / "notebooks" / f"{notebook}.py").read_text(encoding="utf-8"))
     assert len(rows) >= 3
-    assert select(table, scale, rows)
+    assert len(select(table, "paper", rows)) == len(rows)
+
+
+@TABLES
+@pytest.mark.parametrize("scale", SCALES)
+def test_the_rows_of_the_knobs_are_there_at_every_scale(notebook, table, scale):
+    (listed,) = re.findall(rf'"{scale}": \[(.*)\]', cells_of(notebook)[2][1])
+    rows = re.findall(r'"([^"]+)"', listed)
+    assert [experiment.row for experiment in select(table, scale, rows)] == [row.split("/")[-1] for row in rows]

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from experiments import EXPERIMENTS, find, resolve
+from costs.parameter_counts import count_table, rounded, trained_parameters
+from experiments.catalogue import EXPERIMENTS, find
 from models import architecture
-from parameter_counts import count_table, rounded, trained_parameters
 
 
 @pytest.fixture(scope="module")
@@ -49,7 +49,7 @@ def test_a_row_says_the_setting_that_it_counts(counts):
     ],
 )
 def test_known_counts(name, trained, head):
-    assert trained_parameters(resolve(find(name), "paper")) == (trained, head)
+    assert trained_parameters(find(name, "paper").settings) == (trained, head)
 
 
 def test_what_the_counts_of_lora_and_full_fine_tuning_that_disagree_are_instead(counts):

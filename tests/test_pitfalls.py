@@ -3,32 +3,30 @@
 from __future__ import annotations
 
 import math
-from dataclasses import asdict, replace
+from dataclasses import replace
 
 import pytest
 import torch
 from transformers import BertConfig, BertForSequenceClassification, GPT2Config, GPT2LMHeadModel
 
-import e2e_data
-import e2e_run
-import evaluation
-import generation
-import glue_data
-import glue_run
-import paths
-import records
-import training
-from batches import IGNORED, pad_right
-from evaluation import evaluate_generation
-from experiments import EXPERIMENTS, SCALES, find, resolve
-from generation import DecodingSettings, Generation
+import files
+from experiments.catalogue import EXPERIMENTS, find, select
+from experiments.settings import SCALES, Job, Settings
 from lora import lora_layers
-from methods import apply_method, count_trained, finish
+from methods.catalogue import apply_method, count_trained, finish
 from models import head_parameters, load_tokenizer
-from result_tables import as_text, table
-from settings import Settings
-from tasks import TASKS
-from training import completion_loss, train
+from publish.tables import as_text, table
+from runs import e2e as e2e_run
+from runs import glue as glue_run
+from synthetic_records import write_e2e, write_glue
+from tasks.e2e import beam_search, evaluation
+from tasks.e2e import data as e2e_data
+from tasks.e2e.beam_search import DecodingSettings, Generation
+from tasks.e2e.loss import completion_loss
+from tasks.glue import data as glue_data
+from training import trainer
+from training.batches import IGNORED, pad_right
+from training.trainer import train
 
 PITFALLS = {name: e for name, e in EXPERIMENTS.items() if e.table == "pitfalls"}
 BOTH = {
@@ -39,6 +37,11 @@ E2E_ONLY = {
     "prompt-loss", "packed-c-attn", "frozen-new-tokens", "untrained-end", "single-reference", "capped-decoding",
     "greedy",
 }  # fmt: skip
+ROWS = {"e2e": BOTH | E2E_ONLY, "mrpc": BOTH | {"frozen-head"}}
+PLACES = {  # task -> scale -> base and task in the name
+    "e2e": {"quick": "gpt2-mini/e2e-builtin", "cpu": "gpt2-mini", "paper": "gpt2-medium"},
+    "mrpc": {"quick": "minilm/paraphrase-builtin", "cpu": "minilm/mrpc", "paper": "roberta-base/mrpc"},
+}
 THIRDS = ("query", "key", "value")
 END = 0  # gpt2-mini's <|endoftext|>
 
@@ -47,8 +50,12 @@ class Stop(Exception):
     """What a spy raises when it has seen enough."""
 
 
+def settings_of(row: str, part: str, scale: str) -> Settings:
+    return find(f"pitfalls/{PLACES[part][scale]}/{row}").settings
+
+
 def quick(row: str, part: str = "e2e", **changes) -> Settings:
-    return replace(resolve(find(f"pitfalls/{part}/{row}"), "quick"), **changes)
+    return replace(settings_of(row, part, "quick"), **changes)
 
 
 def tiny_gpt2(settings: Settings) -> GPT2LMHeadModel:
@@ -73,14 +80,14 @@ def tiny(part: str, row: str):
     return (tiny_gpt2 if part == "e2e" else tiny_bert)(settings)
 
 
-def few_rows(settings: Settings, split: str, data_dir: None) -> list[e2e_data.Example]:
-    return e2e_data.load_builtin(split)[:24]
+def few_rows(job: Job) -> e2e_run.Splits:
+    return {split: e2e_data.load_builtin(split)[:24] for split in ("train", "dev", "test")}
 
 
 @pytest.fixture
 def e2e_training(monkeypatch, tmp_path):
     """row -> what a run of it gives to the training loop, and the rows by which its dev loss is measured."""
-    monkeypatch.setattr(e2e_run, "load_split", few_rows)
+    monkeypatch.setattr(e2e_run, "load_splits", few_rows)
     monkeypatch.setattr(e2e_run, "validation_loss", lambda _, rows: rows)
 
     def given_by(row: str) -> dict:
@@ -91,10 +98,9 @@ def e2e_training(monkeypatch, tmp_path):
             raise Stop
 
         monkeypatch.setattr(e2e_run, "train", spy)
-        settings = quick(row)
-        tokenizer = load_tokenizer("gpt2-mini")
+        job = Job(quick(row), 0, tmp_path)
         with pytest.raises(Stop):
-            e2e_run.train_and_score(tiny_gpt2(settings), tokenizer, settings, 0, tmp_path, None, lambda _: None)
+            e2e_run.train_and_score(tiny_gpt2(job.settings), load_tokenizer("gpt2-mini"), job, lambda _: None)
         return given
 
     return given_by
@@ -104,18 +110,18 @@ def e2e_training(monkeypatch, tmp_path):
 
 
 def test_every_mistake_of_the_list_is_declared_for_its_tasks_at_every_scale():
-    assert {name.removeprefix("pitfalls/e2e/") for name in PITFALLS if "/e2e/" in name} == BOTH | E2E_ONLY
-    mrpc = {name.removeprefix("pitfalls/glue-mrpc/") for name in PITFALLS if "/glue-mrpc/" in name}
-    assert mrpc == BOTH | {"frozen-head", "few-epochs"}
-    assert all(e.scales == SCALES for e in PITFALLS.values() if e.row != "few-epochs")
+    expected = {(f"pitfalls/{place}/{row}", scale) for part, places in PLACES.items()
+                for scale, place in places.items() for row in ROWS[part]}  # fmt: skip
+    expected.add(("pitfalls/roberta-base/mrpc/few-epochs", "paper"))  # at the other scales all have few
+    assert {(name, experiment.scale) for name, experiment in PITFALLS.items()} == expected
 
 
-@pytest.mark.parametrize(("name", "scale"), [(name, scale) for name, e in PITFALLS.items() for scale in e.scales])
-def test_a_mistake_differs_from_its_correct_run_in_exactly_one_setting(name, scale):
+@pytest.mark.parametrize("name", PITFALLS)
+def test_a_mistake_differs_from_its_correct_run_in_exactly_one_setting(name):
     experiment = PITFALLS[name]
     assert (experiment.against is None) == name.endswith("correct")
     if experiment.against:
-        ours, correct = (vars(resolve(e, scale)) for e in (experiment, find(experiment.against)))
+        ours, correct = (vars(e.settings) for e in (experiment, find(experiment.against)))
         assert len([key for key in ours if ours[key] != correct[key]]) == 1
 
 
@@ -127,23 +133,22 @@ def test_no_other_experiment_makes_one_of_the_mistakes():
     }  # fmt: skip
     for name, experiment in EXPERIMENTS.items():
         if name not in PITFALLS or experiment.against is None:
-            for scale in experiment.scales:
-                settings = vars(resolve(experiment, scale))
-                assert {key: settings[key] for key in right} == right, name
+            settings = vars(experiment.settings)
+            assert {key: settings[key] for key in right} == right, name
 
 
 def test_the_correct_e2e_run_is_that_of_table_3_and_at_cpu_on_10_000_of_its_rows():
     for row, correct in (("lora-r4", "correct"), ("full", "full-correct")):
-        ours, table3 = find(f"pitfalls/e2e/{correct}"), find(f"table3/gpt2-medium/{row}")
-        assert resolve(ours, "paper") == resolve(table3, "paper")
-        assert resolve(ours, "cpu") == replace(resolve(table3, "cpu"), train_rows=10_000)
+        assert settings_of(correct, "e2e", "paper") == find(f"table3/gpt2-medium/{row}").settings
+        table3 = find(f"table3/gpt2-mini/{row}").settings
+        assert settings_of(correct, "e2e", "cpu") == replace(table3, train_rows=10_000)
 
 
 @pytest.mark.parametrize("scale", SCALES)
-@pytest.mark.parametrize("part", ["e2e", "glue-mrpc"])
+@pytest.mark.parametrize("part", ["e2e", "mrpc"])
 def test_each_method_gets_the_learning_rate_of_the_other(part, scale):
     def rate(row: str) -> float:
-        return resolve(find(f"pitfalls/{part}/{row}"), scale).learning_rate
+        return settings_of(row, part, scale).learning_rate
 
     assert rate("learning-rate-of-full") == rate("full-correct")
     assert rate("full-learning-rate-of-lora") == rate("correct")
@@ -154,7 +159,7 @@ def test_each_method_gets_the_learning_rate_of_the_other(part, scale):
 
 
 def test_a_frozen_head_is_neither_trained_nor_counted():
-    correct, frozen = tiny("glue-mrpc", "correct"), tiny("glue-mrpc", "frozen-head")
+    correct, frozen = tiny("mrpc", "correct"), tiny("mrpc", "frozen-head")
     assert all(p.requires_grad for p in head_parameters(correct).values())
     assert not any(p.requires_grad for p in head_parameters(frozen).values())
     pairs, head, total = count_trained(correct)
@@ -183,7 +188,7 @@ def moved_thirds(row: str) -> set[str]:
 def test_query_and_key_move_instead_of_query_and_value():
     assert moved_thirds("correct") == {"query", "value"}
     assert moved_thirds("query-key") == {"query", "key"}
-    layers = lora_layers(tiny("glue-mrpc", "query-key"))
+    layers = lora_layers(tiny("mrpc", "query-key"))
     assert {name.split(".")[-1] for name in layers} == {"query", "key"}
 
 
@@ -195,7 +200,7 @@ def test_one_pair_over_c_attn_moves_the_key_too_with_as_many_parameters():
     assert layer.scaling == 8
 
 
-@pytest.mark.parametrize(("part", "rank"), [("e2e", 4), ("glue-mrpc", 8)])
+@pytest.mark.parametrize(("part", "rank"), [("e2e", 4), ("mrpc", 8)])
 def test_a_transposed_a_has_the_rank_as_its_fan_in(part, rank):
     for row, fan_in in (("correct", 64), ("transposed-init", rank)):
         for layer in lora_layers(tiny(part, row)).values():
@@ -204,28 +209,28 @@ def test_a_transposed_a_has_the_rank_as_its_fan_in(part, rank):
             assert not layer.lora_B.any()
 
 
-@pytest.mark.parametrize(("part", "scale"), [("e2e", 8), ("glue-mrpc", 2)])
+@pytest.mark.parametrize(("part", "scale"), [("e2e", 8), ("mrpc", 2)])
 def test_alpha_equal_to_the_rank_scales_the_update_by_one(part, scale):
     for row, expected in (("correct", scale), ("alpha-equals-rank", 1)):
         assert {layer.scaling for layer in lora_layers(tiny(part, row)).values()} == {expected}
 
 
-@pytest.mark.parametrize("part", ["e2e", "glue-mrpc"])
+@pytest.mark.parametrize("part", ["e2e", "mrpc"])
 def test_a_constant_learning_rate_neither_warms_up_nor_decays(part, tmp_path, monkeypatch):
     seen = []
 
-    class Spy(training.OfficialAdamW):
+    class Spy(trainer.OfficialAdamW):
         def step(self, closure=None):
             seen.append(self.param_groups[0]["lr"])
             return super().step(closure)
 
-    monkeypatch.setattr(training, "OfficialAdamW", Spy)
+    monkeypatch.setattr(trainer, "OfficialAdamW", Spy)
     rows = [{"input_ids": [1, 2, 3], "labels": [IGNORED, 2, 3]}] * 16
     rates = {}
     for row in ("correct", "constant-learning-rate"):
         settings = quick(row, part, batch_size=2, epochs=1, warmup_steps=3, keep="last")
         folder, seen[:] = tmp_path / row, []
-        train(tiny_gpt2(quick(row)), rows, settings, 0, folder, completion_loss, lambda *_: {"loss": 0.0})
+        train(tiny_gpt2(quick(row)), rows, Job(settings, 0, folder), completion_loss, lambda *_: {"loss": 0.0})
         rates[row] = [rate / settings.learning_rate for rate in seen]
     assert rates["correct"] == pytest.approx([0, 1 / 3, 2 / 3, 1, 0.8, 0.6, 0.4, 0.2])
     assert rates["constant-learning-rate"] == [1] * 8
@@ -277,12 +282,12 @@ def test_new_tokens_frame_the_context_and_their_rows_are_trained_only_in_full_fi
         seen.update(prompts=prompts, ends=ends)
         raise Stop
 
-    monkeypatch.setattr(e2e_run, "load_split", few_rows)
+    monkeypatch.setattr(e2e_run, "load_splits", few_rows)
     monkeypatch.setattr(e2e_run, "train", train_spy)
-    monkeypatch.setattr(generation, "beam_search", search_spy)
+    monkeypatch.setattr(beam_search, "beam_search", search_spy)
     model, tokenizer = tiny_gpt2(settings), load_tokenizer("gpt2-mini")
     with pytest.raises(Stop):
-        e2e_run.train_and_score(model, tokenizer, settings, 0, tmp_path, None, lambda _: None)
+        e2e_run.train_and_score(model, tokenizer, Job(settings, 0, tmp_path), lambda _: None)
     before, after, new = seen["before"], model.transformer.wte.weight, slice(8192, None)
     assert after.shape == (8192 + 2, 64)
     assert model.lm_head.weight is after
@@ -310,9 +315,9 @@ def test_the_correct_run_has_no_new_token(e2e_training):
 
 
 @pytest.fixture
-def scored(monkeypatch):
+def scored(monkeypatch, tmp_path):
     """row -> the references that an evaluation as the row says has, and the settings of its search."""
-    inputs = e2e_data.group_by_context(e2e_data.load_builtin("test"))[:3]
+    rows = e2e_data.load_builtin("test")[:24]
 
     def seen_by(row: str) -> tuple[list[list[str]], DecodingSettings]:
         seen = {}
@@ -325,13 +330,14 @@ def scored(monkeypatch):
             seen["references"] = references
             return {"BLEU": 0.0, "ROUGE_L": 0.0}
 
-        monkeypatch.setattr(evaluation, "generate", generate)
-        monkeypatch.setattr(evaluation.nlg_metrics, "score", score)
-        monkeypatch.setattr(evaluation.nlg_metrics, "course_score", score)
-        evaluate_generation(None, None, inputs, quick(row))
+        monkeypatch.setattr(e2e_run, "finish", lambda model: None)
+        monkeypatch.setattr(e2e_run, "generate", generate)
+        monkeypatch.setattr(evaluation.e2e_metrics, "score", score)
+        monkeypatch.setattr(evaluation.e2e_metrics, "course_score", score)
+        e2e_run._decode_and_score(None, None, rows, Job(quick(row), 0, tmp_path))
         return seen["references"], seen["decoding"]
 
-    return inputs, seen_by
+    return e2e_data.group_by_context(rows), seen_by
 
 
 def test_a_single_reference_is_the_first_of_each_input(scored):
@@ -363,15 +369,15 @@ def test_e2e_is_padded_to_the_models_positions_and_else_to_the_longest_row(e2e_t
 def test_padding_changes_neither_the_loss_nor_a_gradient(tiny_gpt2):
     rows = [{"input_ids": [5, 6, 0, 7, 0], "labels": [IGNORED] * 3 + [7, 0]},
             {"input_ids": [8, 0, 9, 0], "labels": [IGNORED] * 2 + [9, 0]}]  # fmt: skip
-    found = []
+    outcomes = []
     for pad_to in (None, 60):
         batch = pad_right(rows, pad_to)
         assert batch["input_ids"].shape == (2, pad_to or 5)
         tiny_gpt2.zero_grad()
         loss = completion_loss(tiny_gpt2, batch)
         loss.backward()
-        found.append((loss.item(), [p.grad.clone() for p in tiny_gpt2.parameters()]))
-    (short, gradients), (long, padded) = found
+        outcomes.append((loss.item(), [p.grad.clone() for p in tiny_gpt2.parameters()]))
+    (short, gradients), (long, padded) = outcomes
     assert long == pytest.approx(short, abs=1e-6)
     for one, other in zip(gradients, padded, strict=True):
         torch.testing.assert_close(other, one, atol=1e-6, rtol=1e-4)
@@ -388,7 +394,7 @@ def test_glue_is_padded_to_max_length_and_else_to_the_longest_row(tmp_path, monk
     shapes = {}
     for row in ("correct", "padded"):
         with pytest.raises(Stop) as stopped:
-            glue_run.train_and_score(None, load_tokenizer("minilm"), quick(row, "glue-mrpc"), 0, tmp_path, None, None)
+            glue_run.train_and_score(None, load_tokenizer("minilm"), Job(quick(row, "mrpc"), 0, tmp_path), None)
         shapes[row], longest = stopped.value.args
     assert longest < 64
     assert shapes == {"correct": (4, longest), "padded": (4, 64)}
@@ -397,36 +403,24 @@ def test_glue_is_padded_to_max_length_and_else_to_the_longest_row(tmp_path, monk
 # the table
 
 
-def write(row: str, seed: int, main_score: float, seconds: float = 120.0) -> None:
-    """A record at `cpu`, with what a table reads of it."""
-    name = f"pitfalls/{row}"
-    settings = resolve(find(name), "cpu")
-    scores = {TASKS[settings.task].main_metric: main_score, "alarm": None}
-    records.write_record(
-        {"name": name, "scale": "cpu", "seed": seed, "settings": asdict(settings), "task_version": 1, "device": "cpu",
-         "parameters": {"trainable": 10, "head": 0, "total": 100}, "scores": scores, "honest_scores": scores,
-         "training_seconds": seconds, "training_tokens": 1000, "peak_memory_gib": 1.0}
-    )  # fmt: skip
-
-
 def test_the_table_says_what_each_mistake_costs_in_score_and_in_time(tmp_path, monkeypatch):
-    monkeypatch.setattr(paths, "RESULTS", tmp_path)
-    write("e2e/correct", 0, 0.60)
-    write("e2e/correct", 1, 0.62)
-    write("e2e/prompt-loss", 0, 0.55, seconds=180.0)
-    write("e2e/full-learning-rate-of-lora", 0, 0.30)
-    write("glue-mrpc/correct", 0, 0.88)
-    write("glue-mrpc/padded", 0, 0.885)
-    frame = table("pitfalls", "cpu")
+    monkeypatch.setattr(files, "RESULTS", tmp_path)
+    write_e2e("pitfalls/gpt2-mini/correct", 0, 0.60, training_seconds=120.0)
+    write_e2e("pitfalls/gpt2-mini/correct", 1, 0.62)
+    write_e2e("pitfalls/gpt2-mini/prompt-loss", 0, 0.55, training_seconds=180.0)
+    write_e2e("pitfalls/gpt2-mini/full-learning-rate-of-lora", 0, 0.30)
+    write_glue("pitfalls/minilm/mrpc/correct", 0, [0.88], [0.88])
+    write_glue("pitfalls/minilm/mrpc/padded", 0, [0.885], [0.885], training_seconds=120.0)
+    frame = table(select("pitfalls", "cpu"))
     rows = frame.set_index("experiment").to_dict("index")
-    assert list(rows) == [name for name, e in PITFALLS.items() if "cpu" in e.scales]
-    prompt, padded = rows["pitfalls/e2e/prompt-loss"], rows["pitfalls/glue-mrpc/padded"]
+    assert list(rows) == [name for name, e in PITFALLS.items() if e.scale == "cpu"]
+    prompt, padded = rows["pitfalls/gpt2-mini/prompt-loss"], rows["pitfalls/minilm/mrpc/padded"]
     assert (prompt["changed"], padded["changed"]) == ("prompt_loss=True", "pad_to_maximum=True")
     assert prompt["difference"] == pytest.approx(-5)  # at the same seed
     assert padded["difference"] == pytest.approx(0.5)
     assert (prompt["training minutes"], padded["training minutes"]) == (3, 2)
-    assert rows["pitfalls/e2e/full-learning-rate-of-lora"]["difference"] is None  # its own correct run is missing
+    assert rows["pitfalls/gpt2-mini/full-learning-rate-of-lora"]["difference"] is None  # its correct run is missing
     text = as_text(frame, "pitfalls", "cpu")
     assert "-5.00" in text and "+0.50" in text
-    assert "run pitfalls/e2e/full-correct --scale cpu" in text
-    assert "run pitfalls/e2e/prompt-loss" not in text
+    assert "run pitfalls/gpt2-mini/full-correct --seed 0" in text
+    assert "run pitfalls/gpt2-mini/prompt-loss" not in text

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from ptb_tokenizer import ptb_tokenize
+from tasks.e2e.ptb_tokenizer import ptb_tokenize
 
 # What pycocoevalcap.tokenizer drops after Stanford's program.
 DROPPED = {"''", "'", "``", "`", "-LRB-", "-RRB-", "-LCB-", "-RCB-", ".", "?", "!", ",", ":", "-", "--", "...", ";"}

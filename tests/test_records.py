@@ -7,33 +7,35 @@ from importlib.metadata import version
 
 import pytest
 
-import paths
-import records
-from settings import Settings
-from tasks import TASKS
+import files
+from experiments.settings import Settings
+from runs import records
+from tasks.catalogue import TASKS
 
 
 @pytest.fixture(autouse=True)
 def results(tmp_path, monkeypatch):
-    monkeypatch.setattr(paths, "RESULTS", tmp_path)
+    monkeypatch.setattr(files, "RESULTS", tmp_path)
     return tmp_path
 
 
-RECORD = {"name": "table3/gpt2/full", "scale": "quick", "seed": 3, "status": "finished"}
+NAME = "table3/gpt2-mini/e2e-builtin/full"
+RECORD = {"name": NAME, "scale": "quick", "seed": 3, "status": "finished"}
 
 
 def test_a_records_path_names_scale_experiment_and_seed(results):
     path = records.write_record(RECORD)
-    assert path == results / "runs" / "quick" / "table3--gpt2--full--seed3.json"
-    assert records.read_record("table3/gpt2/full", "quick", 3) == RECORD
-    assert records.read_record("table3/gpt2/full", "quick", 4) is None
+    assert path == results / "runs" / "quick" / "table3--gpt2-mini--e2e-builtin--full--seed3.json"
+    assert path == records.record_path(NAME, "quick", 3)
+    assert records.read_record(path) == RECORD
+    assert records.read_record(records.record_path(NAME, "quick", 4)) is None
 
 
 def test_a_finished_record_is_never_overwritten():
-    records.write_record(RECORD)
+    path = records.write_record(RECORD)
     with pytest.raises(FileExistsError, match="never overwritten"):
         records.write_record(RECORD | {"status": "other"})
-    assert records.read_record("table3/gpt2/full", "quick", 3)["status"] == "finished"
+    assert records.read_record(path)["status"] == "finished"
 
 
 def test_unfinished_runs_are_kept_apart_numbered_and_counted():
@@ -98,12 +100,12 @@ def test_provenance_names_the_commit_and_whether_the_code_differs_from_it(tmp_pa
         author = ("-c", "user.name=a", "-c", "user.email=a@b")
         return subprocess.run(["git", *author, *words], cwd=tmp_path, check=True, capture_output=True, text=True).stdout
 
-    def found():
+    def commit_and_dirty():
         return [records.provenance()[key] for key in ("git_commit", "git_dirty")]
 
-    monkeypatch.setattr(paths, "ROOT", tmp_path)
+    monkeypatch.setattr(files, "ROOT", tmp_path)
     monkeypatch.setenv("GIT_CEILING_DIRECTORIES", str(tmp_path.parent))
-    assert found() == [None, None]
+    assert commit_and_dirty() == [None, None]
     git("init")
     for folder in ("code", "notes"):
         (tmp_path / folder).mkdir()
@@ -111,8 +113,8 @@ def test_provenance_names_the_commit_and_whether_the_code_differs_from_it(tmp_pa
     git("add", ".")
     git("commit", "--message", "first")
     commit = git("rev-parse", "HEAD").strip()
-    assert found() == [commit, False]
+    assert commit_and_dirty() == [commit, False]
     (tmp_path / "notes" / "file").write_text("changed")
-    assert found() == [commit, False]
+    assert commit_and_dirty() == [commit, False]
     (tmp_path / "code" / "file").write_text("changed")
-    assert found() == [commit, True]
+    assert commit_and_dirty() == [commit, True]

@@ -20,13 +20,14 @@ from transformers import (
     RobertaModel,
 )
 
-import glue_data
-import runs
-from experiments import EXPERIMENTS, find
-from experiments_glue import GLUE_TASKS
-from experiments_glue import MODELS as GLUE_MODELS
+from experiments.catalogue import EXPERIMENTS, find
+from experiments.glue import GLUE_TASKS
+from experiments.glue import PAPER_MODELS as GLUE_MODELS
+from experiments.settings import Job
 from lora import count_parameters, lora_layers
-from released_adapters import load_released_adapter, released_file
+from methods.released_adapters import load_released_adapter, released_file
+from runs import execute
+from tasks.glue import data as glue_data
 
 WIDTH, RANK = 16, 4
 TOKENS = torch.arange(12).reshape(2, 6)
@@ -144,12 +145,12 @@ def test_a_released_glue_run_scores_what_the_authors_own_model_answers(tmp_path,
     torch.save(encoder_state_dict(theirs, "roberta"), tmp_path / "released/roberta_base_lora_mnli.bin")
     split = glue_data.GlueSplit([glue_data.Example((str(i), str(i + 1)), i % 3) for i in range(24)], False)
     rows = [{"input_ids": [i % 7 + 5, i % 11 + 5, 2], "label": i % 3} for i in range(24)]
-    monkeypatch.setattr(runs, "load_model", lambda *_: encoder("roberta"))
-    monkeypatch.setattr(runs, "load_tokenizer", lambda _: type("Tokenizer", (), {"pad_token_id": 1}))
+    monkeypatch.setattr(execute, "load_model", lambda *_: encoder("roberta"))
+    monkeypatch.setattr(execute, "load_tokenizer", lambda _: type("Tokenizer", (), {"pad_token_id": 1}))
     monkeypatch.setattr(glue_data, "load_glue", lambda *_: split)
     monkeypatch.setattr(glue_data, "encode", lambda examples, *_: glue_data.Encoded(rows[: len(examples)], 0))
-    settings = replace(find("released/roberta-base/mnli").paper, rank=RANK)
-    measured, predictions = runs.measure(settings, 0, tmp_path, tmp_path / "adapter", tmp_path)
+    settings = replace(find("released/roberta-base/mnli").settings, rank=RANK)
+    measured, predictions = execute.measure(Job(settings, 0, tmp_path, tmp_path), tmp_path / "adapter")
     with torch.no_grad():
         expected = [theirs(torch.tensor([row["input_ids"]])).logits.argmax().item() for row in rows]
     assert len(set(expected)) > 1
@@ -162,7 +163,7 @@ def test_a_released_glue_run_scores_what_the_authors_own_model_answers(tmp_path,
 def test_every_table_2_row_of_lora_that_the_authors_released_is_declared():
     names = {f"released/{model}/{task}" for model in GLUE_MODELS for task in GLUE_TASKS}
     assert names <= EXPERIMENTS.keys()
-    settings = {name: EXPERIMENTS[name].paper for name in names}
+    settings = {name: EXPERIMENTS[name].settings for name in names}
     assert {(s.model, s.rank, s.alpha) for s in settings.values()} == {
         ("roberta-base", 8, 16.0), ("roberta-large", 8, 16.0), ("deberta-v2-xxlarge", 16, 32.0)
     }  # fmt: skip

@@ -8,38 +8,41 @@ from dataclasses import asdict, replace
 
 import pytest
 
-import e2e_run
-import experiments
-import paths
-import records
+import files
 import reproduce
-import result_tables
-import runs
-import summary
-from costs import estimate
-from experiments import resolve
+from costs.estimate import estimate
+from experiments import catalogue
+from experiments.catalogue import find, select
+from experiments.settings import Job
 from lora import lora_layers
-from methods import load_trained
+from methods.saved import load_trained
 from models import load_model
-from training import ShareDone, TrainingDiverged
-from work import Run
+from publish import tables
+from runs import e2e as e2e_run
+from runs import execute, records
+from runs.run import Run
+from tasks.catalogue import TASKS
+from training.trainer import ShareDone, TrainingDiverged
 
+FULL, LORA = (f"table3/gpt2-mini/e2e-builtin/{row}" for row in ("full", "lora-r4"))
 SMALL = {"train_rows": 24, "epochs": 1, "warmup_steps": 1, "beams": 2, "max_new_tokens": 12}
 
 
 @pytest.fixture
 def small_runs(tmp_path, monkeypatch):
-    """Table 3 at `quick` with settings small enough for seconds; records and checkpoints in tmp_path."""
-    monkeypatch.setattr(paths, "RESULTS", tmp_path / "results")
-    monkeypatch.setattr(paths, "CHECKPOINTS", tmp_path / "checkpoints")
-    shrunk = {}
-    for name, experiment in experiments.EXPERIMENTS.items():
-        quick = experiment.changes.get("quick", {}) | SMALL
-        shrunk[name] = replace(experiment, changes=experiment.changes | {"quick": quick})
-    monkeypatch.setattr(experiments, "EXPERIMENTS", shrunk)
-    monkeypatch.setattr(reproduce, "EXPERIMENTS", shrunk)
-    load = e2e_run.load_split
-    monkeypatch.setattr(e2e_run, "load_split", lambda s, split, d: load(s, split, d)[: 24 if split == "train" else 16])
+    """Experiments on the built-in E2E with settings small enough for seconds; records and checkpoints in tmp_path."""
+    monkeypatch.setattr(files, "RESULTS", tmp_path / "results")
+    monkeypatch.setattr(files, "CHECKPOINTS", tmp_path / "checkpoints")
+    for name, experiment in catalogue.EXPERIMENTS.items():
+        if experiment.settings.task == "e2e-builtin":
+            small = replace(experiment, settings=replace(experiment.settings, **SMALL))
+            monkeypatch.setitem(catalogue.EXPERIMENTS, name, small)
+    load = TASKS["e2e-builtin"].load
+
+    def load_some(split, *others):
+        return load(split, *others)[: None if split == "train" else 16]
+
+    monkeypatch.setitem(TASKS, "e2e-builtin", replace(TASKS["e2e-builtin"], load=load_some))
     return tmp_path
 
 
@@ -54,7 +57,7 @@ def test_a_sweep_records_every_run_once_and_the_table_and_figure_come_from_the_r
     out = command(monkeypatch, capsys, *sweep)
     assert "runs at scale quick: 2, recorded already: 0" in out
     full, lora = records.read_records("quick")
-    assert full["name"] == "table3/gpt2/full"
+    assert full["name"] == FULL
     assert full["parameters"]["trainable"] == full["parameters"]["total"] == 5_322_240
     assert lora["parameters"]["trainable"] == 2 * 4 * 4 * (256 + 256)  # two pairs in each of four layers
     assert full["base_fingerprint"] == lora["base_fingerprint"]
@@ -65,6 +68,7 @@ def test_a_sweep_records_every_run_once_and_the_table_and_figure_come_from_the_r
         assert 0 <= record["scores"]["BLEU"] <= 1
         assert record["rows"] == {"train": 24, "dev": 16, "test": 16}
         lines = records.predictions_path(record["name"], "quick", 0).read_text(encoding="utf-8").splitlines()
+        assert record["predictions"] == records.predictions_path(record["name"], "quick", 0).name
         assert len(lines) == record["inputs"]
         assert set(json.loads(lines[0])) == {"mr", "context", "prediction", "ended", "slot_errors"}
     assert not list((small_runs / "checkpoints").rglob("checkpoint-*"))
@@ -73,64 +77,65 @@ def test_a_sweep_records_every_run_once_and_the_table_and_figure_come_from_the_r
     assert "recorded already: 2" in out
     assert "[1/" not in out
 
+    out = command(monkeypatch, capsys, "run", LORA)
+    assert f"{LORA} seed 0: recorded already\nBLEU {100 * lora['scores']['BLEU']:.2f}  NIST " in out
+
     out = command(monkeypatch, capsys, "table", "table3", "--scale", "quick")
     assert "one seed only" in out
-    assert "missing: table3/gpt2/lora-r2" in out
-    frame = result_tables.table("table3", "quick").set_index("experiment")
-    assert frame.loc["table3/gpt2/full", "BLEU"] == pytest.approx(100 * full["scores"]["BLEU"])
+    assert "missing: table3/gpt2-mini/e2e-builtin/lora-r2" in out
+    frame = tables.table(select("table3", "quick")).set_index("experiment")
+    assert frame.loc[FULL, "BLEU"] == pytest.approx(100 * full["scores"]["BLEU"])
     figure = command(monkeypatch, capsys, "figure", "table3", "--scale", "quick").strip()
     assert figure.endswith("table3-parameters-quick.png")
     assert (small_runs / "results" / "figures" / "table3-parameters-quick.pdf").stat().st_size > 5000
 
 
 def test_a_record_of_other_settings_is_not_shown_as_this_experiment(small_runs):
-    experiment = experiments.find("table3/gpt2/lora-r4")
-    runs.do(Run(experiment, "quick", 0), say=lambda _: None)
-    assert len(summary.seeds_of(experiment, "quick")) == 1
-    assert (
-        summary.seeds_of(replace(experiment, changes={"quick": {**experiment.changes["quick"], "rank": 8}}), "quick")
-        == []
-    )
+    experiment = find(LORA)
+    execute.do(Run(experiment, 0), say=lambda _: None)
+    assert len(records.records_of(experiment)) == 1
+    assert records.records_of(replace(experiment, settings=replace(experiment.settings, rank=8))) == []
 
 
 def test_the_same_seed_gives_the_same_scores_and_another_seed_others(small_runs):
-    experiment = experiments.find("table3/gpt2/lora-r4")
-    first = runs.do(Run(experiment, "quick", 0), say=lambda _: None)
-    records.record_path(experiment.name, "quick", 0).unlink()
-    again = runs.do(Run(experiment, "quick", 0), say=lambda _: None)
-    other = runs.do(Run(experiment, "quick", 1), say=lambda _: None)
+    run = Run(find(LORA), 0)
+    first = execute.do(run, say=lambda _: None)
+    run.record.unlink()
+    again = execute.do(run, say=lambda _: None)
+    other = execute.do(replace(run, seed=1), say=lambda _: None)
     assert again["dev_loss"] == first["dev_loss"]
     assert again["scores"] == first["scores"]
     assert other["dev_loss"] != first["dev_loss"]
 
 
 def test_a_learning_rate_run_never_looks_at_the_test_set(small_runs, monkeypatch):
-    seen = []
-    load = e2e_run.load_split
-    monkeypatch.setattr(e2e_run, "load_split", lambda s, split, d: seen.append(split) or load(s, split, d))
-    name = next(n for n in experiments.EXPERIMENTS if n.startswith("learning-rate/e2e/lora"))
-    record = runs.do(Run(experiments.find(name), "quick", 0), say=lambda _: None)
+    seen, load = [], TASKS["e2e-builtin"].load
+    spy = replace(TASKS["e2e-builtin"], load=lambda split, *others: seen.append(split) or load(split, *others))
+    monkeypatch.setitem(TASKS, "e2e-builtin", spy)
+    record = execute.do(Run(find("learning-rate/gpt2-mini/e2e-builtin/lora/0.002"), 0), say=lambda _: None)
     assert set(seen) == {"train", "dev"}
     assert record["dev_loss"] > 0
     assert "scores" not in record
+    e2e_run.load_splits(Job(find(LORA).settings, 0, small_runs))
+    assert "test" in seen
 
 
 def test_one_pair_over_all_of_c_attn_is_kept_and_comes_back(small_runs):
-    experiment = experiments.find("pitfalls/e2e/packed-c-attn")
-    runs.do(Run(experiment, "quick", 0), say=lambda _: None)
+    run = Run(find("pitfalls/gpt2-mini/e2e-builtin/packed-c-attn"), 0)
+    execute.do(run, say=lambda _: None)
     model = load_model("gpt2-mini")
-    assert load_trained(model, Run(experiment, "quick", 0).adapter).packed_pair
+    assert load_trained(model, run.adapter).packed_pair
     for layer in lora_layers(model).values():
         assert layer.lora_A.shape == (4, 256)
         assert all(third.any() for third in layer.lora_B.split(256))
 
 
 def test_a_run_says_whether_it_used_bfloat16_where_the_machine_decides(small_runs, monkeypatch):
-    experiment = experiments.find("learning-rate/e2e/lora/0.002")
-    quick = experiment.changes["quick"] | {"precision": "auto"}
+    experiment = find("learning-rate/gpt2-mini/e2e-builtin/lora/0.002")
+    experiment = replace(experiment, settings=replace(experiment.settings, precision="auto"))
     for seed, has in enumerate((True, False)):
-        monkeypatch.setattr("machine.has_fast_bfloat16", lambda has=has: has)
-        record = runs.do(Run(replace(experiment, changes={"quick": quick}), "quick", seed), say=lambda _: None)
+        monkeypatch.setattr("training.machine.has_fast_bfloat16", lambda has=has: has)
+        record = execute.do(Run(experiment, seed), say=lambda _: None)
         assert (record["settings"]["precision"], record["bfloat16"]) == ("auto", has)
 
 
@@ -140,26 +145,23 @@ def test_a_diverging_run_is_recorded_apart_and_its_error_reaches_the_user(small_
 
     monkeypatch.setattr(e2e_run, "train", diverge)
     with pytest.raises(TrainingDiverged):
-        runs.do(Run(experiments.find("table3/gpt2/full"), "quick", 0), say=lambda _: None)
+        execute.do(Run(find(FULL), 0), say=lambda _: None)
     assert records.unfinished("quick", "diverged") == 1
     assert records.read_records("quick") == []
 
 
 def test_a_rank_that_grows_is_announced_with_the_cost_of_its_last_stage():
-    of = {
-        name: estimate(resolve(experiments.find(name), "cpu"), "cpu")
-        for name in ("rank-over-time/gpt2/sequential-fixed-frozen", "table3/gpt2/lora-r8", "table3/gpt2/lora-r2")
-    }
-    grown, cap, first = of.values()
+    names = ("rank-over-time/gpt2-mini/sequential-fixed-frozen", "table3/gpt2-mini/lora-r8", "table3/gpt2-mini/lora-r2")
+    grown, cap, first = (estimate(find(name).settings, "cpu") for name in names)
     assert grown.trainable == cap.trainable > first.trainable
 
 
 @pytest.mark.parametrize(
     ("name", "scored"),
-    [("table2/roberta-base/mrpc/lora-r8", {}), ("table3/gpt2/lora-r4", {"evaluation_seconds": 90.0})],
+    [("table2/minilm/mrpc/lora-r8", {}), ("table3/gpt2-mini/lora-r4", {"evaluation_seconds": 90.0})],
 )
 def test_a_run_of_the_same_kind_says_what_the_next_one_takes(name, scored):
-    settings = resolve(experiments.find(name), "cpu")
+    settings = find(name).settings
     record = {"name": name, "settings": asdict(settings), "peak_memory_gib": 1.25, "training_seconds": 120.0} | scored
     steps = estimate(settings, "cpu").steps
     took = estimate(settings, "cpu", [record | {"steps": steps // 2}])
@@ -171,7 +173,7 @@ def test_a_run_of_the_same_kind_says_what_the_next_one_takes(name, scored):
 
 
 def test_an_e2e_run_that_was_not_decoded_does_not_say_what_one_takes_that_is():
-    settings = resolve(experiments.find("table3/gpt2/lora-r4"), "cpu")
+    settings = find("table3/gpt2-mini/lora-r4").settings
     record = {"name": "a", "settings": asdict(settings), "peak_memory_gib": 1.0, "training_seconds": 1.0, "steps": 9}
     assert estimate(settings, "cpu", [record]).basis.startswith("arithmetic")
     assert estimate(replace(settings, evaluate="selection"), "cpu", [record]).basis == "as a took"
@@ -179,16 +181,16 @@ def test_an_e2e_run_that_was_not_decoded_does_not_say_what_one_takes_that_is():
 
 @pytest.mark.parametrize("rank", ["0", "1"])
 def test_a_released_adapter_is_measured_by_the_first_process_alone(small_runs, monkeypatch, rank):
-    released = next(e for e in experiments.EXPERIMENTS.values() if e.table == "released")
+    released = next(e for e in catalogue.EXPERIMENTS.values() if e.table == "released")
     monkeypatch.setenv("RANK", rank)
-    monkeypatch.setattr(runs, "measure", lambda *_: ({}, []))
+    monkeypatch.setattr(execute, "measure", lambda *_, **__: ({}, []))
     with pytest.raises(ShareDone) if rank == "1" else nullcontext():
-        runs.do(Run(released, "paper", 0), say=lambda _: None)
+        execute.do(Run(released, 0), say=lambda _: None)
     assert len(records.read_records("paper")) == (rank == "0")
 
 
 def test_dry_run_prints_settings_counts_and_cost_and_starts_nothing(small_runs, monkeypatch, capsys):
-    out = command(monkeypatch, capsys, "run", "table3/gpt2-medium/lora-r4", "--scale", "paper", "--dry-run")
+    out = command(monkeypatch, capsys, "run", "table3/gpt2-medium/lora-r4", "--dry-run")
     assert "learning_rate      0.0002" in out
     assert "393,216 trainable" in out
     assert "26,290" in out
@@ -204,7 +206,7 @@ def test_errors_reach_the_user_as_one_line(monkeypatch, tmp_path):
 
 def test_help_and_list_need_no_torch():
     code = (
-        f"import sys; sys.path.insert(0, {str(paths.ROOT / 'code')!r}); import reproduce; reproduce._parser();"
+        f"import sys; sys.path.insert(0, {str(files.ROOT / 'code')!r}); import reproduce; reproduce._parser();"
         "sys.argv = ['reproduce.py', 'list']; reproduce.main(); assert 'torch' not in sys.modules"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
@@ -212,7 +214,7 @@ def test_help_and_list_need_no_torch():
 
 
 def test_a_reader_that_has_enough_ends_the_list_without_a_traceback():
-    words = [sys.executable, str(paths.ROOT / "code" / "reproduce.py"), "list"]
+    words = [sys.executable, str(files.ROOT / "code" / "reproduce.py"), "list"]
     listing = subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
     listing.stdout.close()  # as `| head` does
     assert listing.stderr.read() == b""

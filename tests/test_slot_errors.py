@@ -8,9 +8,9 @@ import re
 
 import pytest
 
-import slot_matching
-from nlg_metrics import slot_errors
-from slot_matching import parse_mr
+from tasks.e2e import slot_errors as matching
+from tasks.e2e.metrics import slot_errors
+from tasks.e2e.slot_errors import parse_mr
 
 SYSTEMS = ("adapt", "chen", "dangnt", "harv", "tuda", "zhaw1")
 MR = (
@@ -127,7 +127,7 @@ def test_an_independent_matcher_counts_nearly_the_same_errors(system, shared_dat
     assert sum(same) / len(same) >= 0.95
     # The table of the module's docstring holds just these numbers.
     row = f"| {system} | {peer['slot_error_rate']:.4f} | {ours['rate']:.4f} | {100 * sum(same) / len(same):.1f}% |"
-    assert row.replace("100.0%", "100%") in slot_matching.__doc__
+    assert row.replace("100.0%", "100%") in matching.__doc__
 
 
 def test_another_mrs_text_is_full_of_errors(shared_data):

@@ -9,33 +9,34 @@ from dataclasses import replace
 import pandas as pd
 import pytest
 
-import paths
-import records
+import files
 import reproduce
-import summary
-import summary_files
-from experiments import EXPERIMENTS, find, select
-from paper_values import paper_value
-from quantities import printed, quantities
-from result_tables import as_csv, as_markdown, as_text, table
-from summary_tables import HEADS, parts, sheets, wide
+from analysis import summary
+from analysis.paper_values import paper_value
+from analysis.quantities import printed, quantities
+from experiments.catalogue import EXPERIMENTS, find, select
+from publish import readme, result_files
+from publish.labels import HEADS
+from publish.sheets import parts, sheets, wide
+from publish.tables import as_csv, as_markdown, as_text, table
+from runs import records
 from synthetic_records import write, write_e2e, write_glue
 
 GLUE = ("MNLI", "SST-2", "MRPC", "CoLA", "QNLI", "QQP", "RTE", "STS-B")
-FULL, LORA = "table3/gpt2/full", "table3/gpt2/lora-r4"
-MRPC_FULL, MRPC_LORA = "table2/roberta-base/mrpc/full", "table2/roberta-base/mrpc/lora-r8"
+FULL, LORA = "table3/gpt2-mini/full", "table3/gpt2-mini/lora-r4"
+MRPC_FULL, MRPC_LORA = "table2/minilm/mrpc/full", "table2/minilm/mrpc/lora-r8"
 
 
 @pytest.fixture(autouse=True)
 def results(tmp_path, monkeypatch):
-    monkeypatch.setattr(paths, "RESULTS", tmp_path)
+    monkeypatch.setattr(files, "RESULTS", tmp_path)
     return tmp_path
 
 
-def cell(name, metric="BLEU", rule="last", scale="cpu"):
+def cell(name, metric="BLEU", rule="last"):
     """The one row of the summary; numbers that are not there are None."""
-    found = summary.cells([find(name)], scale)
-    rows = found[(found.metric == metric) & (found.rule == rule)].to_dict("records")
+    cells = summary.cells([find(name)])
+    rows = cells[(cells.metric == metric) & (cells.rule == rule)].to_dict("records")
     assert len(rows) == 1
     return {key: None if not isinstance(value, dict) and pd.isna(value) else value for key, value in rows[0].items()}
 
@@ -60,8 +61,8 @@ def test_a_glue_cell_is_the_median_over_seeds_by_each_rule():
     write_glue(MRPC_LORA, 1, reported=[0.81, 0.91], held_out=[0.6, 0.7])
     write_glue(MRPC_LORA, 2, reported=[0.70, 0.95], held_out=[0.7, 0.6])
     assert cell(MRPC_LORA, "accuracy", "paper")["value"] == pytest.approx(91)
-    assert cell(MRPC_LORA, "accuracy", "honest")["value"] == pytest.approx(80)  # of 80, 91, 70
-    assert cell(MRPC_LORA, "accuracy", "honest")["statistic"] == "median"
+    assert cell(MRPC_LORA, "accuracy", "held-out")["value"] == pytest.approx(80)  # of 80, 91, 70
+    assert cell(MRPC_LORA, "accuracy", "held-out")["statistic"] == "median"
 
 
 def test_one_seed_has_a_value_and_neither_spread_nor_interval():
@@ -78,20 +79,20 @@ def test_a_score_that_was_not_measured_is_empty_and_the_others_stay():
 
 
 def test_a_run_that_chose_a_learning_rate_is_never_compared():
-    write("learning-rate/e2e/lora/0.004", 0, dev_loss=1.23456)
-    found = cell("learning-rate/e2e/lora/0.004", "dev_loss", "selection")
+    write("learning-rate/gpt2-mini/lora/0.004", 0, dev_loss=1.23456)
+    found = cell("learning-rate/gpt2-mini/lora/0.004", "dev_loss", "selection")
     assert (found["value"], found["verdict"], found["protocol"]) == (1.23456, None, "selection")
 
 
 def test_mismatched_mnli_is_a_row_of_its_own():
-    name = "table2/roberta-base/mnli/full"
+    name = "table2/minilm/mnli/full"
     write_glue(name, 0, [0.8], [0.8], scores_validation_mismatched={"accuracy": 0.7})
-    found = summary.cells([find(name)], "cpu")
+    found = summary.cells([find(name)])
     main = found[(found.metric == "accuracy") & (found.rule == "paper")]
     assert dict(zip(main.protocol, main.value, strict=True)) == {"validation": 80, "validation_mismatched": 70}
     records.record_path(name, "cpu", 0).unlink()
     write_glue(name, 0, [0.8], [0.8])
-    found = summary.cells([find(name)], "cpu").query("metric == 'accuracy' and rule == 'paper'")
+    found = summary.cells([find(name)]).query("metric == 'accuracy' and rule == 'paper'")
     assert dict(zip(found.protocol, found.verdict, strict=True)) == {
         "validation": "reference", "validation_mismatched": "not measured"
     }  # fmt: skip
@@ -106,9 +107,9 @@ def test_a_record_of_other_settings_or_another_task_version_is_left_out_and_coun
         records.write_record(record | {"seed": seed} | changes)
     unknown = record["settings"] | {"a_setting_that_is_gone": 1}
     records.write_record(record | {"seed": 3, "settings": unknown})
-    assert [r["seed"] for r in summary.seeds_of(find(LORA), "cpu")] == [0]
+    assert [r["seed"] for r in records.records_of(find(LORA))] == [0]
     assert cell(LORA)["left_out"] == 3
-    assert "Left out: 3 records" in as_text(table("table3", "cpu"), "table3", "cpu")
+    assert "Left out: 3 records" in as_text(table(select("table3", "cpu")), "table3", "cpu")
 
 
 def test_a_setting_newer_than_a_record_had_its_default_then():
@@ -116,13 +117,13 @@ def test_a_setting_newer_than_a_record_had_its_default_then():
     older = {key: value for key, value in record["settings"].items() if key != "rank_stabilised"}
     records.write_record(record | {"seed": 1, "settings": older})
     records.write_record(record | {"seed": 2, "settings": older | {"rank_stabilised": True}})
-    assert [r["seed"] for r in summary.seeds_of(find(LORA), "cpu")] == [0, 1]
+    assert [r["seed"] for r in records.records_of(find(LORA))] == [0, 1]
 
 
 def test_scales_are_never_mixed():
     write_e2e(LORA, 0, 0.6)
-    write_e2e(LORA, 1, 0.9, scale="quick")
-    write_e2e(FULL, 0, 0.9, scale="quick")
+    write_e2e("table3/gpt2-mini/e2e-builtin/lora-r4", 1, 0.9)
+    write_e2e("table3/gpt2-mini/e2e-builtin/full", 0, 0.9)
     assert cell(LORA)["n"] == 1
     assert cell(LORA)["verdict"] == "no reference"  # full fine-tuning is recorded at another scale only
 
@@ -183,57 +184,59 @@ def test_seeds_whose_data_differ_are_not_compared_and_a_row_of_several_data_says
 
 
 def test_runs_on_fewer_rows_are_not_compared_with_runs_on_all():
-    write_glue("table2/roberta-base/sst2/full", 0, [0.9], [0.9])
-    write_glue("table6/roberta-base/sst2/query-r1", 0, [0.8], [0.8])
-    assert cell("table6/roberta-base/sst2/query-r1", "accuracy", "paper")["verdict"] == "no reference"
+    write_glue("table2/minilm/sst2/full", 0, [0.9], [0.9])
+    write_glue("table6/minilm/sst2/query-r1", 0, [0.8], [0.8])
+    assert cell("table6/minilm/sst2/query-r1", "accuracy", "paper")["verdict"] == "no reference"
 
 
 def test_a_table_without_full_fine_tuning_is_compared_with_the_same_task_of_another():
     write_glue(MRPC_FULL, 0, [0.8], [0.8])
-    found = summary.cells([replace(find(MRPC_LORA), name="table99/roberta-base/mrpc/lora-r8")], "cpu")
+    found = summary.cells([replace(find(MRPC_LORA), name="table99/minilm/mrpc/lora-r8")])
     assert set(found.reference.dropna()) <= {MRPC_FULL}
-    reference = summary._reference(replace(find(MRPC_LORA), name="table99/x"), "cpu", lambda e: e.name == MRPC_FULL)
+    reference = summary._reference(replace(find(MRPC_LORA), name="table99/x"), lambda e: e.name == MRPC_FULL)
     assert reference.name == MRPC_FULL
 
 
 def test_an_experiment_that_names_its_reference_is_measured_against_that():
-    write_e2e("pitfalls/e2e/correct", 0, 0.60)
-    write_e2e("pitfalls/e2e/prompt-loss", 0, 0.55)
-    found = cell("pitfalls/e2e/prompt-loss")
-    assert (found["reference"], round(found["difference"], 6)) == ("pitfalls/e2e/correct", -5)
-    assert cell("pitfalls/e2e/correct")["verdict"] == "reference"
+    write_e2e("pitfalls/gpt2-mini/correct", 0, 0.60)
+    write_e2e("pitfalls/gpt2-mini/prompt-loss", 0, 0.55)
+    found = cell("pitfalls/gpt2-mini/prompt-loss")
+    assert (found["reference"], round(found["difference"], 6)) == ("pitfalls/gpt2-mini/correct", -5)
+    assert cell("pitfalls/gpt2-mini/correct")["verdict"] == "reference"
 
 
 def test_lora_that_others_are_measured_against_is_itself_measured_against_full_fine_tuning():
-    over_time = next(e for e in EXPERIMENTS.values() if e.table == "rank-over-time" and e.against)
+    over_time = next(e for e in EXPERIMENTS.values() if (e.table, e.scale) == ("rank-over-time", "cpu") and e.against)
     assert find(over_time.against).table != over_time.table
     write_e2e(FULL, 0, 0.60)
     write_e2e(over_time.against, 0, 0.59)
     write_e2e(over_time.name, 0, 0.58)
     assert cell(over_time.against)["reference"] == FULL
     assert cell(over_time.name)["reference"] == over_time.against
-    assert f"difference to {over_time.against} at the same" in as_text(table("rank-over-time", "cpu"), "", "cpu")
+    assert f"difference to {over_time.against} at the same" in as_text(
+        table(select("rank-over-time", "cpu")), "", "cpu"
+    )
 
 
 # the paper's numbers
 
 
 def test_the_papers_number_stands_beside_ours_and_is_no_part_of_a_difference():
-    write_e2e("table3/gpt2-medium/lora-r4", 0, 0.687, scale="paper")
-    found = cell("table3/gpt2-medium/lora-r4", scale="paper", rule="best-epoch")
+    write_e2e("table3/gpt2-medium/lora-r4", 0, 0.687)
+    found = cell("table3/gpt2-medium/lora-r4", rule="best-epoch")
     assert (found["paper"], found["paper_over_full"], found["paper_row"]) == ("70.4 ±0.1", "+2.2", "GPT-2 M LoRA 0.35M")
     assert (found["verdict"], found["difference"]) == ("no reference", None)
 
 
 def test_at_a_smaller_scale_the_paper_row_is_that_of_the_work_the_experiment_stands_for():
-    assert cell(LORA)["paper_row"] == "GPT-2 M LoRA 0.35M"  # gpt2-medium is gpt2-mini there too
-    assert cell(LORA, rule="best-epoch", scale="paper")["paper_row"] is None
+    assert cell(LORA)["paper_row"] == "GPT-2 M LoRA 0.35M"  # gpt2-mini stands for gpt2-medium
+    assert cell("table3/gpt2/lora-r4", rule="best-epoch")["paper_row"] is None
 
 
-def test_the_honest_figure_and_other_protocols_have_no_number_of_the_papers():
+def test_the_held_out_figure_and_other_protocols_have_no_number_of_the_papers():
     write_glue(MRPC_LORA, 0, [0.9], [0.9])
     assert cell(MRPC_LORA, "accuracy", "paper")["paper"] == "89.7 ±0.7"
-    assert cell(MRPC_LORA, "accuracy", "honest")["paper"] is None
+    assert cell(MRPC_LORA, "accuracy", "held-out")["paper"] is None
     assert cell(MRPC_LORA, "f1", "paper")["paper"] is None
     write_e2e(LORA, 0, 0.6)
     assert cell(LORA, "course_BLEU")["paper"] is None
@@ -266,7 +269,7 @@ def test_every_number_of_paper_csv_is_in_the_reference_and_the_other_way_round(s
         "table15_gpt3_detailed": {"WikiSQL": "", "MNLI-m": ""},
         "table18_gpt2_e2e_rank": dict.fromkeys(("val_loss", "BLEU", "NIST", "METEOR", "ROUGE_L", "CIDEr"), ""),
     }  # fmt: skip
-    ours = pd.read_csv(paths.DATA / "paper.csv", dtype=str, keep_default_na=False)
+    ours = pd.read_csv(files.DATA / "paper.csv", dtype=str, keep_default_na=False)
     for file, pairs in columns.items():
         with open(folder / f"{file}.csv", encoding="utf-8", newline="") as lines:
             reference = list(csv.DictReader(lines))
@@ -301,7 +304,7 @@ def test_a_number_reads_the_same_in_summary_text_markdown_and_csv():
     for seed, (full, lora) in enumerate(((0.60123, 0.61456), (0.60789, 0.60001))):
         write_e2e(FULL, seed, full)
         write_e2e(LORA, seed, lora)
-    cells = summary.cells(select("table3", "cpu"), "cpu")
+    cells = summary.cells(select("table3", "cpu"))
     (part,) = parts(wide(cells), "table3").values()
     everything = summary.as_csv(cells)
     text, page, rows = as_text(wide(cells), "table3", "cpu"), as_markdown(part, "table3", "cpu"), as_csv(part)
@@ -313,8 +316,8 @@ def test_a_number_reads_the_same_in_summary_text_markdown_and_csv():
 
 
 def test_counts_are_whole_numbers():
-    write("learning-rate/e2e/lora/0.004", 0, dev_loss=1.5)
-    (part,) = parts(table("learning-rate", "cpu", only=["e2e/lora/0.004"]), "learning-rate").values()
+    write("learning-rate/gpt2-mini/lora/0.004", 0, dev_loss=1.5)
+    (part,) = parts(table(select("learning-rate", "cpu", ["gpt2-mini/lora/0.004"])), "learning-rate").values()
     (row,) = csv.DictReader(as_csv(part).splitlines())
     assert (row["train_rows"], row["left_out"], row["trainable"], row["n"]) == ("8000", "0", "1000", "1")
     assert "8,000 rows" in as_markdown(part, "learning-rate", "cpu")
@@ -322,20 +325,20 @@ def test_counts_are_whole_numbers():
 
 def test_a_missing_row_says_so_with_the_command_that_fills_it():
     write_e2e(FULL, 0, 0.6)
-    command = f"python code/reproduce.py run {LORA} --scale cpu --seed 0"
+    command = f"python code/reproduce.py run {LORA} --seed 0"
     assert (cell(LORA)["verdict"], cell(LORA)["command"], cell(LORA)["n"]) == ("not run", command, 0)
-    frame = table("table3", "cpu")
+    frame = table(select("table3", "cpu"))
     assert f"missing: {LORA}  ->  {command}" in as_text(frame, "table3", "cpu")
     page = as_markdown(frame, "table3", "cpu")
     assert f"Rows that are not run: {len(frame) - 1} of {len(frame)}." in page
-    assert f"run {FULL} --scale" not in page
+    assert f"run {FULL} --seed" not in page
 
 
 @pytest.mark.parametrize("name", [MRPC_LORA, "table2/roberta-large/mrpc/lora-r8/official-code"])
 def test_the_command_of_a_row_of_several_seeds_makes_exactly_that_row_with_all_of_them(name):
     for seed in (0, 2):
-        write_glue(name, seed, [0.8], [0.8], scale="paper")
-    words = cell(name, "accuracy", "paper", scale="paper")["command"].split()
+        write_glue(name, seed, [0.8], [0.8])
+    words = cell(name, "accuracy", "paper")["command"].split()
     arguments = reproduce._parser().parse_args(words[2:])
     chosen = select(arguments.table, arguments.scale, arguments.rows, arguments.variant)
     assert ([e.name for e in chosen], arguments.seeds) == ([name], [0, 2])
@@ -345,22 +348,22 @@ def test_the_command_of_a_row_of_several_seeds_makes_exactly_that_row_with_all_o
 
 
 def test_e2e_and_glue_never_share_a_table_and_two_protocols_never_a_sheet():
-    write_e2e("pitfalls/e2e/correct", 0, 0.6)
-    write_glue("pitfalls/glue-mrpc/correct", 0, [0.8], [0.8])
-    found = parts(table("pitfalls", "cpu"), "pitfalls")
+    write_e2e("pitfalls/gpt2-mini/correct", 0, 0.6)
+    write_glue("pitfalls/minilm/mrpc/correct", 0, [0.8], [0.8])
+    found = parts(table(select("pitfalls", "cpu")), "pitfalls")
     assert list(found) == ["pitfalls-e2e", "pitfalls-glue"]
     columns = [set(sheet.columns) for _, sheet in sheets(found["pitfalls-e2e"])]
     course = HEADS["course_BLEU"]
     assert any("BLEU" in sheet for sheet in columns) and any(course in sheet for sheet in columns)
-    assert not any({"BLEU", course} <= sheet or "honest" in sheet for sheet in columns)
+    assert not any({"BLEU", course} <= sheet or "held-out" in sheet for sheet in columns)
 
 
-@pytest.mark.parametrize(("best", "rules"), [(0.8, ["paper's rule and honest"]), (0.9, ["paper's rule", "honest"])])
+@pytest.mark.parametrize(("best", "rules"), [(0.8, ["paper's rule and held-out"]), (0.9, ["paper's rule", "held-out"])])
 def test_ranks_and_matrices_make_a_grid_for_each_task_and_rule_and_one_where_the_rules_agree(best, rules):
     for rank, accuracy in ((1, 0.7), (8, 0.8)):
-        honest = {"honest_scores": {"accuracy": accuracy}}
-        write_glue(f"table6/roberta-base/sst2/query-value-r{rank}", 0, [accuracy + best - 0.8], [accuracy], **honest)
-    (part,) = parts(table("table6", "cpu"), "table6").values()
+        held_out = {"honest_scores": {"accuracy": accuracy}}
+        write_glue(f"table6/minilm/sst2/query-value-r{rank}", 0, [accuracy + best - 0.8], [accuracy], **held_out)
+    (part,) = parts(table(select("table6", "cpu")), "table6").values()
     grids = {title: sheet for title, sheet in sheets(part) if "by rank" in title}
     assert list(grids) == [f"SST-2, accuracy, {rule}: matrices by rank" for rule in rules]
     assert list(grids.values())[-1].to_numpy().tolist() == [["query, value", "70.00", "80.00"]]
@@ -371,31 +374,36 @@ def test_a_row_that_starts_from_mnli_says_that_its_reference_does():
     for task, full in (("rte", "full-from-mnli"), ("mrpc", "full")):
         for row in (full, "lora-r8"):
             for seed, accuracy in enumerate((0.8, 0.81)):
-                write_glue(f"table2/roberta-base/{task}/{row}", seed, [accuracy], [accuracy])
-    verdicts = table("table2", "cpu", only=["rte", "mrpc"]).set_index("experiment")["verdict"]
-    assert verdicts["table2/roberta-base/rte/lora-r8"].endswith("equivalent (n=2, both from MNLI)")
-    assert verdicts["table2/roberta-base/mrpc/lora-r8"].endswith("equivalent (n=2)")
+                write_glue(f"table2/minilm/{task}/{row}", seed, [accuracy], [accuracy])
+    verdicts = table(select("table2", "cpu", ["rte", "mrpc"])).set_index("experiment")["verdict"]
+    assert verdicts["table2/minilm/rte/lora-r8"].endswith("equivalent (n=2, both from MNLI)")
+    assert verdicts["table2/minilm/mrpc/lora-r8"].endswith("equivalent (n=2)")
 
 
 def test_a_table_says_scale_statistic_protocol_margin_and_subset():
     write_glue(MRPC_FULL, 0, [0.8], [0.8], subset={"train": True})
     write_glue(MRPC_LORA, 0, [0.8], [0.8])
-    text = as_text(table("table2", "cpu"), "table2", "cpu")
+    text = as_text(table(select("table2", "cpu")), "table2", "cpu")
     for said in ("Scale cpu: real data and small real models", "medians over n seeds", "Two rules, never mixed",
-                 "equivalent within ±1 point, 0.1 NIST", "Of MRPC some split at hand is a subset",
-                 "All rows are of minilm; the model in a row's name is the paper's", "not the same work"):  # fmt: skip
+                 "equivalent if the 90% interval (Student's t) lies within ±1 point; else better",
+                 "At least one split of MRPC is a subset", "at its own scale: not the same work"):  # fmt: skip
         assert said in text
-    write_e2e(FULL, 0, 0.6)
-    assert "Text protocol lora; scored: the last epoch" in as_text(table("table3", "cpu"), "table3", "cpu")
+    for name in (FULL, LORA):
+        write_e2e(name, 0, 0.6)
+    text = as_text(table(select("table3", "cpu")), "table3", "cpu")
+    assert "Text protocol lora; scored: the last epoch" in text
+    assert "lies within ±1 point, 0.1 NIST, 0.05 CIDEr" in text
 
 
 def test_runs_that_answer_always_the_same_are_counted_beside_their_score():
     write_glue(MRPC_LORA, 0, [0.8], [0.8])
     alarm = {"accuracy": 0.68, "f1": 0.8, "precision": 0.7, "recall": 1.0, "alarm": "408 of 408 are equivalent"}
     write_glue(MRPC_LORA, 1, [0.8], [0.8], scores=alarm)
-    row = table("table2", "cpu").set_index("experiment").loc[MRPC_LORA]
+    row = table(select("table2", "cpu")).set_index("experiment").loc[MRPC_LORA]
     assert row["alarms"] == 1
-    assert "alarms: runs that give nearly always the same answer" in as_text(table("table2", "cpu"), "table2", "cpu")
+    assert "alarms: runs that give nearly always the same answer" in as_text(
+        table(select("table2", "cpu")), "table2", "cpu"
+    )
 
 
 # files
@@ -404,11 +412,11 @@ def test_runs_that_answer_always_the_same_are_counted_beside_their_score():
 def test_the_files_are_the_same_bytes_whatever_the_order_in_which_runs_ended(tmp_path, monkeypatch):
     found = []
     for folder, seeds in (("a", (0, 1, 2)), ("b", (2, 0, 1))):
-        monkeypatch.setattr(paths, "RESULTS", tmp_path / folder)
+        monkeypatch.setattr(files, "RESULTS", tmp_path / folder)
         for seed in seeds:
             write_e2e(FULL, seed, 0.60 + seed / 100)
             write_glue(MRPC_LORA, seed, [0.8 + seed / 100], [0.8])
-        found.append(summary_files.files())
+        found.append(result_files.result_texts())
     assert found[0] == found[1]
     assert {"summary.csv", "tables/table3-cpu.md", "tables/table2-cpu.csv", "figures/table3-parameters-cpu.csv"} <= set(
         found[0]
@@ -416,65 +424,67 @@ def test_the_files_are_the_same_bytes_whatever_the_order_in_which_runs_ended(tmp
 
 
 def test_what_is_run_at_quick_scale_only_is_in_no_file():
-    write_e2e(LORA, 0, 0.6, scale="quick")
-    found = summary_files.files()
+    write_e2e("table3/gpt2-mini/e2e-builtin/lora-r4", 0, 0.6)
+    found = result_files.result_texts()
     assert set(found) == {"summary.csv", "tables/README.md"}
-    assert "Nothing is recorded yet" in found["tables/README.md"] and LORA not in found["summary.csv"]
+    assert "Nothing is recorded yet" in found["tables/README.md"] and "lora-r4" not in found["summary.csv"]
 
 
 def test_records_of_experiments_that_are_no_longer_declared_are_named():
     record = write_e2e(LORA, 0, 0.6)
-    records.write_record(record | {"name": "table3/gpt2/lora-r5"})
-    page = summary_files.files()["tables/README.md"]
-    assert "1 of " in page and "in no table: table3/gpt2/lora-r5." in page
+    records.write_record(record | {"name": "table3/gpt2-mini/lora-r5"})
+    page = result_files.result_texts()["tables/README.md"]
+    assert "1 of " in page and "in no table: table3/gpt2-mini/lora-r5." in page
 
 
 def test_notes_name_full_fine_tuning_as_one_reference_whatever_it_starts_from():
-    rows = {"mrpc": MRPC_FULL, "rte": "table2/roberta-base/rte/full-from-mnli"}
+    rows = {"mrpc": MRPC_FULL, "rte": "table2/minilm/rte/full-from-mnli"}
     for task, full in rows.items():
-        for name in (full, f"table2/roberta-base/{task}/lora-r8"):
+        for name in (full, f"table2/minilm/{task}/lora-r8"):
             write_glue(name, 0, [0.8], [0.8])
-    text = as_text(table("table2", "cpu", only=["mrpc", "rte"]), "table2", "cpu")
+    text = as_text(table(select("table2", "cpu", ["mrpc", "rte"])), "table2", "cpu")
     assert "the mean difference to full fine-tuning from the same start at the same seeds" in text
 
 
 def test_the_readme_gets_the_main_tables_with_the_command_of_every_row():
     write_e2e(FULL, 0, 0.6)
     write_glue(MRPC_LORA, 0, [0.8], [0.7])
-    page = summary_files.readme("# LoRA\n<!-- results -->\nold\n<!-- /results -->\nthe end\n")
+    page = readme.with_block(
+        "# LoRA\n<!-- results -->\nold\n<!-- /results -->\nthe end\n", "results", readme.results_block()
+    )
     assert page.startswith("# LoRA\n<!-- results -->\n\n**Table 3: E2E, scale `cpu`**\n\n| experiment |")
     assert page.endswith("\n\n<!-- /results -->\nthe end\n") and "old" not in page
     for name in (FULL, MRPC_LORA):
-        assert f"python code/reproduce.py run {name} --scale cpu --seed 0" in page
+        assert f"python code/reproduce.py run {name} --seed 0" in page
     assert f"{len(select('table3', 'cpu')) - 1} more rows are not run yet." in page
-    assert summary_files.readme(page) == page
+    assert readme.with_block(page, "results", readme.results_block()) == page
 
 
 @pytest.mark.parametrize(("text", "lack"), [("# LoRA\n", "no beginning"), ("<!-- results -->\n", "no end")])
 def test_a_readme_without_the_markers_is_refused(text, lack):
     with pytest.raises(ValueError, match=f"expected the lines <!-- results -->.*found {lack}"):
-        summary_files.readme(text)
+        readme.with_block(text, "results", "new")
 
 
 def test_summary_and_check_need_neither_torch_nor_transformers(results):
     write_e2e(FULL, 0, 0.6)
     code = (
         "import sys; from pathlib import Path\n"
-        f"sys.path.insert(0, {str(paths.ROOT / 'code')!r})\n"
-        f"import paths; paths.RESULTS = Path({str(results)!r})\n"
-        "import make_summary, make_check\n"
-        "assert 'tables/table3-cpu.md' in make_summary.files()\n"
+        f"sys.path.insert(0, {str(files.ROOT / 'code')!r})\n"
+        f"import files; files.RESULTS = Path({str(results)!r})\n"
+        "from publish import check, result_files\n"
+        "result_files.write_results()\n"
+        "assert (files.RESULTS / 'tables/table3-cpu.md').exists()\n"
+        "assert all(line.startswith('README.md') for line in check.differences())\n"
         "print({'torch', 'transformers'} & sys.modules.keys())"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout == "set()\n"
 
 
-def test_every_declared_experiment_has_quantities_at_every_scale():
+def test_every_declared_experiment_has_quantities_each_once():
     for experiment in EXPERIMENTS.values():
-        for scale in experiment.scales:
-            settings = replace(experiment.paper, **experiment.changes.get(scale, {}))
-            asked = quantities(settings)
-            assert asked[0].rule != "cost"
-            keys = [(q.metric, q.protocol, q.rule) for q in asked]
-            assert len(keys) == len(set(keys))
+        asked = quantities(experiment.settings)
+        assert asked[0].rule != "cost"
+        keys = [(q.metric, q.protocol, q.rule) for q in asked]
+        assert len(keys) == len(set(keys))

@@ -4,24 +4,26 @@ import csv
 import json
 import subprocess
 import sys
-from dataclasses import replace
+from dataclasses import fields, replace
 from importlib.util import find_spec
 
 import pytest
 
-import e2e_run
-import experiments_e2e
-import experiments_glue
-import glue_data
-import glue_run
-import paths
-import runs
+import files
 import train
-from evaluation import Evaluation
-from lora import load_lora
+from adapter_files import load_lora
+from experiments import e2e as e2e_experiments
+from experiments import glue as glue_experiments
+from experiments.settings import Job, Settings
+from methods.catalogue import METHODS
 from models import MINILM_PACKAGE, load_model
-from sittings import TrainingInterrupted
-from work import lock
+from runs import e2e as e2e_run
+from runs import execute
+from runs import glue as glue_run
+from runs.run import lock
+from tasks.catalogue import TASKS
+from tasks.glue import data as glue_data
+from training.checkpoints import TrainingInterrupted
 
 SMALL = ("--r", "2", "--train_rows", "32", "--epochs", "2", "--batch_size", "16", "--max_seq_length", "24")
 PARAPHRASES = ("--task", "paraphrase-builtin", *SMALL)
@@ -29,6 +31,10 @@ PARAPHRASES = ("--task", "paraphrase-builtin", *SMALL)
 
 def settings_of(*flags):
     return train.free_settings(train._parser().parse_args([*flags, "--output_dir", "out"]))[1]
+
+
+def job_of(settings, folder, seed=0):
+    return Job(settings, seed, folder / "checkpoints")
 
 
 def command(monkeypatch, capsys, *words):
@@ -58,11 +64,11 @@ def test_the_defaults_are_those_of_the_task_the_method_and_the_model():
     assert settings_of("--task", "mrpc", "--method", "full").learning_rate == 2e-5
     assert settings_of("--task", "mrpc", "--model", "roberta-large").learning_rate == 3e-4
     minilm = settings_of("--task", "mrpc", "--model", "minilm")
-    assert minilm.learning_rate == experiments_glue.CPU_LEARNING_RATES["lora"]["mrpc"]
+    assert minilm.learning_rate == glue_experiments.CPU_LEARNING_RATES["lora"]["mrpc"]
     e2e = settings_of("--task", "e2e")
     assert (e2e.model, e2e.rank, e2e.alpha, e2e.warmup_steps) == ("gpt2", 4, 32, 500)
     mini = settings_of("--task", "e2e", "--model", "gpt2-mini")
-    assert mini.learning_rate == experiments_e2e.CPU_LEARNING_RATES["lora"] != e2e.learning_rate
+    assert mini.learning_rate == e2e_experiments.CPU_LEARNING_RATES["lora"] != e2e.learning_rate
     assert settings_of("--task", "sentiment-builtin").model == "minilm"
 
 
@@ -77,9 +83,13 @@ def test_every_other_method_has_the_settings_of_its_row():
     assert settings_of("--task", "e2e", "--method", "top-layers", "--top_layers", "5").top_layers == 5
 
 
-def test_a_method_without_a_row_has_lora_s_and_wants_its_rate_and_size():
-    with pytest.raises(ValueError, match="have no preembed on e2e: give --lr and --prefix_tokens"):
+def test_a_method_without_a_row_has_lora_s_and_wants_its_rate_and_size(monkeypatch, capsys, tmp_path):
+    with pytest.raises(ValueError, match="have no preembed on e2e, so no learning rate for it: give --lr"):
         settings_of("--task", "e2e", "--method", "preembed")
+    flags = ("--task", "e2e-builtin", "--method", "preembed", "--lr", "1e-2", "--output_dir", tmp_path / "out")
+    with pytest.raises(SystemExit, match=r"error: .*prefix_tokens"):
+        command(monkeypatch, capsys, *flags)
+    assert not (tmp_path / "out").exists()
     s = settings_of("--task", "e2e", "--method", "preembed", "--lr", "1e-2", "--prefix_tokens", "5")
     lora = settings_of("--task", "e2e")
     without = {"method": "preembed", "rank": None, "alpha": None, "lora_dropout": 0.0, "targets": ()}
@@ -103,6 +113,41 @@ def test_every_flag_reaches_its_setting():
     assert settings_of(*flags.split()) == replace(settings_of("--task", "mnli", "--model", "roberta-large"), **changed)
 
 
+def test_a_command_line_as_the_official_scripts_have_it_gives_those_settings():
+    flags = "--task mnli --r 8 --alpha 16 --lora_target_weights query value --epochs 3 --batch_size 16 --lr 5e-4 "
+    flags += "--max_seq_length 128 --warmup_ratio 0.06 --seed 42 --output_dir runs/mnli"
+    arguments = train._parser().parse_args(flags.split())
+    _, s = train.free_settings(arguments)
+    assert (s.task, s.model, s.method, s.rank, s.alpha) == ("mnli", "roberta-base", "lora", 8, 16.0)
+    assert (s.targets, s.epochs, s.batch_size, s.learning_rate) == (("query", "value"), 3, 16, 5e-4)
+    assert (s.max_length, s.warmup_ratio, s.warmup_steps) == (128, 0.06, 0)
+    assert (arguments.seed, str(arguments.output_dir)) == (42, "runs/mnli")
+
+
+SAMPLES = {  # type of a setting -> words of the command line, and the value that they are
+    "int": (["3"], 3), "float": (["0.5"], 0.5), "str": (["fixed"], "fixed"), "bool": ([], True),
+    "tuple[str, ...]": (["query", "key"], ("query", "key")), "tuple[int, ...]": (["1", "2"], (1, 2)),
+    "tuple[float, float]": (["0.5", "0.75"], (0.5, 0.75)),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("field", fields(Settings), ids=lambda field: field.name)
+def test_every_setting_has_a_flag_of_its_type_but_those_of_declared_experiments(field, capsys):
+    words, value = SAMPLES[field.type.removesuffix(" | None")]
+    line = ["--task", "mrpc", "--output_dir", "out", train.flag(field.name), *words]
+    if field.name in ("start_from", "evaluate"):
+        with pytest.raises(SystemExit):
+            train._parser().parse_args(line)
+        assert "unrecognized arguments" in capsys.readouterr().err
+    elif field.name != "task":
+        parsed = getattr(train._parser().parse_args(line), field.name)
+        assert (parsed, type(parsed)) == (value, type(value))
+
+
+def test_a_switch_can_be_turned_off():
+    assert settings_of("--task", "e2e", "--no-end_loss") == replace(settings_of("--task", "e2e"), end_loss=False)
+
+
 def test_a_warm_up_ratio_replaces_the_warm_up_steps_of_e2e():
     s = settings_of("--task", "e2e", "--warmup_ratio", "0.1")
     assert (s.warmup_steps, s.warmup_ratio) == (0, 0.1)
@@ -113,32 +158,40 @@ def test_flags_that_do_not_go_together_are_refused():
         settings_of("--task", "mrpc", "--method", "full", "--r", "8", "--alpha", "16")
     with pytest.raises(ValueError, match="--bottleneck: --method lora has no such setting"):
         settings_of("--task", "mrpc", "--bottleneck", "8")
-    with pytest.raises(ValueError, match="--max_seq_length is of the GLUE tasks"):
+    with pytest.raises(ValueError, match="--max_seq_length: --task e2e has no such setting"):
         settings_of("--task", "e2e", "--max_seq_length", "128")
 
 
+def test_the_setting_of_one_method_is_refused_with_every_other():
+    own = {setting for method in METHODS.values() for setting in method.settings}
+    types = {field.name: field.type.removesuffix(" | None") for field in fields(Settings)}
+    assert {"rank", "bottleneck", "prefix_tokens", "rank_stages"} <= own
+    for name, method in METHODS.items():
+        for setting in own - {*method.settings}:
+            words, _ = SAMPLES[types[setting]]
+            with pytest.raises(ValueError, match=f"^{train.flag(setting)}: --method {name} has no such setting"):
+                settings_of("--task", "mrpc", "--method", name, train.flag(setting), *words)
+
+
 def test_a_count_below_one_and_an_unknown_task_are_refused(capsys):
-    with pytest.raises(SystemExit):
+    with pytest.raises(ValueError, match="epochs must be above 0 and finite, found 0"):
         settings_of("--task", "mrpc", "--epochs", "0")
-    assert "--epochs: expected at least 1, found 0" in capsys.readouterr().err
     with pytest.raises(SystemExit):
         settings_of("--task", "wnli")
     assert "invalid choice: 'wnli'" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("ratio", ["1", "6", "-0.1", "nan"])
-def test_a_warm_up_that_is_no_share_of_the_steps_is_refused(capsys, ratio):
-    with pytest.raises(SystemExit):
+def test_a_warm_up_that_is_no_share_of_the_steps_is_refused(ratio):
+    with pytest.raises(ValueError, match=f"warmup_ratio must be from 0 to below 1, found {float(ratio)}"):
         settings_of("--task", "mrpc", "--warmup_ratio", ratio)
-    assert f"--warmup_ratio: expected a share from 0 to below 1, found {ratio}" in capsys.readouterr().err
     assert settings_of("--task", "mrpc", "--warmup_ratio", "0").warmup_ratio == 0
 
 
-def test_a_negative_number_of_layers_without_adapter_is_refused(capsys):
+def test_a_negative_number_of_layers_without_adapter_is_refused():
     adapters = ("--task", "mrpc", "--method", "adapter-p", "--dropped_layers")
-    with pytest.raises(SystemExit):
+    with pytest.raises(ValueError, match="dropped_layers must be 0 or above and finite, found -1"):
         settings_of(*adapters, "-1")
-    assert "--dropped_layers: expected at least 0, found -1" in capsys.readouterr().err
     assert settings_of(*adapters, "0").dropped_layers == 0
 
 
@@ -163,7 +216,7 @@ def test_a_folder_in_which_another_process_trains_is_left_to_it(monkeypatch, cap
 
 
 @pytest.mark.parametrize(
-    ("model", "message"), [("gpt3", "no model is called 'gpt3'"), ("gpt2-mini", "gpt2-mini does not fit mrpc")]
+    ("model", "message"), [("gpt3", "no model is called 'gpt3'"), ("gpt2-mini", "gpt2-mini does not fit a task with 2")]
 )
 def test_a_model_that_is_unknown_or_does_not_fit_leaves_no_folder(monkeypatch, capsys, tmp_path, model, message):
     with pytest.raises(SystemExit, match=f"error: {message}"):
@@ -181,7 +234,7 @@ def test_dry_run_prints_settings_counts_and_cost_and_starts_nothing(monkeypatch,
 
 def test_help_needs_no_torch():
     code = (
-        f"import sys; sys.path.insert(0, {str(paths.ROOT / 'code')!r}); import train\n"
+        f"import sys; sys.path.insert(0, {str(files.ROOT / 'code')!r}); import train\n"
         "try: train._parser().parse_args(['--help'])\n"
         "finally: assert 'torch' not in sys.modules and 'pandas' not in sys.modules"
     )
@@ -201,7 +254,7 @@ def minilm_folder(tmp_path_factory):
     load, measure_rows = glue_data.load_glue, glue_run.classify
 
     def load_some(name, split, data_dir=None):
-        return replace(found := load(name, split, data_dir), examples=found.examples[:60])
+        return replace(whole := load(name, split, data_dir), examples=whole.examples[:60])
 
     def stop_in_second_epoch(*arguments):
         validated.append(1)
@@ -214,10 +267,10 @@ def minilm_folder(tmp_path_factory):
         patch.setattr(glue_run, "classify", stop_in_second_epoch)
         settings = replace(settings_of(*PARAPHRASES), precision="float32")
         with pytest.raises(TrainingInterrupted):
-            train.train(settings, 0, folder)
+            train.train(job_of(settings, folder), folder)
         stopped = json.loads((folder / "record.json").read_text(encoding="utf-8"))
         checkpoints = [path.name for path in (folder / "checkpoints").glob("checkpoint-*")]
-        record = train.train(settings, 0, folder)
+        record = train.train(job_of(settings, folder), folder)
     return {
         "folder": folder, "settings": settings, "stopped": stopped, "checkpoints": checkpoints, "record": record,
         "validated": len(validated),
@@ -254,8 +307,9 @@ def test_metrics_csv_has_a_row_an_epoch_on_the_reported_split(minilm_folder):
 
 
 def test_a_finished_run_is_not_done_again(minilm_folder, monkeypatch, capsys):
-    monkeypatch.setattr(runs, "measure", None)  # to call it would fail
-    again = train.train(minilm_folder["settings"], 0, minilm_folder["folder"])
+    monkeypatch.setattr(execute, "measure", None)  # to call it would fail
+    folder = minilm_folder["folder"]
+    again = train.train(job_of(minilm_folder["settings"], folder), folder)
     assert again == json.loads(json.dumps(minilm_folder["record"]))
     assert "finished; nothing to do" in capsys.readouterr().out
 
@@ -267,7 +321,7 @@ def test_a_folder_of_another_run_is_refused_and_stays_as_it_is(minilm_folder):
         with pytest.raises(
             ValueError, match=rf"holds a run \(finished\) of other settings: {differs}\. Choose another"
         ):
-            train.train(changed, seed, folder)
+            train.train(job_of(changed, folder, seed), folder)
     assert (folder / "record.json").read_bytes() == before
 
 
@@ -275,9 +329,9 @@ def test_a_run_that_fails_says_so_in_its_folder(tmp_path, monkeypatch):
     def fail(*_):
         raise FileNotFoundError("glue/mrpc is nowhere")
 
-    monkeypatch.setattr(runs, "measure", fail)
+    monkeypatch.setattr(execute, "measure", fail)
     with pytest.raises(FileNotFoundError):
-        train.train(settings_of(*PARAPHRASES), 0, tmp_path)
+        train.train(job_of(settings_of(*PARAPHRASES), tmp_path), tmp_path)
     held = json.loads((tmp_path / "record.json").read_text(encoding="utf-8"))
     assert (held["status"], held["error"]) == ("failed", "FileNotFoundError: glue/mrpc is nowhere")
 
@@ -285,7 +339,7 @@ def test_a_run_that_fails_says_so_in_its_folder(tmp_path, monkeypatch):
 def test_sts_b_has_its_own_metrics_in_the_csv():
     scores = {"loss": 1.5, "pearson": 0.8, "spearman": 0.7, "alarm": None}
     record = {
-        "settings": {"task": "stsb"}, "history": [],
+        "settings": {"task": "stsb"}, "history": [], "rows": {"train": 2, "validation": 2, "held_out": 1},
         "epochs": [{"epoch": 1, "training_loss": 2.0, "held_out": {}, "validation": scores}],
     }  # fmt: skip
     expected = {"epoch": 1, "training_loss": 2.0, "validation_loss": 1.5, "pearson": 0.8, "spearman": 0.7}
@@ -293,20 +347,20 @@ def test_sts_b_has_its_own_metrics_in_the_csv():
 
 
 def test_an_e2e_run_has_its_losses_in_the_csv_and_its_scores_in_the_record(tmp_path, monkeypatch, capsys):
-    load = e2e_run.load_split
-    monkeypatch.setattr(e2e_run, "load_split", lambda s, split, d: load(s, split, d)[:16])
-    scored = Evaluation({"BLEU": 0.25, "CIDEr": None}, [{"prediction": "Blue Spice ."}])  # decoding takes too long here
-    monkeypatch.setattr(e2e_run, "evaluate_generation", lambda *_: scored)
+    task, scores, predictions = TASKS["e2e-builtin"], {"BLEU": 0.25, "CIDEr": None}, [{"prediction": "Blue Spice ."}]
+    few = replace(task, load=lambda *split: task.load(*split)[:16])
+    monkeypatch.setitem(TASKS, "e2e-builtin", few)
+    monkeypatch.setattr(e2e_run, "_decode_and_score", lambda *_: ({"scores": scores}, predictions))  # takes long
     flags = ("--task", "e2e-builtin", "--epochs", "2", "--lr", "1e-3")
     out = command(monkeypatch, capsys, *flags, "--output_dir", tmp_path)
-    assert "as table3/gpt2/lora-r4 at scale quick" in out
-    assert out.endswith("BLEU 0.2500\n")
+    assert "as table3/gpt2-mini/e2e-builtin/lora-r4 at scale quick" in out
+    assert out.endswith("BLEU 25.00\n")
     rows = rows_of(tmp_path / "metrics.csv")
     assert list(rows[0]) == ["epoch", "training_loss", "validation_loss"]
     record = json.loads((tmp_path / "record.json").read_text(encoding="utf-8"))
     validated = [entry["eval_loss"] for entry in record["history"] if "eval_loss" in entry]
     assert [float(row["validation_loss"]) for row in rows] == validated
     assert len(rows) == 2 and float(rows[0]["training_loss"]) > 0
-    assert record["scores"] == scored.scores
+    assert record["scores"] == scores
     assert (tmp_path / "adapter" / "adapter_config.json").exists()
-    assert json.loads((tmp_path / "predictions.jsonl").read_text(encoding="utf-8")) == scored.predictions[0]
+    assert json.loads((tmp_path / "predictions.jsonl").read_text(encoding="utf-8")) == predictions[0]

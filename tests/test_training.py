@@ -14,15 +14,16 @@ import torch.nn.functional as F
 from peft import LoraConfig, get_peft_model
 from transformers import GPT2Config, GPT2LMHeadModel
 
-import sittings
-from batches import IGNORED, RowsByLength, pad_right
-from experiments_e2e import LORA
-from lora import load_lora, save_lora
-from methods import apply_method
-from optimizer import OfficialAdamW, trained_state
-from settings import Settings
-from sittings import TrainingInterrupted, newest_checkpoint
-from training import TrainingDiverged, completion_loss, train
+from adapter_files import load_lora, save_lora
+from experiments.e2e import LORA
+from experiments.settings import Job, Settings
+from methods.catalogue import apply_method
+from tasks.e2e.loss import completion_loss
+from training import checkpoints, trainer
+from training.batches import IGNORED, RowsByLength, pad_right
+from training.checkpoints import TrainingInterrupted, newest_checkpoint
+from training.optimizer import OfficialAdamW, trained_state
+from training.trainer import WEIGHTS_FILE, TrainingDiverged, train
 
 SETTINGS = Settings(
     task="e2e",
@@ -60,7 +61,7 @@ def run_training(folder, settings=SETTINGS, model=None, rows=None, loss=None, se
     rows = some_rows() if rows is None else rows
     loss = loss or (lambda m, batch: completion_loss(m, batch, settings.label_smoothing))
     validate = lambda m, _: {"loss": completion_loss(m, pad_right(some_rows(8, seed=1))).item()}  # noqa: E731
-    return model, train(model, rows, settings, seed, folder, loss, validate, schedule=schedule)
+    return model, train(model, rows, Job(settings, seed, folder), loss, validate, schedule=schedule)
 
 
 def stop_at_call(number, loss=completion_loss):
@@ -162,8 +163,6 @@ def test_a_pair_that_is_added_later_takes_the_steps_it_would_take_alone():
 
 def rates_of(folder, settings, model=None):
     """The learning rate of every parameter by name, at every step; and the model."""
-    import training
-
     seen, model = [], model or tiny_model()
 
     class Spy(OfficialAdamW):
@@ -173,7 +172,7 @@ def rates_of(folder, settings, model=None):
             return super().step(closure)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(training, "OfficialAdamW", Spy)
+        patch.setattr(trainer, "OfficialAdamW", Spy)
         run_training(folder, settings, model)
     return seen, model
 
@@ -212,10 +211,10 @@ def test_rank_stabilised_lora_is_scaled_by_alpha_over_the_root_of_the_rank(stabi
 
 
 def test_rank_stabilised_stages_and_budgets_have_the_scale_of_their_whole_rank():
-    many = {"rank_stages": (2, 8), "stage_trigger": "fixed", "rank_budget": 17, "schedule_every": 5}
-    for method, rank in (("sequential-lora", 8), ("adaptive-lora", 4)):
+    stages, budget = {"rank_stages": (2, 8), "stage_trigger": "fixed"}, {"rank_budget": 17, "schedule_every": 5}
+    for method, rank, own in (("sequential-lora", 8, stages), ("adaptive-lora", 4, budget)):
         model = tiny_model()
-        apply_method(model, replace(SETTINGS, **LORA | many | {"method": method}, rank_stabilised=True))
+        apply_method(model, replace(SETTINGS, **LORA | own | {"method": method}, rank_stabilised=True))
         assert model.transformer.h[0].attn.c_attn.scaling == pytest.approx(32 / rank**0.5)
 
 
@@ -228,13 +227,11 @@ def test_learning_rate_warms_up_and_decays_linearly_to_zero(tmp_path):
             seen.append(self.param_groups[0]["lr"])
             return super().step(closure)
 
-    import training
-
-    original, training.OfficialAdamW = training.OfficialAdamW, Spy
+    original, trainer.OfficialAdamW = trainer.OfficialAdamW, Spy
     try:
         run_training(tmp_path, settings)
     finally:
-        training.OfficialAdamW = original
+        trainer.OfficialAdamW = original
     assert len(seen) == 60  # 37 rows in batches of 4, six times
     assert seen[0] == 0.0
     assert seen[6] == pytest.approx(0.01)
@@ -263,7 +260,7 @@ def test_best_epoch_is_kept_when_asked_for(tmp_path):
         return {"loss": next(scores)}
 
     settings = replace(SETTINGS, epochs=3, keep="best-epoch")
-    result = train(model, some_rows(), settings, 0, tmp_path, completion_loss, validate)
+    result = train(model, some_rows(), Job(settings, 0, tmp_path), completion_loss, validate)
     assert result.kept_step == 20
     kept = trained_state(model)
     assert all(torch.equal(kept[k], states[1][k]) for k in kept)
@@ -305,7 +302,7 @@ def test_a_stopped_run_goes_on_where_it_was_and_not_at_its_best_epoch(tmp_path):
     def sitting(folder, loss=completion_loss):
         model = tiny_model()
         apply_method(model, settings)
-        return train(model, some_rows(), settings, 0, folder, loss, lambda m, epoch: {"loss": float(epoch)})
+        return train(model, some_rows(), Job(settings, 0, folder), loss, lambda m, epoch: {"loss": float(epoch)})
 
     whole = sitting(tmp_path / "whole")
     with pytest.raises(TrainingInterrupted, match="after step 25"):
@@ -317,7 +314,7 @@ def test_a_stopped_run_goes_on_where_it_was_and_not_at_its_best_epoch(tmp_path):
     )  # as where what follows the training was cut
 
 
-@pytest.mark.parametrize("name", ["trainer_state.json", "optimizer.pt", "trained.safetensors", "sizes.json"])
+@pytest.mark.parametrize("name", ["trainer_state.json", "optimizer.pt", WEIGHTS_FILE, "sizes.json"])
 @pytest.mark.parametrize("left", ["a part", "nothing"])
 def test_a_checkpoint_that_is_not_there_whole_is_passed_over(tmp_path, name, left):
     with pytest.raises(TrainingInterrupted, match="after step 13"):
@@ -331,9 +328,9 @@ def test_a_checkpoint_that_is_not_there_whole_is_passed_over(tmp_path, name, lef
 
 def test_checkpoints_are_saved_by_the_clock_and_less_often_where_that_takes_long(tmp_path, monkeypatch):
     now = 0.0
-    monkeypatch.setattr(sittings, "time", SimpleNamespace(monotonic=lambda: now))
-    monkeypatch.setattr(sittings, "peak_memory_gib", lambda: 1.0)
-    sitting = sittings.Sitting(tmp_path, tokens=lambda: 0, anywhere=lambda *flags: list(flags))
+    monkeypatch.setattr(checkpoints, "time", SimpleNamespace(monotonic=lambda: now))
+    monkeypatch.setattr(checkpoints, "peak_memory_gib", lambda: 1.0)
+    sitting = checkpoints.Sitting(tmp_path, tokens=lambda: 0, anywhere=lambda *flags: list(flags))
     state = SimpleNamespace(epoch=0.5, log_history=[], is_world_process_zero=True, global_step=7)
     (tmp_path / "checkpoint-7").mkdir()
 
@@ -354,10 +351,10 @@ def test_checkpoints_are_saved_by_the_clock_and_less_often_where_that_takes_long
 
 
 def test_the_peak_of_memory_is_that_of_the_sitting_that_took_most(tmp_path, monkeypatch):
-    monkeypatch.setattr("sittings.peak_memory_gib", lambda: 3.0)
+    monkeypatch.setattr(checkpoints, "peak_memory_gib", lambda: 3.0)
     with pytest.raises(TrainingInterrupted):
         run_training(tmp_path, loss=stop_at_call(13))
-    monkeypatch.setattr("sittings.peak_memory_gib", lambda: 2.0)
+    monkeypatch.setattr(checkpoints, "peak_memory_gib", lambda: 2.0)
     _, result = run_training(tmp_path)
     assert result.peak_memory_gib == 3.0
     _, alone = run_training(tmp_path / "alone")
@@ -368,7 +365,7 @@ def test_checkpoints_hold_only_what_is_trained(tmp_path):
     from safetensors.torch import load_file
 
     run_training(tmp_path, replace(SETTINGS, method="lora", rank=2, **{k: v for k, v in LORA.items() if k != "method"}))
-    saved = load_file(next(tmp_path.glob("checkpoint-*/trained.safetensors")))
+    saved = load_file(next(tmp_path.glob(f"checkpoint-*/{WEIGHTS_FILE}")))
     assert saved
     assert all("lora_" in name for name in saved)
 
@@ -385,7 +382,7 @@ def test_a_loss_that_is_not_finite_stops_at_its_step_and_keeps_the_last_good_sta
         run_training(tmp_path, loss=breaking)
     from safetensors.torch import load_file
 
-    kept = load_file(next(tmp_path.glob("checkpoint-10/trained.safetensors")))
+    kept = load_file(next(tmp_path.glob(f"checkpoint-10/{WEIGHTS_FILE}")))
     assert all(torch.isfinite(t).all() for t in kept.values())
 
 
@@ -416,7 +413,7 @@ def test_the_state_that_is_named_is_the_newest_also_where_an_earlier_epoch_was_b
     apply_method(model, SETTINGS)
     settings = replace(SETTINGS, epochs=3, keep="best-epoch")
     with pytest.raises(TrainingDiverged, match=r"is \S*checkpoint-20\. Try"):
-        train(model, some_rows(), settings, 0, tmp_path, breaking_backward(25), lambda *_: {"loss": next(scores)})
+        train(model, some_rows(), Job(settings, 0, tmp_path), breaking_backward(25), lambda *_: {"loss": next(scores)})
     assert (tmp_path / "checkpoint-10").exists()  # the better one
 
 

@@ -11,8 +11,8 @@ import pytest
 import torch
 
 import two_process_runs
-from batches import share_of
-from training import completion_loss
+from tasks.e2e.loss import completion_loss
+from training.batches import share_of
 
 STEPS = {"completions": 12, "sentences": 12, "continued": 22}
 

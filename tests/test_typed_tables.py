@@ -7,9 +7,9 @@ import re
 
 import pytest
 
-from data_tables import read_table
-from experiments_glue import GLUE_TASKS
-from tasks import TASKS
+from experiments.glue import GLUE_TASKS
+from files import read_table
+from tasks.catalogue import TASKS
 
 MODELS = {"RoBERTa-base": "roberta-base", "RoBERTa-large": "roberta-large", "DeBERTa-XXL": "deberta-v2-xxlarge"}
 NLG = {"BLEU": "BLEU", "NIST": "NIST", "MET": "METEOR", "ROUGE-L": "ROUGE_L", "CIDEr": "CIDEr"}
@@ -40,8 +40,8 @@ def transcribed(shared_data):
 
 def number(cell):
     """What the cell begins with, before any remark; None where that is no number."""
-    found = re.match(r"[\d.]+(?:e-?\d+)?", cell)
-    return float(found[0]) if found else None
+    match = re.match(r"[\d.]+(?:e-?\d+)?", cell)
+    return float(match[0]) if match else None
 
 
 def test_every_cell_of_tables_2_and_3_is_at_its_row_and_metric(transcribed):
@@ -49,19 +49,19 @@ def test_every_cell_of_tables_2_and_3_is_at_its_row_and_metric(transcribed):
     for row in transcribed("table2_glue"):
         version = next(v for v in ("arXiv v2", "ICLR 2022") if v.split()[0] in row["paper_version"])
         method = row["method"] + "†" * (row["restricted_setup_dagger"] == "yes")
-        of = ("table2", row["model"], method, row["trainable_params_reported"], version)
+        line = ("table2", row["model"], method, row["trainable_params_reported"], version)
         for task in (TASKS[name] for name in GLUE_TASKS):
-            expected[(*of, f"{task.title} {task.main_metric}")] = (row[task.title], row[f"{task.title}_std"])
-        expected[(*of, "average")] = (row["Avg_reported"], "")
+            expected[(*line, f"{task.title} {task.main_metric}")] = (row[task.title], row[f"{task.title}_std"])
+        expected[(*line, "average")] = (row["Avg_reported"], "")
     for row in transcribed("table3_e2e"):
-        of = ("table3", row["model"], row["method"], row["trainable_params_reported"], "arXiv v2")
-        expected |= {(*of, ours): (row[theirs], row[f"{theirs}_std"]) for theirs, ours in NLG.items()}
+        line = ("table3", row["model"], row["method"], row["trainable_params_reported"], "arXiv v2")
+        expected |= {(*line, ours): (row[theirs], row[f"{theirs}_std"]) for theirs, ours in NLG.items()}
     expected = {key: tuple(map(number, cell)) for key, cell in expected.items() if cell[0]}
     ours = [row for row in read_table("paper.csv") if row["table"] in ("table2", "table3")]
     keys = ("table", "model", "method", "trainable", "version", "metric")
-    found = {tuple(row[key] for key in keys): (number(row["value"]), number(row["spread"])) for row in ours}
-    assert len(found) == len(ours) == 195
-    assert found == expected
+    cells = {tuple(row[key] for key in keys): (number(row["value"]), number(row["spread"])) for row in ours}
+    assert len(cells) == len(ours) == 195
+    assert cells == expected
 
 
 def test_every_setting_of_the_glue_rows_is_that_of_the_paper_or_the_scripts(transcribed):
@@ -76,11 +76,11 @@ def test_every_setting_of_the_glue_rows_is_that_of_the_paper_or_the_scripts(tran
                 row["init_from"] != "pre-trained model",
             )  # fmt: skip
     ours = read_table("glue_hyperparameters.csv")
-    found = {
+    settings = {
         (row["model"], row["row"], row["task"], row["variant"]): (
             number(row["batch_size"]), *(number(row[column]) for column in COLUMNS), row["mnli_start"] == "yes",
         )
         for row in ours
     }  # fmt: skip
-    assert len(found) == len(ours) == 88
-    assert found == expected
+    assert len(settings) == len(ours) == 88
+    assert settings == expected

@@ -23,11 +23,12 @@ def runs(folder: Path) -> dict[str, dict]:
     import torch
     from transformers import BertConfig, BertForSequenceClassification, GPT2Config, GPT2LMHeadModel
 
-    from batches import IGNORED, pad_right
-    from optimizer import trained_state
-    from settings import Settings
-    from sittings import TrainingInterrupted
-    from training import ShareDone, TrainingDiverged, completion_loss, train
+    from experiments.settings import Job, Settings
+    from tasks.e2e.loss import completion_loss
+    from training.batches import IGNORED, pad_right
+    from training.checkpoints import TrainingInterrupted
+    from training.optimizer import trained_state
+    from training.trainer import ShareDone, TrainingDiverged, train
 
     settings = Settings(
         "e2e", "gpt2-mini", "full", learning_rate=1e-2, epochs=2, batch_size=8, max_grad_norm=1.0, keep="best-epoch"
@@ -79,7 +80,7 @@ def runs(folder: Path) -> dict[str, dict]:
             "validate": dev_loss,
         } | others  # 41 = 5 * 8 + 1: the last batch is one row
         try:
-            result = train(model, settings=settings, seed=0, folder=folder / name, loss=loss, **arguments)
+            result = train(model, job=Job(settings, 0, folder / name), loss=loss, **arguments)
         except ShareDone:
             return {}
         except (TrainingInterrupted, TrainingDiverged) as error:

@@ -5,7 +5,7 @@
     {"BLEU": ..., "NIST": ..., "METEOR": ..., "ROUGE_L": ..., "CIDEr": ...}
 
 `evaluate` runs a copy of this file in its cache, which may come from another checkout or working directory. So the path
-given to `evaluate.load` is asked for the `code/` folder to import `nlg_metrics` from.
+given to `evaluate.load` is asked for the `code/` folder to import `tasks.e2e.metrics` from.
 """
 
 from __future__ import annotations
@@ -46,13 +46,15 @@ class E2ENLG(evaluate.Metric):
     def _download_and_prepare(self, dl_manager: datasets.DownloadManager) -> None:
         load = next(frame for frame, *_ in inspect.stack() if frame.f_globals["__name__"] == "evaluate.loading")
         checkout = Path(load.f_locals["path"]).resolve()
-        code = next((folder for folder in checkout.parents if (folder / "nlg_metrics.py").is_file()), None)
+        code = next(
+            (folder for folder in checkout.parents if (folder / "tasks" / "e2e" / "metrics.py").is_file()), None
+        )
         if code is None:
             raise FileNotFoundError(
-                f"no nlg_metrics.py above {checkout}: load this module from a checkout of the project"
+                f"no tasks/e2e/metrics.py above {checkout}: load this module from a checkout of the project"
             )
         sys.path.append(str(code))  # last, so that it hides no installed module
-        from nlg_metrics import score
+        from tasks.e2e.metrics import score
 
         self._score = score
 

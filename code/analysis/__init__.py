@@ -1,0 +1,1 @@
+"""From records to findings: quantities, statistics over seeds, comparisons, claims."""

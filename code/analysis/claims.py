@@ -1,0 +1,179 @@
+"""What the paper claims, each as a predicate over `results/summary.csv`: it holds here, does not, or is open.
+
+    judged(read_summary())["e2e-matches", "cpu"]    # Finding(verdict="does not hold", evidence="...", n=1)
+
+The report, the poster and their tests read nothing else about the outcome. Each sentence in them names a
+claim and the verdicts under which it is true (`says` of report/parts.typ): a stale sentence does not compile.
+`comparisons.py` says how two rows are compared; a claim that asks something else has its judge below.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from statistics import fmean
+
+import pandas as pd
+
+from analysis.comparisons import (
+    BETTER,
+    FAILS,
+    HOLDS,
+    MISSING,
+    OPEN,
+    Finding,
+    Judge,
+    better,
+    cheaper,
+    compared,
+    e2e_lines,
+    each_seed,
+    evidence_of,
+    glue_average,
+    no_worse,
+    rows,
+    same_dev_loss,
+    tried_rates,
+)
+from analysis.quantities import MARGIN, printed
+from analysis.seed_statistics import paired_differences
+
+JUDGED_SCALES = ("cpu", "paper")
+JUDGED_BASES = {
+    "cpu": ("gpt2-mini", "minilm"),
+    "paper": ("gpt2-medium", "roberta-base"),
+}  # the models claims are judged on
+
+
+@dataclass(frozen=True)
+class Claim:
+    """A statement of the paper or of this project, and the predicate that judges it at one scale."""
+
+    name: str
+    source: str
+    says: str
+    judge: Judge
+    table: str  # whose sweep measures it
+
+
+def judged(summary: pd.DataFrame) -> dict[tuple[str, str], Finding]:
+    """{(name of a claim, scale): what the summary says about it}."""
+    rows_by_scale = {scale: _judged_on(summary, scale) for scale in JUDGED_SCALES}
+    return {(claim.name, scale): claim.judge(rows_by_scale[scale]) for claim in CLAIMS for scale in JUDGED_SCALES}
+
+
+def _judged_on(summary: pd.DataFrame, scale: str) -> pd.DataFrame:
+    chosen = (summary["scale"] == scale) & (summary["variant"] == "paper") & summary["model"].isin(JUDGED_BASES[scale])
+    return summary[chosen & (summary["n"] != "0")]
+
+
+def few_parameters(summary: pd.DataFrame) -> Finding:
+    """On E2E, LoRA r=4 trains under one percent of the model."""
+    lora, full = (rows(summary, "table3", row) for row in ("lora-r4", "full"))
+    if lora.empty or full.empty:
+        tried = tried_rates(summary)
+        if not {"lora", "full"} <= tried.keys():
+            return Finding(MISSING)
+        lora, full = tried["lora"], tried["full"]
+    trained, total = int(lora["trainable"].iloc[0]), int(full["trainable"].iloc[0])
+    evidence = f"{trained:,} of {total:,} parameters, {printed('share', 100 * trained / total)}%"
+    return Finding(HOLDS if trained < total / 100 else FAILS, evidence, int(lora["n"].iloc[0]))
+
+
+def higher_rate(summary: pd.DataFrame) -> Finding:
+    """LoRA's best learning rate on E2E is at least twice that of full fine-tuning."""
+    tried = tried_rates(summary)
+    if not {"lora", "full"} <= tried.keys():
+        return Finding(MISSING)
+    ours, theirs = (float(tried[row]["learning_rate"].iloc[0]) for row in ("lora", "full"))
+    evidence = f"lowest dev loss at {ours:g} (LoRA r=4) and at {theirs:g} (full)"
+    return Finding(HOLDS if ours >= 2 * theirs else FAILS, evidence, int(tried["lora"]["n"].iloc[0]))
+
+
+def inside_grid(summary: pd.DataFrame) -> Finding:
+    """On E2E no method's best learning rate is the lowest or the highest tried. It needs both LoRA and full."""
+    tried = tried_rates(summary)
+    if not {"lora", "full"} <= tried.keys():
+        return Finding(MISSING)
+    rates = {row: lines["learning_rate"].astype(float) for row, lines in tried.items()}  # the best one first
+    edge_rows = [row for row, grid in rates.items() if not grid.min() < grid.iloc[0] < grid.max()]
+    shown = {row: grid for row, grid in rates.items() if row in (edge_rows or ("lora", "full"))}
+    evidence = "; ".join(
+        f"{row}: {grid.iloc[0]:g} of {', '.join(f'{rate:g}' for rate in sorted(grid))}" for row, grid in shown.items()
+    )
+    others = f"; likewise {len(rates) - len(shown)} other methods" if not edge_rows and len(rates) > len(shown) else ""
+    seeds = min(int(lines["n"].min()) for lines in tried.values())
+    return Finding(FAILS if edge_rows else HOLDS, evidence + others, seeds)
+
+
+def mistake_outweighs(summary: pd.DataFrame) -> Finding:
+    """On E2E, LoRA's most expensive mistake costs excess than full fine-tuning is ahead of LoRA."""
+    lines = e2e_lines(summary, "pitfalls", "BLEU")
+    bleu = {line["experiment"].rpartition("/")[2]: each_seed(line) for line in lines.to_dict("records")}
+    right, full = bleu.pop("correct", None), bleu.pop("full-correct", None)
+    if not right or not full:
+        return Finding(MISSING)
+    gaps = paired_differences(full, right)
+    mistakes = {row: scores for row, scores in bleu.items() if not row.startswith("full-")}
+    costs = {
+        row: paired_differences(right, scores) for row, scores in mistakes.items() if scores.keys() == right.keys()
+    }
+    if not costs or right.keys() != full.keys():
+        return Finding(MISSING)
+    worst = max(costs, key=lambda row: fmean(costs[row]))
+    excess = [cost - gap for cost, gap in zip(costs[worst], gaps, strict=True)]
+    evidence = f"{worst}: {printed('BLEU', -fmean(costs[worst]), '+')} BLEU; "
+    evidence += evidence_of("LoRA minus full", "BLEU", [-gap for gap in gaps], ["e2e"])
+    return Finding(BETTER.get(compared(excess, MARGIN), OPEN), evidence, len(excess))
+
+
+LORA_E2E, FULL_E2E = ("table3", "lora-r4"), ("table3", "full")
+CLAIMS = (
+    Claim("few-parameters", "Section 4.2", "LoRA trains less than one percent of the parameters.",
+          few_parameters, "table3"),
+    Claim("e2e-matches", "Table 3", "On E2E, LoRA r=4 is no worse than full fine-tuning.",
+          no_worse("LoRA r=4 minus full", LORA_E2E, FULL_E2E), "table3"),
+    Claim("e2e-dev-loss", "this project", "On E2E, LoRA r=4 reaches the dev loss of full fine-tuning.",
+          same_dev_loss("full", "full"), "learning-rate"),
+    Claim("top2-matches", "beyond the paper", "On E2E, training the top two layers is no worse than training all.",
+          no_worse("FT Top2 minus full", ("table3", "top2"), FULL_E2E), "table3"),
+    Claim("e2e-top2", "Table 3", "On E2E, LoRA r=4 is better than training the top two layers.",
+          better("LoRA r=4 minus FT Top2", LORA_E2E, ("table3", "top2")), "table3"),
+    Claim("e2e-adapter-h", "Table 3", "On E2E, LoRA r=4 is better than Adapter H with more parameters.",
+          better("LoRA r=4 minus Adapter H", LORA_E2E, ("table3", "adapter-h")), "table3"),
+    Claim("e2e-adapters", "Table 3", "On E2E, LoRA r=4 is better than an adapter layer of the same size.",
+          better("LoRA r=4 minus Adapter L", LORA_E2E, ("table3", "adapter-l")), "table3"),
+    Claim("adapters-dev-loss", "this project", "On E2E, LoRA r=4 reaches the dev loss of that adapter layer.",
+          same_dev_loss("adapter-l", "Adapter L"), "learning-rate"),
+    Claim("e2e-prefix", "Table 3", "On E2E, LoRA r=4 is better than trained prefixes (PreLayer) of the same size.",
+          better("LoRA r=4 minus PreLayer", LORA_E2E, ("table3", "prelayer")), "table3"),
+    Claim("e2e-rank", "Table 18", "On E2E, rank 4 is no worse than rank 8.",
+          no_worse("r=4 minus r=8", LORA_E2E, ("table3", "lora-r8")), "table3"),
+    Claim("glue-matches", "Table 2", "On GLUE, LoRA r=8 is on average no worse than full fine-tuning.",
+          glue_average("paper"), "table2"),
+    Claim("glue-held-out", "this project", "With the epoch chosen on held-out rows, too, LoRA r=8 is no worse on GLUE.",
+          glue_average("held-out"), "table2"),
+    Claim("query-value", "Table 5", "At one budget, query and value are better than query alone.",
+          better("query, value r=4 minus query r=8", ("table5", "query-value-r4"), ("table5", "query-r8")), "table5"),
+    Claim("rank-one", "Table 6", "With query and value, rank 1 is no worse than rank 8.",
+          no_worse("r=1 minus r=8", ("table6", "query-value-r1"), ("table6", "query-value-r8")), "table6"),
+    Claim("attention-suffices", "beyond the paper", "Adapting every matrix brings nothing over query and value.",
+          no_worse("query, value minus all matrices, r=8", ("table6", "query-value-r8"), ("table6", "all-r8")),
+          "table6"),
+    Claim("mlp-first", "beyond the paper", "At rank 8, adapting the MLP is better than query and value.",
+          better("MLP minus query, value, r=8", ("table6", "mlp-r8"), ("table6", "query-value-r8")), "table6"),
+    Claim("inside-grid", "this project", "Each method's best learning rate on E2E lies inside the grid searched.",
+          inside_grid, "learning-rate"),
+    Claim("higher-rate", "Table 12", "LoRA wants a higher learning rate than full fine-tuning.",
+          higher_rate, "learning-rate"),
+    Claim("less-memory", "Section 4.2", "LoRA trains in less memory than full fine-tuning.",
+          cheaper("peak_memory_gib", "GiB"), "table3"),
+    Claim("less-time", "Section 4.2", "LoRA trains in less time than full fine-tuning.",
+          cheaper("training_minutes", "minutes"), "table3"),
+    Claim("growing-rank", "beyond the paper", "On E2E, a rank that grows in stages to 8 is no worse than rank 8.",
+          no_worse("stages minus r=8", ("rank-over-time", "sequential-fixed-unfrozen"), ("table3", "lora-r8")),
+          "rank-over-time"),
+    Claim("mistakes-outweigh", "this project", "On E2E, one mistake costs more than full fine-tuning is ahead of LoRA.",
+          mistake_outweighs, "pitfalls"),
+    Claim("adaptive-rank", "beyond the paper", "On E2E, an adaptive rank, 8 on average, is no worse than rank 8.",
+          no_worse("adaptive minus r=8", ("rank-over-time", "adaptive"), ("table3", "lora-r8")), "rank-over-time"),
+)  # fmt: skip

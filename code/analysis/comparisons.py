@@ -1,0 +1,184 @@
+"""How two rows of `results/summary.csv` are compared, and the judges of claims that rest on such a comparison.
+
+    judge = no_worse("LoRA r=4 minus full", ("table3", "lora-r4"), ("table3", "full"))
+    judge(rows_of_one_scale)    # Finding(verdict="does not hold", evidence="LoRA r=4 minus full: -7.50 BLEU", n=1)
+
+Two rows are compared at the seeds and tasks that both have. Time and memory are compared by their ratio. One seed has
+no interval: it decides only where the rows lie more than FAR margins apart, and tells which is ahead, not by how much.
+Learning rates are compared as they are: neighbours in a grid differ by a factor of two or more.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from math import exp, log
+from statistics import fmean
+
+import pandas as pd
+
+from analysis.quantities import MARGIN, printed
+from analysis.seed_statistics import difference_interval, paired_differences, verdict
+from experiments.glue import GLUE_TASKS
+from tasks.catalogue import TASKS
+
+HOLDS, FAILS, OPEN, MISSING = "holds", "does not hold", "undecided", "not measured yet"
+FAR = 5.0  # margins
+LOSS_MARGIN = 0.02  # nats a token
+SAVING = 0.05  # of time or memory; less than that is no saving
+# verdict of `seed_statistics` -> verdict on the claim; any other word leaves it OPEN
+NO_WORSE = {"equivalent": HOLDS, "better": HOLDS, "worse": FAILS}
+BETTER = {"better": HOLDS, "equivalent": FAILS, "worse": FAILS}
+
+
+@dataclass(frozen=True)
+class Finding:
+    """How a claim fares at one scale."""
+
+    verdict: str  # HOLDS, FAILS, OPEN or MISSING
+    evidence: str = ""  # the numbers it rests on, as they are printed
+    n: int = 0  # seeds
+
+
+Judge = Callable[[pd.DataFrame], Finding]  # of the summary's rows at one scale
+Scores = dict[str, dict[int, float]]  # task -> seed -> value
+
+
+def rows(summary: pd.DataFrame, table: str, row: str, metric: str = "", rule: str = "") -> pd.DataFrame:
+    """One row of a table, a line for each task: the main quantity, or the one of the given metric or rule."""
+    lines = summary[(summary["table"] == table) & summary["experiment"].str.endswith(f"/{row}")]
+    for column, wanted in (("metric", metric), ("rule", rule)):
+        lines = lines[lines[column] == wanted] if wanted else lines
+    return lines.drop_duplicates("task")
+
+
+def e2e_lines(summary: pd.DataFrame, table: str, metric: str) -> pd.DataFrame:
+    """The lines of a table for E2E and the metric."""
+    return summary[(summary["table"] == table) & (summary["task"] == "e2e") & (summary["metric"] == metric)]
+
+
+def tried_rates(summary: pd.DataFrame) -> dict[str, pd.DataFrame]:
+    """{row: a line for every learning rate tried on E2E, the lowest dev loss first}."""
+    lines = e2e_lines(summary, "learning-rate", "dev_loss")
+    lines = lines.assign(row=lines["experiment"].str.split("/").str[-2])
+    lowest_first = lines.sort_values("value", key=lambda column: column.astype(float))
+    return {row: lowest_first[lowest_first["row"] == row] for row in lines["row"].unique()}
+
+
+def each_seed(line: dict[str, str]) -> dict[int, float]:
+    """{seed: value} of a line of the summary; empty where it was not measured."""
+    values = [float(value) for value in line["each_seed"].split()]
+    return dict(zip(map(int, line["seeds"].split()), values, strict=True)) if values else {}
+
+
+def scores(lines: pd.DataFrame) -> Scores:
+    """{task: {seed: value}} of `rows`."""
+    return {line["task"]: values for line in lines.to_dict("records") if (values := each_seed(line))}
+
+
+def differences(ours: Scores, theirs: Scores) -> tuple[list[float], list[str]]:
+    """(mean over tasks of ours minus theirs, by seed; those tasks). A task that lacks a seed is left out."""
+    common = {task: ours[task].keys() & theirs.get(task, {}).keys() for task in ours}
+    seeds = max(common.values(), key=len, default=set())
+    if not seeds:
+        return [], []
+    tasks = [task for task in ours if common[task] >= seeds]
+    means = [{seed: fmean(side[task][seed] for task in tasks) for seed in seeds} for side in (ours, theirs)]
+    return paired_differences(*means), tasks
+
+
+def compared(pairs: Sequence[float], margin: float, higher_is_better: bool = True) -> str:
+    """The verdict of `seed_statistics`; for one seed *better* or *worse* beyond FAR margins."""
+    word = verdict(pairs, margin, higher_is_better)
+    if word == "one seed only" and abs(pairs[0]) > FAR * margin:
+        return "better" if (pairs[0] > 0) == higher_is_better else "worse"
+    return word
+
+
+def evidence_of(names: str, metric: str, pairs: Sequence[float], tasks: Sequence[str]) -> str:
+    """`LoRA r=4 minus full: +0.55 BLEU (90% interval +0.23 to +0.87)`, then the tasks if they are GLUE's."""
+    interval = difference_interval(pairs)
+    shown = [printed(metric, value, "+") for value in (fmean(pairs), *(interval or ()))]
+    within = f" (90% interval {shown[1]} to {shown[2]})" if interval else ""
+    glue = [TASKS[task].title for task in tasks if TASKS[task].outputs]
+    over = f" ({'mean of ' * (len(glue) > 1)}{', '.join(glue)})" if glue else ""
+    unit = {"dev_loss": "nats of dev loss", "": "points"}.get(metric, metric)
+    return f"{names}: {shown[0]} {unit}{within}{over}"
+
+
+def _comparison(outcomes: dict[str, str], names: str, ours: tuple[str, str], theirs: tuple[str, str]) -> Judge:
+    """A judge of `ours` against `theirs`, each (table, row)."""
+
+    def judge(summary: pd.DataFrame) -> Finding:
+        mine, other = rows(summary, *ours), rows(summary, *theirs)
+        pairs, tasks = differences(scores(mine), scores(other))
+        if not pairs:
+            return Finding(MISSING)
+        metric = mine.set_index("task")["metric"][tasks[0]] if len(tasks) == 1 else ""
+        outcome = outcomes.get(compared(pairs, MARGIN), OPEN)
+        return Finding(outcome, evidence_of(names, metric, pairs, tasks), len(pairs))
+
+    return judge
+
+
+no_worse, better = partial(_comparison, NO_WORSE), partial(_comparison, BETTER)
+
+
+def glue_average(rule: str) -> Judge:
+    """A judge of LoRA r=8 against its reference, averaged over GLUE; OPEN with fewer than half of the tasks."""
+
+    def judge(summary: pd.DataFrame) -> Finding:
+        mine = rows(summary, "table2", "lora-r8", rule=rule)
+        others = summary[summary["experiment"].isin(mine["reference"]) & (summary["rule"] == rule)]
+        pairs, tasks = differences(scores(mine), scores(others.drop_duplicates("task")))
+        if not pairs:
+            return Finding(MISSING)
+        evidence = evidence_of("LoRA r=8 minus full", "", pairs, tasks)
+        if 2 * len(tasks) < len(GLUE_TASKS):
+            evidence += f"; {len(tasks)} of {len(GLUE_TASKS)} tasks, too few to decide"
+            return Finding(OPEN, evidence, len(pairs))
+        return Finding(NO_WORSE.get(compared(pairs, MARGIN), OPEN), evidence, len(pairs))
+
+    return judge
+
+
+def same_dev_loss(row: str, named: str) -> Judge:
+    """A judge of whether LoRA reaches the dev loss of the row, each at its best learning rate."""
+
+    def judge(summary: pd.DataFrame) -> Finding:
+        tried = tried_rates(summary)
+        if not {"lora", row} <= tried.keys():
+            return Finding(MISSING)
+        lora, other = tried["lora"].head(1), tried[row].head(1)
+        pairs, tasks = differences(scores(lora), scores(other))
+        if not pairs:
+            return Finding(MISSING)
+        word = compared(pairs, LOSS_MARGIN, higher_is_better=False)
+        evidence = f"{lora['value'].iloc[0]} (LoRA r=4) and {other['value'].iloc[0]} ({named}); "
+        evidence += evidence_of("difference", "dev_loss", pairs, tasks)
+        return Finding(NO_WORSE.get(word, OPEN), evidence, len(pairs))
+
+    return judge
+
+
+def cheaper(metric: str, unit: str) -> Judge:
+    """A judge of whether LoRA r=4 saves over SAVING of full fine-tuning's cost on E2E, by ratios paired by seed."""
+
+    def judge(summary: pd.DataFrame) -> Finding:
+        lora, full = (rows(summary, "table3", row, metric) for row in ("lora-r4", "full"))
+        ours, theirs = (
+            {task: {seed: log(value) for seed, value in by_seed.items()} for task, by_seed in scores(lines).items()}
+            for lines in (lora, full)
+        )
+        pairs, _ = differences(ours, theirs)
+        if not pairs:
+            return Finding(MISSING)
+        interval = difference_interval(pairs) or ()
+        ratio, *ends = (printed("ratio", exp(value)) for value in (fmean(pairs), *interval))
+        within = f" (90% interval {' to '.join(ends)})" if ends else ""
+        evidence = f"{lora['value'].iloc[0]} and {full['value'].iloc[0]} {unit}, ratio {ratio}{within}"
+        word = compared(pairs, -log(1 - SAVING), higher_is_better=False)
+        return Finding(BETTER.get(word, OPEN), evidence, len(pairs))
+
+    return judge

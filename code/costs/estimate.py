@@ -1,0 +1,121 @@
+"""What a run will cost here, before it is started: minutes and gigabytes, and where they come from.
+
+Time is operations divided by speed. A parameter and token take 2 operations forward; backward 4 for full fine-tuning,
+2 for a frozen base; and 2 more where the forward pass is recomputed. Speed is a matrix product's rate in the run's
+precision, times the share of it that a training step reaches (EFFICIENCY, an estimate). The rate is measured on this
+machine; at `paper` scale without a GPU it is an A100's peak. The result is good to about a factor of two, less surely
+in bfloat16, where small batches wait most. Once a run of the same kind is recorded, its own time is used instead.
+"""
+
+from __future__ import annotations
+
+import time
+from dataclasses import asdict, dataclass, replace
+
+from experiments.settings import Settings
+from tasks.catalogue import TASKS
+
+A100_FLOPS = {"float32": 19.5e12, "bfloat16": 312e12}  # peaks: float32 as PyTorch has it, without tensor cores
+EFFICIENCY = {"float32": 0.35, "bfloat16": 0.15}  # share that a training step reaches; tensor cores wait for the rest
+SCORED_SHARE = 0.5  # of an E2E row's tokens carry a loss, so need logits
+DECODED_TOKENS = 30  # typical E2E output
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """What one run takes, and what that rests on (`basis`: arithmetic, or an earlier run)."""
+
+    minutes: float
+    gigabytes: float
+    steps: int
+    trainable: int
+    total: int
+    basis: str
+
+    def described(self, settings: Settings) -> str:
+        """The settings and what a run with them costs, a line each."""
+        lines = asdict(settings) | {
+            "parameters": f"{self.trainable:,} trainable of {self.total:,}"
+            + (", the new head included" if TASKS[settings.task].outputs else ""),
+            "optimizer steps": f"{self.steps:,}",
+            "about": f"{self.minutes:.1f} min, {self.gigabytes:.1f} GiB a run ({self.basis})",
+        }
+        return "\n".join(f"  {key:18} {value}" for key, value in lines.items())
+
+
+def _machine_flops(precision: str) -> tuple[float, str]:
+    import torch
+
+    dtype = getattr(torch, precision)
+    if torch.cuda.is_available():
+        a = torch.randn(4096, 4096, device="cuda", dtype=dtype)
+        a @ a
+        torch.cuda.synchronize()
+        started = time.perf_counter()
+        a @ a
+        torch.cuda.synchronize()
+        return 2 * 4096**3 / (time.perf_counter() - started), torch.cuda.get_device_name()
+    a, seconds = torch.randn(512, 512, dtype=dtype), []
+    for _ in range(6):  # the best of several: other work on the machine only ever slows one down
+        started = time.perf_counter()
+        a @ a
+        seconds.append(time.perf_counter() - started)
+    return 2 * 512**3 / min(seconds), "this CPU"
+
+
+def estimate(settings: Settings, scale: str, earlier: list[dict] | None = None) -> Estimate:
+    """The cost of one run on this machine; the time of a similar record in `earlier` is preferred.
+
+    At `paper` scale the machine is its GPU, or an A100 if it has none; with `earlier` None always an A100.
+    """
+    import torch
+
+    from methods.catalogue import apply_method, count_trained, method
+    from models import architecture
+    from training.machine import uses_bfloat16
+
+    model = architecture(settings.model, TASKS[settings.task].outputs)
+    apply_method(model, replace(settings, rank_stages=settings.rank_stages[-1:]))  # at most what the last stage costs
+    without_head, head, total = count_trained(model)
+    trainable = without_head + head
+    task = TASKS[settings.task]
+    trained, whole = method(settings.method).trains, without_head + head == total
+    rows = min(settings.train_rows or task.trained_rows, task.trained_rows) * trained
+    epochs = settings.epochs if trained else 1  # what is not trained is scored once, as after an epoch
+    steps = -(-rows // settings.batch_size) * epochs
+    decodes = settings.evaluate == "test"
+
+    config, generates = model.config, task.outputs is None
+    embeddings = config.vocab_size * config.hidden_size
+    body = total - embeddings
+    scored = SCORED_SHARE * generates  # an encoder's embeddings are looked up, not multiplied
+    tokens = rows * epochs * task.mean_tokens
+    passes = (6 if whole else 4) + 2 * settings.gradient_checkpointing
+    flops = passes * tokens * (body + scored * embeddings)
+    answered = settings.beams * DECODED_TOKENS if generates else epochs * task.mean_tokens
+    flops += decodes * 2 * total * task.test_inputs * answered
+
+    longest = min(4 * task.mean_tokens, settings.max_length or 4 * task.mean_tokens)  # rows of one batch are alike
+    # Numbers kept for the backward pass, for each token, layer and hidden unit: 15.1 measured for LoRA, 21.0 for full.
+    kept = 2 if settings.gradient_checkpointing else 21 if whole else 16
+    bfloat16 = settings.precision != "float32" if scale == "paper" else uses_bfloat16(settings)
+    number_bytes, precision = (2, "bfloat16") if bfloat16 else (4, "float32")  # bytes
+    activations = settings.batch_size * longest * config.num_hidden_layers * config.hidden_size * kept * number_bytes
+    logits = settings.batch_size * task.mean_tokens * config.vocab_size * 4 * 3 * generates
+    gigabytes = (4 * total + (12 * trainable + activations + logits) * trained) / 2**30 + 0.5
+
+    for record in earlier or ():
+        alike = all(
+            record["settings"][key] == getattr(settings, key) for key in ("model", "method", "task", "batch_size")
+        )
+        timed = "evaluation_seconds" in record or not (decodes and generates)  # GLUE's scoring is in its training time
+        if alike and record.get("steps") and timed:
+            seconds = steps * record["training_seconds"] / record["steps"]
+            seconds += record.get("evaluation_seconds", 0.0) if decodes else 0.0
+            return Estimate(
+                seconds / 60, record["peak_memory_gib"], steps, trainable, total, f"as {record['name']} took"
+            )
+    reference = scale == "paper" and (earlier is None or not torch.cuda.is_available())
+    speed, machine = (A100_FLOPS[precision], "one A100") if reference else _machine_flops(precision)
+    minutes = flops / (speed * EFFICIENCY[precision]) / 60
+    return Estimate(minutes, gigabytes, steps, trainable, total, f"arithmetic for {machine}")

@@ -1,0 +1,47 @@
+"""Medians of alternating repetitions, and peak memory: what `benchmark.py` makes its ratios of."""
+
+from __future__ import annotations
+
+import multiprocessing
+import time
+from collections.abc import Callable
+from statistics import median
+
+Step = Callable[[], object]
+
+
+def interleave(variants: dict[str, Step], repetitions: int, warmup: int = 1) -> dict[str, float]:
+    """Median seconds of each variant. Variants take turns, so that drift hits all alike."""
+    seconds: dict[str, list[float]] = {name: [] for name in variants}
+    for repetition in range(warmup + repetitions):
+        for name, call in variants.items():
+            started = time.perf_counter()
+            call()
+            if repetition >= warmup:
+                seconds[name].append(time.perf_counter() - started)
+    return {name: median(values) for name, values in seconds.items()}
+
+
+def memory_above_weights(make_step: Callable[[str], Step], name: str) -> int:
+    """Peak bytes of six steps above what the loaded model occupies, in a process of its own (Linux)."""
+    context = multiprocessing.get_context("spawn")
+    queue = context.Queue()
+    process = context.Process(target=_step_memory, args=(make_step, name, queue))
+    process.start()
+    peak_bytes = queue.get()
+    process.join()
+    return peak_bytes
+
+
+def _step_memory(make_step: Callable[[str], Step], name: str, queue: multiprocessing.Queue) -> None:
+    step = make_step(name)
+    before = _resident("VmRSS")
+    for _ in range(6):
+        step()
+    queue.put(_resident("VmHWM") - before)
+
+
+def _resident(field: str) -> int:
+    """VmRSS or VmHWM of this process in bytes."""
+    with open("/proc/self/status", encoding="ascii") as status:
+        return next(int(line.split()[1]) * 1024 for line in status if line.startswith(field))

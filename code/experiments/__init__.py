@@ -1,0 +1,1 @@
+"""The experiments: every row of every table, by name."""

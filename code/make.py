@@ -1,0 +1,110 @@
+"""Everything that is generated: results, documents, notebooks, and what comes with the repository.
+
+python code/make.py summary                  records -> summary, tables, figures, the README's blocks
+python code/make.py documents                summary -> the report and the poster as PDF
+python code/make.py notebooks 01 07          sources -> executed notebooks, these or all
+python code/make.py check                    is all of it what the records give?
+python code/make.py costs                    what the paper's runs take, by arithmetic -> data/paper_costs.csv
+python code/make.py base-model --corpus DIR  pre-trains gpt2-mini, in a few hours on two CPU cores
+python code/make.py card                     the card of gpt2-mini
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from pathlib import Path
+
+from files import MODELS
+
+
+def make_summary(arguments: argparse.Namespace) -> None:
+    from publish.readme import write_readme
+    from publish.result_files import write_results
+
+    print(write_results())
+    write_readme()
+
+
+def make_documents(arguments: argparse.Namespace) -> None:
+    from publish.report import write_documents
+
+    print(*write_documents(), sep="\n")
+
+
+def make_notebooks(arguments: argparse.Namespace) -> None:
+    from publish import notebooks
+
+    sources = notebooks.chosen(arguments.notebooks)
+    if arguments.check:
+        notebooks.check(sources)
+    else:
+        notebooks.build_all(sources, arguments.unchanged)
+    print(f"{len(sources)} notebooks {'agree with their sources' if arguments.check else 'built'}")
+
+
+def make_costs(arguments: argparse.Namespace) -> None:
+    from costs.paper_costs import write_costs
+
+    print(write_costs())
+
+
+def make_card(arguments: argparse.Namespace) -> None:
+    from publish.model_card import write_card
+
+    print(write_card())
+
+
+def make_base_model(arguments: argparse.Namespace) -> None:
+    from training.pretrain_gpt2_mini import pretrain
+
+    facts = pretrain(arguments.corpus, arguments.steps, arguments.output, arguments.start_from)
+    print(json.dumps(facts, indent=2, ensure_ascii=False))
+
+
+def check(arguments: argparse.Namespace) -> None:
+    from publish.check import check
+
+    check()
+    print("tables, figures, README, report and poster are what the records give")
+
+
+def parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    command = commands.add_parser("summary", help="tables, figures and the README's blocks, from the records")
+    command.set_defaults(call=make_summary)
+    command = commands.add_parser("documents", help="the report and the poster as PDF, from the summary")
+    command.set_defaults(call=make_documents)
+    command = commands.add_parser("notebooks", help="executed notebooks, from their sources")
+    command.add_argument("notebooks", nargs="*", metavar="NOTEBOOK", help="such as 01 or 07_results (default: all)")
+    mode = command.add_mutually_exclusive_group()
+    mode.add_argument("--check", action="store_true", help="execute nothing, compare sources and notebooks")
+    mode.add_argument("--unchanged", action="store_true", help="fail if a notebook shows other words than before")
+    command.set_defaults(call=make_notebooks)
+    command = commands.add_parser("costs", help="what the paper's runs take, by arithmetic")
+    command.set_defaults(call=make_costs)
+    command = commands.add_parser("card", help="the card of gpt2-mini, from what its pre-training measured")
+    command.set_defaults(call=make_card)
+    command = commands.add_parser("base-model", help="pre-trains gpt2-mini; continues from its last checkpoint")
+    command.add_argument("--corpus", type=Path, required=True, help="folder of *.txt or *.txt.gz files")
+    command.add_argument("--steps", type=int, default=8000, help="batches of 16 x 256 tokens (default: 8000)")
+    command.add_argument("--output", type=Path, default=MODELS / "gpt2-mini", help="(default: data/models/gpt2-mini)")
+    command.add_argument("--start-from", type=Path, help="folder of an earlier model, if its checkpoint is gone")
+    command.set_defaults(call=make_base_model)
+    command = commands.add_parser("check", help="compares what is generated with what the records give, byte for byte")
+    command.set_defaults(call=check)
+    return parser
+
+
+def main() -> None:
+    arguments = parser().parse_args()
+    try:
+        arguments.call(arguments)
+    except (FileNotFoundError, ValueError, RuntimeError) as error:
+        sys.exit(f"error: {error}")
+
+
+if __name__ == "__main__":
+    main()

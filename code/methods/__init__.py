@@ -1,0 +1,1 @@
+"""The methods: LoRA, its relatives and its rivals. Each changes a model in place."""

@@ -1,0 +1,119 @@
+"""Trained positions before the input of a language model: PreEmbed and PreLayer (section 5.1, Table 3).
+
+    add_prefix(model, PreEmbed, 16)    trained word embeddings, which pass through the layers
+    add_prefix(model, PreLayer, 16)    trained activations in every layer
+
+All else is frozen. At first the model computes what it would with random words before the input. `prefix_parameters` is
+the paper's count.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from transformers import AttentionInterface, AttentionMaskInterface
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
+from transformers.masking_utils import eager_mask
+
+from lora import require_plain
+from models import family_of, layers, positions
+
+Pairs = Sequence[tuple[Tensor, Tensor]]  # keys and values of the prefix in each layer
+ATTENTION = "sdpa_with_prefix"  # the name under which transformers finds `_attend`
+
+
+def prefix_parameters(width: int, tokens: int, layers: int = 1) -> int:
+    """The paper's count: d (l_p + l_i) for PreEmbed, and for PreLayer as much in each of its `layers`.
+
+    Only GPT-3 has the l_i tokens behind the context (appendix D.4); here all `tokens` are the l_p before it.
+    """
+    return layers * width * tokens
+
+
+class PreEmbed(nn.Module):
+    """Trained word embeddings (tokens, d) before the input, at first those of words drawn at random.
+
+    They have the first positions and pass through the layers, like any text.
+    """
+
+    def __init__(self, body: nn.Module, tokens: int):
+        super().__init__()
+        words = body.get_input_embeddings().weight.detach()
+        self.embeddings = nn.Parameter(words[torch.randint(len(words), (tokens,), device=words.device)])
+
+    def layer_inputs(self, body: nn.Module) -> Sequence[Tensor]:
+        """The input of each layer at the prefix's positions, (1, tokens, d); it does not depend on the text."""
+        x = self.embeddings[None]
+        unseen = torch.full((1, 1, x.shape[1], x.shape[1]), torch.finfo(x.dtype).min, dtype=x.dtype, device=x.device)
+        outputs = body.forward(
+            inputs_embeds=x, attention_mask=unseen.triu(1), output_hidden_states=True, use_cache=False
+        )
+        return outputs.hidden_states[:-1]
+
+
+class PreLayer(nn.Module):
+    """Trained activations (layers, tokens, d): the input of each layer at the prefix's positions.
+
+    At first they are those of a new PreEmbed; no layer computes them. (After the last layer they would have no effect.)
+    """
+
+    def __init__(self, body: nn.Module, tokens: int):
+        super().__init__()
+        self.activations = nn.Parameter(torch.cat(list(PreEmbed(body, tokens).layer_inputs(body))).detach())
+
+    def layer_inputs(self, body: nn.Module) -> Iterator[Tensor]:
+        yield from self.activations[:, None]
+
+
+def add_prefix(model: nn.Module, kind: type[PreEmbed] | type[PreLayer], tokens: int | None) -> None:
+    """Put trained positions before the input; they alone are trained.
+
+    The input's positions begin after them, as if the prefix were text, and `models.positions` says how many are left.
+    Masks, caches and outputs cover the input only: each attention adds the prefix's keys and values itself. Raises
+    ValueError for an encoder, no token, or so many that no position is left.
+    """
+    require_plain(model)
+    if family_of(model).keys_values is None:
+        raise ValueError(f"a prefix needs a GPT-2 or a Llama, found {type(model).__name__}")
+    if tokens not in range(1, positions(model)):
+        raise ValueError(
+            f"prefix_tokens must be at least 1 and leave some of {positions(model)} positions, found {tokens}"
+        )
+    body = model.base_model
+    model.set_attn_implementation(ATTENTION)
+    model.requires_grad_(False)
+    body.prefix = kind(body, tokens)
+    body.register_forward_pre_hook(_hand_over, with_kwargs=True)
+    model.config.max_position_embeddings -= tokens
+
+
+def _hand_over(body: nn.Module, args: tuple, kwargs: dict) -> tuple[tuple, dict]:
+    """Forward pre-hook: add the prefix's keys and values, (1, heads, tokens, d / heads) a layer; shift positions."""
+    keys_values, inputs = family_of(body).keys_values, list(body.prefix.layer_inputs(body))
+    pairs = [keys_values(body, layer, x) for layer, x in zip(layers(body), inputs, strict=True)]
+    ids = kwargs.get("position_ids")
+    if ids is None:
+        tokens = next(t for t in (*args, kwargs.get("input_ids"), kwargs.get("inputs_embeds")) if t is not None)
+        cache = kwargs.get("past_key_values")
+        start = cache.get_seq_length() if cache is not None else 0
+        ids = torch.arange(start, start + tokens.shape[1], device=tokens.device)[None]
+    return args, kwargs | {"prefix": pairs, "position_ids": ids + inputs[0].shape[1]}
+
+
+def _attend(
+    module: nn.Module, query: Tensor, key: Tensor, value: Tensor, mask: Tensor, prefix: Pairs = (), **others: Any
+) -> tuple[Tensor, None]:
+    """Attention to the whole prefix, and to the input as far as the additive mask allows."""
+    if prefix:
+        keys, values = (part.expand(len(key), -1, -1, -1) for part in prefix[module.layer_idx])
+        key, value = torch.cat((keys, key), dim=2), torch.cat((values, value), dim=2)
+        mask = F.pad(mask, (keys.shape[2], 0))
+    return sdpa_attention_forward(module, query, key, value, mask, **others)
+
+
+AttentionInterface.register(ATTENTION, _attend)
+AttentionMaskInterface.register(ATTENTION, eager_mask)  # never None: a mask left out could not be extended

@@ -1,0 +1,85 @@
+"""The folder of what a method trained: LoRA's pairs as `adapter_files` writes them, all else parameter by parameter.
+
+save_adapter(model, settings, folder)    # after training; what was frozen is not written
+load_adapter(model, folder)              # on a plain copy of the base model
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+from dataclasses import asdict
+from pathlib import Path
+
+import torch
+from safetensors.torch import save_file
+from torch import nn
+
+from adapter_files import base_fingerprint, load_lora, not_for_this_model, read_tensors, save_lora
+from experiments.settings import Settings
+from lora import require_plain
+from methods.catalogue import apply_method, method
+
+TRAINED_FILE = "trained.safetensors"
+
+
+def save_adapter(model: nn.Module, settings: Settings, folder: Path) -> None:
+    """Write what the method of `settings` trained, with the head, into the folder.
+
+    `save_lora` holds one pair for each projection; a `packed_pair` over all of `c_attn` goes to `save_trained`.
+    """
+    if method(settings.method).pairs and not settings.packed_pair:
+        save_lora(model, folder)
+    else:
+        save_trained(model, settings, folder)
+
+
+def load_adapter(model: nn.Module, folder: Path) -> None:
+    """Put what `save_adapter` wrote on the plain base model; raises ValueError if the folder is not for it."""
+    load = load_trained if (folder / TRAINED_FILE).exists() else load_lora
+    load(model, folder)
+
+
+def save_trained(model: nn.Module, settings: Settings, folder: Path) -> None:
+    """Write what the method trained, with the head, and nothing else: TRAINED_FILE in `folder`.
+
+    Its header has the settings, by which the model is changed, and the fingerprint of all other parameters.
+    """
+    trained = {name: p.detach() for name, p in model.named_parameters() if p.requires_grad}
+    header = {"settings": asdict(settings), "base_sha256": base_fingerprint(model, without=trained)}
+    folder.mkdir(parents=True, exist_ok=True)
+    save_file(trained, folder / TRAINED_FILE, {"method": json.dumps(header)})
+
+
+def load_trained(model: nn.Module, folder: Path) -> Settings:
+    """Apply the saved method to the plain base model and put in what was trained; returns the settings.
+
+    Raises ValueError if the file is incomplete, if its base, names or shapes are not this model's, or if the model is
+    not plain. The model then stays as it is.
+    """
+    require_plain(model)
+    header, tensors = read_tensors(folder / TRAINED_FILE, "method")
+    try:
+        saved = {key: tuple(value) if isinstance(value, list) else value for key, value in header["settings"].items()}
+        settings, base_sha256 = Settings(**saved), header["base_sha256"]
+    except (KeyError, TypeError) as error:
+        raise ValueError(
+            f"expected the settings of save_trained in the header of {folder / TRAINED_FILE}, found {error!r}; "
+            "save or copy it again"
+        ) from error
+    with torch.device("meta"):
+        changed = type(model)(copy.deepcopy(model.config))
+    apply_method(changed, settings)
+    wanted = {(name, *p.shape) for name, p in changed.named_parameters() if p.requires_grad}
+    wanted.add(("base weights", base_sha256))
+    present = {(name, *tensor.shape) for name, tensor in tensors.items()}
+    present.add(("base weights", base_fingerprint(model, without=tensors)))
+    if wanted != present:
+        raise ValueError(
+            not_for_this_model(wanted, present, model, folder, f"load the model it is for ({settings.model})")
+        )
+    apply_method(model, settings)
+    parameters = dict(model.named_parameters())
+    for name, tensor in tensors.items():
+        parameters[name].data.copy_(tensor)
+    return settings

@@ -1,0 +1,156 @@
+"""A notebook's door to experiments: estimate their cost here, run them, show them beside the paper's.
+
+    work = Work("table3", SCALE, SEEDS, ROWS)
+    work.cost()                  # minutes and gigabytes of what is not recorded yet
+    work.run()                   # recorded runs are skipped, a stopped one continues
+    work.show()                  # ours beside the paper's
+    work.figure("parameters")
+
+`show_recorded("cpu")` shows all that is recorded at a scale, `show_claims("cpu")` what follows from it. Every number
+comes from a record, through the same summary as the files in `results/` (`summary.py`), and nothing is written there
+but records and predictions.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import astuple, dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import pandas as pd
+from IPython.display import Image, Markdown, display
+from tqdm.auto import tqdm
+
+from analysis.claims import CLAIMS, judged
+from analysis.quantities import printed, quantities
+from analysis.summary import cells, parsed
+from costs.estimate import estimate
+from experiments.catalogue import select
+from publish import result_files
+from publish.figure_data import KINDS, figure_data
+from publish.figures import draw_text
+from publish.labels import TITLES
+from publish.sheets import parts, sheets, wide
+from publish.tables import notes
+from runs import records
+from runs.execute import do
+from runs.run import Run
+from runs.sweep import in_order
+
+WHOLE = ("display.max_rows", None, "display.max_columns", None, "display.max_colwidth", None)
+COSTS = "Cost of a run"  # a sheet left out at `quick`, where a run ends before a machine has warmed up
+
+
+@dataclass(frozen=True)
+class Work:
+    """Rows of one table at one scale, with some seeds, as a notebook's knobs choose them."""
+
+    table: str
+    scale: str
+    seeds: Sequence[int] = (0,)
+    rows: Sequence[str] | None = None  # as `reproduce.py sweep --rows`; None: all
+    variant: str = "paper"
+
+    @property
+    def runs(self) -> list[Run]:
+        """All runs, and unrecorded runs that they start from, in an order in which they can be done."""
+        chosen = select(self.table, self.scale, self.rows, self.variant)
+        return in_order([Run(experiment, seed) for seed in self.seeds for experiment in chosen])
+
+    def cost(self) -> None:
+        """Show the cost of the runs without a record on this machine: minutes, gigabytes, trained parameters."""
+        todo = [run for run in self.runs if not run.recorded]
+        earlier = records.read_records(self.scale)
+        rows, minutes = [], 0.0
+        for experiment in {run.experiment.name: run.experiment for run in todo}.values():
+            one_run = estimate(experiment.settings, self.scale, earlier)
+            number = sum(run.experiment == experiment for run in todo)
+            minutes += number * one_run.minutes
+            rows.append({
+                "experiment": experiment.name, "runs": number, "minutes a run": f"{max(1, one_run.minutes):.0f}",
+                "GiB": f"{one_run.gigabytes:.1f}", "trained": f"{one_run.trainable:,}", "of": f"{one_run.total:,}",
+                "estimated": one_run.basis,
+            })  # fmt: skip
+        recorded = f"runs at scale {self.scale}: {len(self.runs)}, recorded already: {len(self.runs) - len(todo)}"
+        print(f"{recorded}; the others take about {max(1, minutes):.0f} min" if todo else f"{recorded}: nothing to run")
+        _display(pd.DataFrame(rows))
+
+    def run(self) -> None:
+        """Do the runs without a record, one after the other, and print their scores.
+
+        To stop, interrupt the kernel: the run saves its state. It continues at the next call, in a new runtime too if
+        its checkpoints are kept (`colab.keep_in`). Raises any other error that ended a run.
+        """
+        todo = [run for run in self.runs if not run.recorded]
+        for run in tqdm(todo, desc=f"{self.table} at {self.scale}", unit="run"):
+            record = do(run)
+            main = quantities(run.experiment.settings)[0]
+            print(f"{run}: {main.metric} {printed(main.metric, main.of(record))}")
+        print(f"{len(self.runs)} of {len(self.runs)} runs are recorded")
+
+    def show(self) -> None:
+        """Show the rows as tables, ours beside the paper's, with notes on how to read them."""
+        _show(cells(select(self.table, self.scale, self.rows, self.variant)), self.table, self.scale)
+
+    def texts(self, number: int = 3) -> None:
+        """Show the first seed's texts for the first inputs of E2E, a column for each experiment."""
+        columns: dict[str, list[str]] = {}
+        for run in self.runs:
+            file = records.predictions_path(run.experiment.name, self.scale, run.seed)
+            written = file.read_text(encoding="utf-8").splitlines() if file.exists() else []
+            lines = [line for line in map(json.loads, written[:number]) if "mr" in line]
+            if lines and run.seed == self.seeds[0]:
+                columns["meaning representation"] = [line["mr"] for line in lines]
+                columns[run.experiment.row] = [line["prediction"] for line in lines]
+        _display(pd.DataFrame(columns))
+
+    def figure(self, kind: str) -> None:
+        """Show a figure of all recorded runs of the table at the scale; ValueError for an unknown kind."""
+        _figure(kind, self.table, self.scale)
+
+
+def show_recorded(scale: str) -> None:
+    """Show every table with a record at the scale, with its figures; rows that are not run are counted."""
+    recorded = [(table, rows) for table, its_scale, rows in result_files.recorded() if its_scale == scale]
+    for table, rows in recorded:
+        run = rows[rows["n"] > 0]
+        every, done = (frame["experiment"].nunique() for frame in (rows, run))
+        display(Markdown(f"### {TITLES.get(table, table)}\n\n{done} of {every} rows are recorded at scale `{scale}`."))
+        _show(run, table, scale)
+        for kind in (name for name, kind in KINDS.items() if table in kind.tables):
+            _figure(kind, table, scale)
+    if not recorded:
+        display(Markdown(f"Nothing is recorded at scale `{scale}` yet."))
+
+
+def show_claims(scale: str) -> None:
+    """Show the verdict on each claim of the paper and of this project at the scale, its evidence and its seeds."""
+    findings = judged(parsed(result_files.summary_text([rows for *_, rows in result_files.recorded()])))
+    rows = [(claim.says, claim.source, *astuple(findings[claim.name, scale])) for claim in CLAIMS]
+    _display(pd.DataFrame(rows, columns=["claim", "source", f"here, at {scale}", "evidence", "n"]))
+
+
+def _show(rows: pd.DataFrame, table: str, scale: str) -> None:
+    for part in parts(wide(rows), table).values():
+        for title, sheet in sheets(part):
+            if scale != "quick" or title != COSTS:
+                display(Markdown(f"**{title or TITLES.get(table, table)}**, scale `{scale}`"))
+                _display(sheet)
+        display(Markdown("\n".join(f"- {note}" for note in notes(part, scale))))
+
+
+def _display(sheet: pd.DataFrame) -> None:
+    if len(sheet):
+        with pd.option_context(*WHOLE):
+            display(sheet.set_index(sheet.columns[0]))
+
+
+def _figure(kind: str, table: str, scale: str) -> None:
+    if text := figure_data(kind, table, scale):
+        with TemporaryDirectory() as folder:
+            png, _ = draw_text(text, kind, table, scale, Path(folder))
+            display(Image(data=png.read_bytes()))
+    else:
+        display(Markdown(f"Nothing is recorded at scale `{scale}` that the figure *{kind}* could show."))

@@ -1,0 +1,229 @@
+"""The numbers that each figure shows, as the CSV beside it: figures are drawn from these texts and nothing else.
+
+    figure_data("parameters", "table3", "cpu")    # "panel,label,method,trainable,seed,score\\n..."
+
+A new figure is a function here, an entry of KINDS, and a function of the same name in `figures.py`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections import Counter
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from itertools import chain, product
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+import pandas as pd
+
+from analysis.quantities import printed
+from analysis.summary import cells
+from experiments.catalogue import EXPERIMENTS, find, select
+from experiments.settings import Experiment, Settings
+from publish.labels import label, words
+from runs import records
+from tasks.catalogue import TASKS
+from tasks.e2e import slot_errors
+
+Rows = Iterator[dict[str, Any]]
+ERRORS = ("missing", "wrong", "added", "repeated")
+
+
+def _panel(settings: Settings, runs: list[dict[str, Any]], metric: str = "") -> str:
+    """The name of the axes that rows share: one base model, one task, one metric."""
+    subset = any(any(record.get("subset", {}).values()) for record in runs)
+    task = TASKS[settings.task].title + (" (subset)" if subset else "")
+    return f"{settings.model}, {task}" + (f": {metric}" if metric else "")
+
+
+def _runs(table: str, scale: str) -> Iterator[tuple[Experiment, Settings, list[dict[str, Any]]]]:
+    for experiment in select(table, scale):
+        if runs := records.records_of(experiment):
+            yield experiment, experiment.settings, runs
+
+
+def parameters(table: str, scale: str) -> Rows:
+    """The main score of every seed, and how many parameters were trained for it."""
+    for experiment, settings, runs in _runs(table, scale):
+        if settings.evaluate == "test":
+            main = cells([experiment]).iloc[0]
+            for seed, score in main["each_seed"].items():
+                yield {
+                    "panel": _panel(settings, runs, main["metric"]), "label": label(experiment),
+                    "method": settings.method, "trainable": main["trainable"], "seed": seed,
+                    "score": printed(main["metric"], score),
+                }  # fmt: skip
+
+
+CURVES = {"loss": "training", "eval_loss": "validation", "validation_loss": "validation"}  # as logged -> as shown
+
+
+def _losses(record: dict[str, Any]) -> Rows:
+    """Training and validation loss as logged. A training loss is a mean over a whole window of steps."""
+    history = record.get("history", [])
+    window = next((entry["step"] for entry in history if "loss" in entry), 1)
+    for entry in history:
+        for key in (key for key in CURVES if key in entry):
+            if key != "loss" or entry["step"] % window == 0:
+                yield {"curve": CURVES[key], "step": entry["step"], "value": printed("dev_loss", entry[key])}
+
+
+def training(table: str, scale: str) -> Rows:
+    """Training and validation loss of every seed."""
+    for experiment, settings, runs in _runs(table, scale):
+        for record in runs:
+            identity = {"panel": _panel(settings, runs), "label": label(experiment), "method": settings.method}
+            yield from (identity | {"seed": record["seed"]} | point for point in _losses(record))
+
+
+def epochs(table: str, scale: str) -> Rows:
+    """GLUE's main metric after every epoch, on the reported split and on held-out training rows."""
+    for experiment, settings, runs in _runs(table, scale):
+        main = TASKS[settings.task].main_metric
+        for record in runs:
+            for epoch in record.get("epochs", ()):
+                reported = next((name for name in epoch if name not in ("epoch", "training_loss", "held_out")), None)
+                for split in filter(None, (reported, "held_out")):
+                    yield {
+                        "panel": _panel(settings, runs, main), "label": label(experiment), "method": settings.method,
+                        "seed": record["seed"], "split": split.partition("_m")[0], "epoch": epoch["epoch"],
+                        "score": printed("", 100 * epoch[split][main]),
+                    }  # fmt: skip
+
+
+def grid(table: str, scale: str) -> Rows:
+    """The main score by adapted matrices and rank."""
+    for experiment, settings, runs in _runs(table, scale):
+        main = cells([experiment]).iloc[0]
+        yield {
+            "panel": _panel(settings, runs, main["metric"]), "matrices": experiment.row.rpartition("-r")[0],
+            "rank": settings.rank, "n": len(runs), "score": printed(main["metric"], main["value"]),
+        }  # fmt: skip
+
+
+def choice(table: str, scale: str) -> Rows:
+    """The score of each learning rate on the rows for choosing it, and whether the tables use that rate."""
+    tests = [e for e in EXPERIMENTS.values() if e.table in ("table2", "table3", "variants") and e.scale == scale]
+    used = {_recipe(e.settings) for e in tests}
+    for experiment, settings, runs in _runs(table, scale):
+        main = cells([experiment]).iloc[0]
+        yield {
+            "panel": _panel(settings, runs, main["metric"]), "label": words(experiment.name.split("/")[-2]),
+            "learning_rate": f"{settings.learning_rate:g}", "n": len(runs),
+            "score": printed(main["metric"], main["value"]), "used": "yes" if _recipe(settings) in used else "no",
+        }  # fmt: skip
+
+
+def _recipe(settings: Settings) -> tuple:
+    """The settings that share a learning rate, and the rate. LoRA's is chosen at one rank and used at all."""
+    names = ("task", "model", "method", "learning_rate", "bottleneck", "targets", "rank_stabilised",
+             "b_learning_rate_ratio")  # fmt: skip
+    return tuple(getattr(settings, name) for name in names)
+
+
+def stages(table: str, scale: str) -> Rows:
+    """Rank and losses by step, for the runs whose rank changes and for the plain LoRA they are compared with.
+
+    The rank is the mean over projections. An adaptive budget moves rank between them and keeps the mean.
+    """
+    changing = [run for run in _runs(table, scale) if run[1].rank_stages or run[1].rank_budget]
+    plain = dict.fromkeys(experiment.against for experiment, *_ in changing)
+    for experiment, settings, runs in [
+        *((find(name), find(name).settings, records.records_of(find(name))) for name in plain), *changing,
+    ]:  # fmt: skip
+        for record in runs:
+            identity = {"panel": _panel(settings, runs), "label": label(experiment), "seed": record["seed"]}
+            history = record["history"]
+            changes = [(entry["step"], fmean(entry["ranks"].values())) for entry in history if "ranks" in entry]
+            changes = changes or [(0, float(settings.rank))]
+            for step, rank in [*changes, (max(entry["step"] for entry in history), changes[-1][1])]:
+                yield identity | {"curve": "rank", "step": step, "value": f"{rank:g}"}
+            yield from (identity | point for point in _losses(record))
+
+
+def ranks(table: str, scale: str) -> Rows:
+    """The rank of every projection after every reallocation of an adaptive budget; where seeds differ, their mean."""
+    for experiment, settings, runs in _runs(table, scale):
+        if settings.rank_budget is None:
+            continue
+        ranks_by_place: dict[tuple[int, str], list[int]] = {}
+        for record in runs:
+            for entry in record["history"]:
+                for place, rank in entry.get("ranks", {}).items():
+                    ranks_by_place.setdefault((entry["step"], place), []).append(rank)
+        for (step, place), seed_ranks in ranks_by_place.items():
+            layer, _, projection = place.partition(".")
+            yield {
+                "panel": _panel(settings, runs), "label": label(experiment), "n": len(runs), "layer": layer,
+                "projection": projection, "step": step, "rank": f"{fmean(seed_ranks):g}",
+            }  # fmt: skip
+
+
+def costs(table: str, scale: str) -> Rows:
+    """Minutes and memory of a run: medians over seeds."""
+    for experiment, settings, runs in _runs(table, scale):
+        medians = cells([experiment]).set_index("metric")["value"]
+        shown = ("training_minutes", "decoding_minutes", "peak_memory_gib")
+        yield {
+            "panel": _panel(settings, runs), "label": label(experiment), "method": settings.method,
+            "n": len(runs), "device": "; ".join(sorted({record["device"] for record in runs})),
+        } | {metric: printed(metric, medians.get(metric)) for metric in shown}  # fmt: skip
+
+
+def slots(table: str, scale: str) -> Rows:
+    """Slot errors by slot and kind, counted over the texts of all seeds."""
+    for experiment, settings, runs in _runs(table, scale):
+        predictions = [line for record in runs for line in _predictions(record)]
+        if not predictions:
+            continue
+        mrs, texts = [line["mr"] for line in predictions], [line["prediction"] for line in predictions]
+        errors = Counter(chain.from_iterable(slot_errors.errors_by_slot(mrs, texts)))
+        for slot, kind in product(slot_errors.SLOTS, ERRORS):
+            yield {
+                "panel": _panel(settings, runs), "label": label(experiment), "n": len(runs), "slot": slot,
+                "kind": kind, "errors": errors[slot, kind], "texts": len(texts),
+            }  # fmt: skip
+
+
+def _predictions(record: dict[str, Any]) -> list[dict[str, Any]]:
+    path = records.predictions_path(record["name"], record["scale"], record["seed"])
+    lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
+    return [line for line in map(json.loads, lines) if "mr" in line]
+
+
+@dataclass(frozen=True)
+class Kind:
+    """A kind of figure: the function that gives its rows for a table at a scale."""
+
+    rows: Callable[[str, str], Rows]
+    tables: tuple[str, ...]  # the tables for which `make summary` draws it
+
+
+KINDS = {
+    "parameters": Kind(parameters, ("table2", "table3")),
+    "training": Kind(training, ("table2", "table3")),
+    "epochs": Kind(epochs, ("curves",)),
+    "grid": Kind(grid, ("table6",)),
+    "choice": Kind(choice, ("learning-rate",)),
+    "stages": Kind(stages, ("rank-over-time",)),
+    "ranks": Kind(ranks, ("rank-over-time",)),
+    "costs": Kind(costs, ("table3",)),
+    "slots": Kind(slots, ("table3",)),
+}
+
+
+def figure_data(kind: str, table: str, scale: str) -> str:
+    """The figure's numbers as CSV, empty where no record has any; ValueError for an unknown kind."""
+    if kind not in KINDS:
+        raise ValueError(f"no figure is called {kind!r}; the figures are {', '.join(KINDS)}")
+    rows = list(KINDS[kind].rows(table, scale))
+    return pd.DataFrame(rows).to_csv(index=False, lineterminator="\n") if rows else ""
+
+
+def digest(data: str) -> bytes:
+    """The digest that a picture carries in its bytes: of the CSV it was drawing_code from and the code that drew it."""
+    drawing_code = b"".join((Path(__file__).parent / name).read_bytes() for name in ("figures.py", "figure_style.py"))
+    return f"data-sha256:{hashlib.sha256(data.encode() + drawing_code).hexdigest()}".encode()

@@ -1,0 +1,48 @@
+"""The names of rows, columns, tables and scales in every table, figure and document."""
+
+from __future__ import annotations
+
+import re
+
+from experiments.settings import Experiment
+
+TITLES = {
+    "table2": "Table 2: GLUE",
+    "table3": "Table 3: E2E",
+    "table5": "Table 5: which matrices, at one number of parameters",
+    "table6": "Table 6: which matrices, which rank",
+    "curves": "Epoch by epoch, by rank",
+    "learning-rate": "The choice of learning rates",
+    "rank-over-time": "Rank over time: Sequential LoRA and adaptive rank",
+    "variants": "Variants of LoRA",
+    "pitfalls": "What the mistakes of earlier reproductions cost",
+    "released": "The authors' own adapters",
+}
+SCALE_MEANS = {
+    "quick": "built-in data and models, to prove the pipeline and not the paper",
+    "cpu": "real data and small real models",
+    "paper": "the paper's models and settings",
+}
+HEADS = {  # column -> its heading
+    "ROUGE_L": "ROUGE-L", "paper ROUGE_L": "paper ROUGE-L", "slot_error_rate": "slot errors (%)",
+    "dev_loss": "dev loss (nats a token)", "peak memory gib": "peak memory (GiB)",
+    "course_BLEU": "BLEU (NLTK, lower case)", "course_ROUGE_L": "ROUGE-L (stems)",
+}  # fmt: skip
+WORDS = {  # word of a row's name -> as the paper writes it
+    "full": "full fine-tuning", "lora": "LoRA", "bitfit": "BitFit", "adapter": "Adapter", "h": "H", "l": "L", "p": "P",
+    "d": "D", "mnli": "MNLI", "prelayer": "PreLayer", "preembed": "PreEmbed", "top2": "FT Top2",
+}  # fmt: skip
+
+
+def label(experiment: Experiment) -> str:
+    """A row's name: `LoRA r=4`, `LoRA† r=8`, `full fine-tuning`, `Adapter L 11M`, `LoRA 0.004`."""
+    if experiment.settings.evaluate == "selection":
+        *_, row, rate = experiment.name.split("/")
+        return f"{words(row)} {rate}"
+    return words(experiment.row)
+
+
+def words(row: str) -> str:
+    """The last part of a name as the paper writes it."""
+    written = re.sub(r"\br(\d+)\b", r"r=\1", " ".join(WORDS.get(word, word) for word in row.split("-")))
+    return re.sub(r"^LoRA (.*) restricted$", r"LoRA† \1", written)

@@ -1,0 +1,1 @@
+"""One experiment gives one record; many of them are a sweep."""

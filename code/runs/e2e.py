@@ -1,0 +1,113 @@
+"""Train a language model on the completions, fold the adapter, decode the test set, score (Table 3)."""
+
+from __future__ import annotations
+
+import random
+import time
+from collections.abc import Callable
+from dataclasses import asdict, replace
+from functools import partial
+from statistics import fmean
+from typing import Any
+
+from torch import nn
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from experiments.settings import Job
+from methods.catalogue import finish, method, schedule_of
+from methods.rank_changes import conclude
+from models import positions
+from tasks.catalogue import TASKS
+from tasks.e2e import data as e2e_data
+from tasks.e2e.beam_search import OFFICIAL_LENGTH, DecodingSettings, generate
+from tasks.e2e.evaluation import validation_loss
+from tasks.e2e.loss import completion_loss
+from training.batches import pad_right
+from training.trainer import train
+
+Splits = dict[str, list[e2e_data.Example]]
+
+
+def add_new_tokens(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
+    """Add two tokens, <MR> before a context and <TEXT> as separator; their random rows are trained if others are.
+
+    As data.py of https://github.com/edwinlin13/cs4782-lora-replication at 51fa444.
+    """
+    tokenizer.add_special_tokens({"cls_token": "<MR>", "sep_token": "<TEXT>"})
+    model.resize_token_embeddings(len(tokenizer), mean_resizing=False)
+
+
+def load_splits(job: Job) -> Splits:
+    """The rows by split; the training split has the first `train_rows` of a fixed shuffle."""
+    settings = job.settings
+    reported = ("test",) if settings.evaluate == "test" else ()
+    load = TASKS[settings.task].load
+    splits = {split: load(split, settings.protocol, job.data_dir) for split in ("train", "dev", *reported)}
+    if settings.train_rows:
+        random.Random(0).shuffle(splits["train"])
+        splits["train"] = splits["train"][: settings.train_rows]
+    return splits
+
+
+def train_and_score(
+    model: nn.Module, tokenizer: PreTrainedTokenizerBase, job: Job, keep_adapter: Callable[[nn.Module], None]
+) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    """Train and test; return facts for the record, and predictions. `keep_adapter(model)` is called before folding."""
+    settings, splits = job.settings, load_splits(job)
+    measured: dict[str, Any] = {
+        "data_fingerprint": {name: e2e_data.data_fingerprint(rows) for name, rows in splits.items()},
+        "rows": {name: len(rows) for name, rows in splits.items()},
+    }
+    if settings.new_tokens:
+        add_new_tokens(model, tokenizer)
+        for split, examples in splits.items():
+            splits[split] = [replace(example, context=f"<MR> {example.context}") for example in examples]
+    if method(settings.method).trains:
+        measured |= _train(model, tokenizer, splits, job)
+        keep_adapter(model)
+    if "test" not in splits:
+        return measured, []
+    results, predictions = _decode_and_score(model, tokenizer, splits["test"], job)
+    return measured | results, predictions
+
+
+def _train(model: nn.Module, tokenizer: PreTrainedTokenizerBase, splits: Splits, job: Job) -> dict[str, Any]:
+    settings, limit = job.settings, positions(model)
+    mistakes = {"prompt_loss": settings.prompt_loss, "end_loss": settings.end_loss}  # in training rows only
+    rows = [e2e_data.encode(example, tokenizer, limit, **mistakes) for example in splits["train"]]
+    dev = [e2e_data.encode(example, tokenizer, limit) for example in splits["dev"]]
+    schedule = schedule_of(settings, validation_loss, dev)
+    result = train(
+        model,
+        rows,
+        job,
+        loss=lambda m, batch: completion_loss(m, batch, settings.label_smoothing),
+        validate=lambda m, _: {"loss": validation_loss(m, dev)},
+        collate=partial(pad_right, pad_to=min(OFFICIAL_LENGTH, limit)) if settings.pad_to_maximum else pad_right,
+        schedule=schedule,
+    )
+    by_step = {entry["step"]: entry["eval_loss"] for entry in result.history if "eval_loss" in entry}
+    reached = conclude(model) if schedule else {}
+    return asdict(result) | reached | {"dev_loss": by_step[result.kept_step]}
+
+
+def _decode_and_score(
+    model: nn.Module, tokenizer: PreTrainedTokenizerBase, rows: list[e2e_data.Example], job: Job
+) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    """Decode a text for each input with the folded model; return the scores, and each text with its input."""
+    started, settings = time.monotonic(), job.settings
+    finish(model)
+    inputs = e2e_data.group_by_context(rows)
+    decoding = DecodingSettings(
+        beams=settings.beams, length_penalty=settings.length_penalty, no_repeat_ngram=settings.no_repeat_ngram,
+        max_new_tokens=settings.max_new_tokens,
+    )  # fmt: skip
+    outputs = generate(model, tokenizer, [item.context for item in inputs], decoding)
+    scores, judgements = TASKS[settings.task].score(inputs, [output.text for output in outputs], settings)
+    scores["share_at_cap"] = fmean(not output.ended for output in outputs)
+    predictions = [
+        {"mr": item.mr, "context": item.context, "prediction": output.text, "ended": output.ended, **judgement}
+        for item, output, judgement in zip(inputs, outputs, judgements, strict=True)
+    ]
+    seconds = round(time.monotonic() - started, 1)
+    return {"evaluation_seconds": seconds, "scores": scores, "inputs": len(inputs)}, predictions

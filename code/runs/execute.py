@@ -1,0 +1,179 @@
+"""One declared experiment, one run, one record.
+
+    prepare -> train -> fold or keep -> score -> record
+
+The command line, the notebooks and the sweeps call `do`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shutil
+from collections.abc import Callable
+from dataclasses import asdict
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+import files
+from adapter_files import base_fingerprint
+from experiments.catalogue import EXPERIMENTS, find
+from experiments.settings import Experiment, Job, Settings
+from methods.catalogue import apply_method, count_trained, method
+from methods.released_adapters import load_released_adapter, released_file
+from methods.saved import load_adapter, save_adapter
+from models import family_of, head_parameters, load_model, load_tokenizer
+from runs import e2e, glue, records
+from runs.run import Run, first_process, run_lock
+from tasks.catalogue import TASKS
+from training.machine import uses_bfloat16
+from training.trainer import ShareDone, TrainingDiverged
+
+WORKFLOWS = {"e2e": e2e.train_and_score, "glue": glue.train_and_score}  # `Task.workflow` -> its function
+
+
+def do(run: Run, say: Callable[[str], None] = print, for_adapter: bool = False) -> dict[str, Any]:
+    """Do a run in this process, after the run that it starts from; return its record, which may exist already.
+
+    A stopped run continues from its checkpoints. A failed or interrupted run is recorded apart, and its exception is
+    raised again. With `for_adapter`, a recorded run whose adapter is missing (as in a fresh clone) is trained again;
+    its record stands.
+
+    Raises RunTaken where another process is doing the run or its start. Raises ValueError where a record of other
+    settings or of another task version has its path. Under `accelerate launch` the processes share this one run, so
+    it raises ValueError where its start's adapter is missing.
+    """
+    if run.obstacle:
+        raise ValueError(f"{run}: {run.obstacle}")
+    if run.lacks_start and (for_adapter or not run.recorded):
+        if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+            raise ValueError(f"{run} starts from {run.start}, found no {run.start.adapter}: run that one first")
+        do(run.start, say, for_adapter=True)
+    with run_lock(run):
+        return _do(run, say, for_adapter)
+
+
+def _do(run: Run, say: Callable[[str], None], for_adapter: bool) -> dict[str, Any]:
+    experiment, settings, recorded = run.experiment, run.experiment.settings, run.recorded
+    if recorded and not (for_adapter and not run.adapter.exists()):
+        say(f"{run}: recorded already")
+        return records.read_record(run.record)
+    if recorded:
+        say(f"{run}: recorded, but {run.adapter} is missing: it is trained again")
+    if not method(settings.method).trains and not first_process():
+        raise ShareDone  # there is nothing to share
+    start = run.start.adapter if run.start else None
+    record = begin(experiment.name, experiment.scale, run.seed, settings)
+    # A stopped run with other settings is another run: its checkpoints are not continued.
+    digest = hashlib.sha256(repr(settings).encode()).hexdigest()[:8]
+    folder = files.CHECKPOINTS / experiment.scale / f"{run.record.stem}--{digest}"
+    try:
+        job = Job(settings, run.seed, folder, run.data_dir)
+        measured, predictions = measure(job, run.adapter, start, keep_whole=_is_a_start(experiment))
+    except (Exception, KeyboardInterrupt) as error:
+        if first_process():
+            ended = unfinished(error)
+            path = records.write_unfinished(record | ended)
+            say(f"{run}: {ended['status']}, noted in {path}")
+        raise
+    if recorded:
+        record = records.read_record(run.record)
+    else:
+        if predictions:
+            path = records.write_predictions(experiment.name, experiment.scale, run.seed, predictions)
+            measured["predictions"] = path.name
+        record |= measured
+        records.write_record(record)
+    shutil.rmtree(folder, ignore_errors=True)
+    return record
+
+
+def _is_a_start(experiment: Experiment) -> bool:
+    return any(other.settings.start_from == experiment.name for other in EXPERIMENTS.values())
+
+
+def begin(name: str, scale: str, seed: int, settings: Settings) -> dict[str, Any]:
+    """The record before anything is measured, with the status of a run that ends well."""
+    return {
+        "name": name, "scale": scale, "seed": seed, "status": "finished",
+        "started": datetime.now(timezone.utc).isoformat(timespec="seconds"), "settings": asdict(settings),
+        "task_version": TASKS[settings.task].version, **records.provenance(),
+    }  # fmt: skip
+
+
+def unfinished(error: BaseException) -> dict[str, str]:
+    """The status and error in the record of a run that this error ended."""
+    interrupted = isinstance(error, KeyboardInterrupt)
+    status = "interrupted" if interrupted else "diverged" if isinstance(error, TrainingDiverged) else "failed"
+    return {"status": status, "error": f"{type(error).__name__}: {error}"}
+
+
+def measure(
+    job: Job, adapter: Path, start: Path | None = None, keep_whole: bool = False
+) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    """Train and score; return facts for the record, and the predictions.
+
+    What was learnt goes to the folder `adapter`, a whole model only with `keep_whole`. `start` is the adapter of
+    `settings.start_from`.
+    """
+    settings, task = job.settings, TASKS[job.settings.task]
+    torch.manual_seed(job.seed)
+    model = load_model(settings.model, task.outputs, settings.head_dropout)
+    device = torch.device(f"cuda:{os.environ.get('LOCAL_RANK', 0)}" if torch.cuda.is_available() else "cpu")
+    measured = {
+        "base_fingerprint": base_fingerprint(model, head_parameters(model)),
+        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",
+        "threads": torch.get_num_threads(),
+        "bfloat16": uses_bfloat16(settings),  # "auto" is decided by the machine
+        "processes": int(os.environ.get("WORLD_SIZE", "1")),
+    }
+    if method(settings.method).trains:
+        apply_method(model, settings)
+    else:
+        file = released_file(settings.model, settings.task, job.data_dir)
+        load_released_adapter(model, file, settings.alpha, settings.rank)
+    if start:
+        _carry_over(model, settings, start)
+    trained, head, total = count_trained(model)
+    measured["parameters"] = {"trainable": trained, "head": head, "total": total}
+
+    def keep_adapter(trained_model: nn.Module) -> None:
+        if settings.new_tokens or not settings.train_head:
+            return  # what it learnt belongs to weights that are drawn anew in every run
+        if trained < total - head or keep_whole:
+            save_adapter(trained_model, settings, adapter)
+
+    results, predictions = WORKFLOWS[task.workflow](model.to(device), load_tokenizer(settings.model), job, keep_adapter)
+    return measured | results, predictions
+
+
+def _carry_over(model: nn.Module, settings: Settings, folder: Path) -> None:
+    """Copy what the method learnt on MNLI into the model (section 5.2: MRPC, RTE, STS-B).
+
+    The head stays new, since it has other outputs: RoBERTa's whole head, but only DeBERTa's classifier, for
+    the official code carries its pooler over. Raises FileNotFoundError where the adapter is missing,
+    ValueError where the model has no such parameters.
+    """
+    if not folder.exists():
+        raise FileNotFoundError(
+            f"expected the adapter of {settings.start_from} in {folder}, found no such folder; `reproduce.py run` of "
+            "this experiment makes it first"
+        )
+    start = load_model(settings.model, TASKS[find(settings.start_from).settings.task].outputs)
+    load_adapter(start, folder)
+    whole_head = family_of(model).head == ("classifier",)
+    fresh = tuple(head_parameters(model)) if whole_head else "classifier."
+    parameters = dict(model.named_parameters())
+    carried = {n: p for n, p in start.named_parameters() if p.requires_grad and not n.startswith(fresh)}
+    if lacking := sorted(carried.keys() - parameters.keys()):
+        raise ValueError(
+            f"{settings.start_from} trained {lacking[0]}; expected the same here, found no such parameter with method "
+            f"{settings.method!r}. Start from a run of that method, or without start_from"
+        )
+    with torch.no_grad():
+        for name, parameter in carried.items():
+            parameters[name].copy_(parameter)

@@ -1,0 +1,134 @@
+"""One run: an experiment with a seed, its files, what it starts from, and the lock that keeps it to one process.
+
+    run = Run(find("table3/gpt2-mini/lora-r4"), seed=0)
+    run.recorded, run.adapter, run.start
+
+Outside git, beside its checkpoints, a run has `CHECKPOINTS/<scale>/<run id>.log`, `.lock` and `.holder`. `execute.py`
+does the run.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from filelock import FileLock, Timeout
+
+import files
+from experiments.catalogue import find
+from experiments.settings import Experiment
+from runs import records
+
+START_SEED = 0  # of a run that others start from: one checkpoint for all their seeds, as in the paper
+
+
+class RunTaken(RuntimeError):
+    """Another process is doing the run."""
+
+
+@dataclass(frozen=True)
+class Run:
+    """One experiment with one seed: the unit of work."""
+
+    experiment: Experiment
+    seed: int
+    data_dir: Path | None = None
+
+    def __str__(self) -> str:
+        return f"{self.experiment.name} seed {self.seed}"
+
+    @property
+    def record(self) -> Path:
+        """The path of its record, existing or not."""
+        return records.record_path(self.experiment.name, self.experiment.scale, self.seed)
+
+    @property
+    def recorded(self) -> bool:
+        record = records.read_record(self.record)
+        return record is not None and records.is_declared(record, self.experiment.settings)
+
+    @property
+    def obstacle(self) -> str | None:
+        """Why it cannot be recorded: a record of other settings or of another task version has its path."""
+        if not self.record.exists() or self.recorded:
+            return None
+        return f"recorded with other settings or of another task version; delete {self.record} to measure anew"
+
+    @property
+    def log(self) -> Path:
+        return files.CHECKPOINTS / self.experiment.scale / f"{self.record.stem}.log"
+
+    @property
+    def adapter(self) -> Path:
+        """The folder of what it learnt, outside git; a whole model is kept only if another run starts from it."""
+        return files.CHECKPOINTS / "adapters" / self.experiment.scale / self.record.stem
+
+    @property
+    def start(self) -> Run | None:
+        """The run whose adapter this one starts from."""
+        name = self.experiment.settings.start_from
+        return Run(find(name), START_SEED, self.data_dir) if name else None
+
+    @property
+    def lacks_start(self) -> bool:
+        """Whether the run that it starts from has to be done first; that one's record is in git, its adapter is not."""
+        return self.start is not None and not (self.start.recorded and self.start.adapter.exists())
+
+    @property
+    def command(self) -> list[str]:
+        """The arguments that a worker gives to Python."""
+        command = [str(files.ROOT / "code" / "reproduce.py"), "run", self.experiment.name, "--seed", str(self.seed)]
+        return command + (["--data-dir", str(self.data_dir.resolve())] if self.data_dir else [])
+
+
+def first_process() -> bool:
+    """Whether this process evaluates and records: all do, but for the later ones of `accelerate launch`."""
+    return os.environ.get("RANK", "0") == "0"
+
+
+@contextmanager
+def lock(path: Path, what: str) -> Iterator[None]:
+    """Hold the lock of a file for the work `what`; RunTaken, with the holder's name, where another process has it.
+
+    The system frees the lock when the process ends, however it ends. The file stays: if it were removed, a process
+    that has it open and one that creates it anew would both hold the lock. The holder's name is in a file beside it,
+    since on Windows no one else can read a locked file. Raises ValueError where the system has no locks.
+    """
+    if not first_process():
+        yield  # the first process holds it for all
+        return
+    path.parent.mkdir(parents=True, exist_ok=True)
+    file_lock, holder = FileLock(path, timeout=0), path.with_suffix(".holder")
+    try:
+        file_lock.acquire()
+    except Timeout:
+        name = holder.read_text(encoding="utf-8") if holder.exists() else "another process"
+        raise RunTaken(f"{what} is being done by {name}: wait for it, or stop it") from None
+    except (OSError, NotImplementedError) as error:
+        raise ValueError(
+            f"{path} cannot be locked ({error}): choose a folder on a local disk, with LORA_CHECKPOINT_DIR or, for "
+            "train.py, --output_dir"
+        ) from error
+    try:
+        holder.write_text(f"process {os.getpid()} on {socket.gethostname()}", encoding="utf-8")
+        yield
+    finally:
+        file_lock.release()
+
+
+def run_lock(run: Run) -> AbstractContextManager[None]:
+    """The `lock` of a run."""
+    return lock(run.log.with_suffix(".lock"), str(run))
+
+
+def taken(run: Run) -> bool:
+    """Whether another process is doing the run."""
+    try:
+        with run_lock(run):
+            return False
+    except RunTaken:
+        return True

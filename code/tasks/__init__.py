@@ -1,0 +1,1 @@
+"""On which rows, and scored how."""

@@ -1,0 +1,1 @@
+"""From the facts about a restaurant to a sentence: Table 3 of the paper."""

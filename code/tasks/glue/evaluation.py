@@ -1,0 +1,34 @@
+"""An encoder and token rows -> predictions, which Table 2's scores are computed from."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import nn
+
+from experiments.settings import Settings
+from training.batches import Batch, batches_by_length
+from training.machine import uses_bfloat16
+
+
+@torch.no_grad()
+def classify(
+    model: nn.Module,
+    rows: list[dict[str, Any]],
+    collate: Callable[[list[dict[str, Any]]], Batch],
+    settings: Settings,
+) -> tuple[list[float], float]:
+    """Predictions in the rows' order (class ids, or numbers where the head has one output), and the mean loss."""
+    predictions: list[float] = [0.0] * len(rows)
+    total = 0.0
+    for chosen, batch in batches_by_length(model, rows, collate):
+        with torch.autocast(batch["labels"].device.type, torch.bfloat16, enabled=uses_bfloat16(settings)):
+            output = model(**batch)
+        logits = output.logits.float().view(len(chosen), -1)  # DeBERTa's come flat where there is one output
+        answers = logits.argmax(-1) if logits.shape[1] > 1 else logits[:, 0]
+        for i, answer in zip(chosen, answers.tolist(), strict=True):
+            predictions[i] = answer
+        total += output.loss.item() * len(chosen)
+    return predictions, total / len(rows)

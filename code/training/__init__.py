@@ -1,0 +1,1 @@
+"""Training: the one loop, its optimizer, batches and checkpoints."""
