@@ -4,6 +4,8 @@
     python code/benchmark.py decode     batched beam search against one `generate` of transformers an input
     python code/benchmark.py metrics    the E2E metrics with and without METEOR's jar
     python code/benchmark.py glue       an epoch and a step of MiniLM and RoBERTa-base on MRPC
+    python code/benchmark.py smollm2-step, smollm2-losses, smollm2-decode
+                                        SmolLM2-135M in bfloat16 against the plain step and search, and PEFT's
 
 Absolute times depend on the machine; the ratios are what is claimed. Repetitions of the variants
 alternate, medians are printed, and `results/benchmark/` keeps them.
@@ -18,7 +20,7 @@ from pathlib import Path
 import torch
 
 import files
-from costs import benchmark_e2e, benchmark_glue
+from costs import benchmark_e2e, benchmark_glue, benchmark_smollm2
 from files import write_atomically
 from runs.records import provenance
 
@@ -27,6 +29,9 @@ BENCHMARKS = {  # name -> benchmark, its usual repetitions
     "decode": (benchmark_e2e.decode, 3),
     "metrics": (benchmark_e2e.metrics, 3),
     "glue": (benchmark_glue.glue, 15),
+    "smollm2-step": (benchmark_smollm2.step, 9),
+    "smollm2-losses": (benchmark_smollm2.losses, 1),
+    "smollm2-decode": (benchmark_smollm2.decode, 1),
 }
 
 

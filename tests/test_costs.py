@@ -101,7 +101,7 @@ def test_bfloat16_has_a_rate_of_its_own():
 @pytest.mark.parametrize("has", [False, True])
 def test_elsewhere_the_precision_is_what_the_machine_has(monkeypatch, has):
     asked = []
-    monkeypatch.setattr("training.machine.has_fast_bfloat16", lambda: has)
+    monkeypatch.setattr("training.precision.has_fast_bfloat16", lambda: has)
     monkeypatch.setattr(estimate_module, "_machine_flops", lambda precision: (asked.append(precision) or 1e12, "here"))
     estimate(find("table2/minilm/mrpc/lora-r8").settings, "cpu")
     assert asked == ["bfloat16" if has else "float32"]

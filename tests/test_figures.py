@@ -276,8 +276,9 @@ def legends():
         for table in KINDS[kind].tables:
             rows = select(table, scale)
             rows = [*(find(e.against) for e in rows if kind == "stages"), *rows]
-            names = [label(e) for e in rows]
-            yield list(dict.fromkeys(name.rpartition(" ")[0] if kind == "choice" else name for name in names))
+            for base in {e.settings.model for e in rows}:  # the panels of one base
+                names = [label(e) for e in rows if e.settings.model == base]
+                yield list(dict.fromkeys(name.rpartition(" ")[0] if kind == "choice" else name for name in names))
 
 
 def test_series_are_told_apart_without_colour():

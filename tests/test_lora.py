@@ -463,15 +463,13 @@ def test_an_unknown_target_is_refused_with_the_known_ones(targets):
 
 def test_a_target_that_the_model_does_not_have_is_refused():
     model = DistilBertModel(DistilBertConfig(dim=WIDTH, n_layers=1, n_heads=2, hidden_dim=WIDTH, vocab_size=24))
-    with pytest.raises(ValueError, match=r"found no \{'query'\} in DistilBertModel; expected GPT-2, BERT.* or Llama"):
+    with pytest.raises(ValueError, match=r"found no query in DistilBertModel; expected GPT-2, BERT.* or Llama"):
         add_lora(model, LoRAConfig(targets=("query",)))
 
 
 def test_gpt2_has_no_gate_to_adapt_and_says_who_has():
     model = gpt2()
-    with pytest.raises(
-        ValueError, match=r"found no \{'mlp_gate'\} in GPT2LMHeadModel; .*Llama \(which alone has mlp_g"
-    ):
+    with pytest.raises(ValueError, match=r"found no mlp_gate in GPT2LMHeadModel; .*Llama \(which alone has mlp_g"):
         add_lora(model, LoRAConfig(targets=("query", "mlp_gate")))
     assert not lora_layers(model)
 

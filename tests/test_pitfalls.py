@@ -88,7 +88,7 @@ def few_rows(job: Job) -> e2e_run.Splits:
 def e2e_training(monkeypatch, tmp_path):
     """row -> what a run of it gives to the training loop, and the rows by which its dev loss is measured."""
     monkeypatch.setattr(e2e_run, "load_splits", few_rows)
-    monkeypatch.setattr(e2e_run, "validation_loss", lambda _, rows: rows)
+    monkeypatch.setattr(e2e_run, "validation_loss", lambda _, rows, settings: rows)
 
     def given_by(row: str) -> dict:
         given = {}
@@ -334,7 +334,7 @@ def scored(monkeypatch, tmp_path):
         monkeypatch.setattr(e2e_run, "generate", generate)
         monkeypatch.setattr(evaluation.e2e_metrics, "score", score)
         monkeypatch.setattr(evaluation.e2e_metrics, "course_score", score)
-        e2e_run._decode_and_score(None, None, rows, Job(quick(row), 0, tmp_path))
+        e2e_run._decode_and_score(tiny_gpt2(quick(row)), None, rows, Job(quick(row), 0, tmp_path))
         return seen["references"], seen["decoding"]
 
     return e2e_data.group_by_context(rows), seen_by

@@ -45,7 +45,7 @@ def pair(model, place, i):
 
 def run(folder, settings=SETTINGS, **others):
     smoothed = partial(completion_loss, label_smoothing=settings.label_smoothing)
-    schedule = schedule_of(settings, validation_loss, DEV)
+    schedule = schedule_of(settings, lambda m, rows: validation_loss(m, rows, settings), DEV)
     return run_training(folder, settings, **{"loss": smoothed, "schedule": schedule} | others)
 
 

@@ -46,7 +46,7 @@ DEV = some_rows(8, seed=1)
 
 
 def run(folder, settings=SETTINGS, schedule=None, **others):
-    schedule = schedule or schedule_of(settings, validation_loss, DEV)
+    schedule = schedule or schedule_of(settings, lambda m, rows: validation_loss(m, rows, settings), DEV)
     smoothed = partial(completion_loss, label_smoothing=settings.label_smoothing)
     return run_training(folder, settings, **{"loss": smoothed, "schedule": schedule} | others)
 
@@ -304,7 +304,7 @@ def test_the_best_epoch_comes_back_with_the_stages_it_had(best, tmp_path):
         states.append(values(m))
         return {"loss": next(scores)}
 
-    schedule = schedule_of(settings, validation_loss, DEV)
+    schedule = schedule_of(settings, lambda m, rows: validation_loss(m, rows, settings), DEV)
     result = train(model, some_rows(), Job(settings, 0, tmp_path), completion_loss, validate, schedule=schedule)
     assert result.kept_step == 10 * (best + 1)
     assert set(ranks(model).values()) == {(4, 6, 8)[best]}

@@ -146,7 +146,7 @@ def test_a_released_glue_run_scores_what_the_authors_own_model_answers(tmp_path,
     split = glue_data.GlueSplit([glue_data.Example((str(i), str(i + 1)), i % 3) for i in range(24)], False)
     rows = [{"input_ids": [i % 7 + 5, i % 11 + 5, 2], "label": i % 3} for i in range(24)]
     monkeypatch.setattr(execute, "load_model", lambda *_: encoder("roberta"))
-    monkeypatch.setattr(execute, "load_tokenizer", lambda _: type("Tokenizer", (), {"pad_token_id": 1}))
+    monkeypatch.setattr(execute, "load_tokenizer", lambda *_: type("Tokenizer", (), {"pad_token_id": 1}))
     monkeypatch.setattr(glue_data, "load_glue", lambda *_: split)
     monkeypatch.setattr(glue_data, "encode", lambda examples, *_: glue_data.Encoded(rows[: len(examples)], 0))
     settings = replace(find("released/roberta-base/mnli").settings, rank=RANK)

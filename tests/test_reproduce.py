@@ -134,7 +134,7 @@ def test_a_run_says_whether_it_used_bfloat16_where_the_machine_decides(small_run
     experiment = find("learning-rate/gpt2-mini/e2e-builtin/lora/0.002")
     experiment = replace(experiment, settings=replace(experiment.settings, precision="auto"))
     for seed, has in enumerate((True, False)):
-        monkeypatch.setattr("training.machine.has_fast_bfloat16", lambda has=has: has)
+        monkeypatch.setattr("training.precision.has_fast_bfloat16", lambda has=has: has)
         record = execute.do(Run(experiment, seed), say=lambda _: None)
         assert (record["settings"]["precision"], record["bfloat16"]) == ("auto", has)
 

@@ -145,7 +145,7 @@ def test_a_run_keeps_what_its_method_learnt_and_no_whole_model(tmp_path, monkeyp
         return {}, []
 
     monkeypatch.setattr(execute, "load_model", lambda *_: tiny())
-    monkeypatch.setattr(execute, "load_tokenizer", lambda _: None)
+    monkeypatch.setattr(execute, "load_tokenizer", lambda *_: None)
     monkeypatch.setitem(execute.WORKFLOWS, "e2e", trained)
     lora = {"rank": 2, "alpha": 2, "targets": ("query", "value")} if method == "lora" else {}
     job = Job(settings(method, **lora), 0, tmp_path / "checkpoints")

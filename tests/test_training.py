@@ -23,6 +23,7 @@ from training import checkpoints, trainer
 from training.batches import IGNORED, RowsByLength, pad_right
 from training.checkpoints import TrainingInterrupted, newest_checkpoint
 from training.optimizer import OfficialAdamW, trained_state
+from training.precision import use_quick_dropout
 from training.trainer import WEIGHTS_FILE, TrainingDiverged, train
 
 SETTINGS = Settings(
@@ -281,16 +282,23 @@ def test_rows_by_length_is_a_permutation_that_depends_on_seed_and_epoch():
     assert spread < 5  # random batches of eight would spread over about 42
 
 
-@pytest.mark.parametrize("method", ["full", "lora"])
-def test_a_stopped_run_continues_to_the_same_weights(tmp_path, method):
+@pytest.mark.parametrize(("method", "quick"), [("full", False), ("lora", False), ("lora", True)])
+def test_a_stopped_run_continues_to_the_same_weights(tmp_path, method, quick):
     lora = {"rank": 2, **LORA} if method == "lora" else {}  # with its dropout: the random state is restored too
     settings = replace(SETTINGS, method=method, **{k: v for k, v in lora.items() if k != "method"})
-    whole, _ = run_training(tmp_path / "whole", settings)
 
+    def sitting(folder, loss=None):
+        model = tiny_model()
+        apply_method(model, settings)
+        if quick:
+            use_quick_dropout(model)
+        return run_training(tmp_path / folder, settings, model, loss=loss)
+
+    whole, _ = sitting("whole")
     smoothed = partial(completion_loss, label_smoothing=settings.label_smoothing)
     with pytest.raises(TrainingInterrupted, match="after step 13"):  # in the second epoch
-        run_training(tmp_path / "cut", settings, loss=stop_at_call(13, smoothed))
-    again, result = run_training(tmp_path / "cut", settings)
+        sitting("cut", stop_at_call(13, smoothed))
+    again, result = sitting("cut")
     assert result.steps == 20
     for name, p in whole.named_parameters():
         assert torch.equal(p, dict(again.named_parameters())[name]), name

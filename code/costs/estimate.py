@@ -71,10 +71,14 @@ def estimate(settings: Settings, scale: str, earlier: list[dict] | None = None) 
     import torch
 
     from methods.catalogue import apply_method, count_trained, method
-    from models import architecture
-    from training.machine import uses_bfloat16
+    from models import architecture, positions
+    from training.precision import uses_bfloat16
 
     model = architecture(settings.model, TASKS[settings.task].outputs)
+    most = positions(model)
+    for name, value in (("max_length", settings.max_length), ("max_new_tokens", settings.max_new_tokens)):
+        if (value or 0) > most:
+            raise ValueError(f"{name} must be at most {most}, the positions of {settings.model}; found {value}")
     apply_method(model, replace(settings, rank_stages=settings.rank_stages[-1:]))  # at most what the last stage costs
     without_head, head, total = count_trained(model)
     trainable = without_head + head

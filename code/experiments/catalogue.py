@@ -17,6 +17,7 @@ from experiments.glue import GLUE_EXPERIMENTS, QUICK_TASKS
 from experiments.other_methods import METHOD_EXPERIMENTS
 from experiments.pitfalls import PITFALL_EXPERIMENTS
 from experiments.settings import SCALES, Experiment
+from experiments.smollm2 import SMOLLM2_EXPERIMENTS
 
 
 def by_name(declared: Iterable[Experiment]) -> dict[str, Experiment]:
@@ -33,7 +34,9 @@ def by_name(declared: Iterable[Experiment]) -> dict[str, Experiment]:
     return experiments
 
 
-EXPERIMENTS = by_name((*E2E_EXPERIMENTS, *GLUE_EXPERIMENTS, *METHOD_EXPERIMENTS, *PITFALL_EXPERIMENTS))
+EXPERIMENTS = by_name(
+    (*E2E_EXPERIMENTS, *GLUE_EXPERIMENTS, *METHOD_EXPERIMENTS, *PITFALL_EXPERIMENTS, *SMOLLM2_EXPERIMENTS)
+)
 
 
 def find(name: str, scale: str | None = None) -> Experiment:

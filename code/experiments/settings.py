@@ -105,10 +105,18 @@ class Settings:
                 value = getattr(self, name)
                 if isinstance(value, int | float) and not allows(value):
                     raise ValueError(f"{name} must be {expected}, found {value}")
+        if len(self.adam_betas) != 2 or not all(0 <= beta < 1 for beta in self.adam_betas):
+            raise ValueError(f"adam_betas must be two numbers from 0 to below 1, found {self.adam_betas}")
         for name, words in CHOICES.items():
             if getattr(self, name) not in words:
                 known = ", ".join(word for word in words if word)
                 raise ValueError(f"{name} must be one of {known}, found {getattr(self, name)!r}")
+
+
+def check_seed(seed: int) -> None:
+    """Raise ValueError if every random generator of a run cannot be started with this seed."""
+    if not 0 <= seed < 2**32:
+        raise ValueError(f"a seed is a whole number from 0 to {2**32 - 1:,}, found {seed}")
 
 
 @dataclass(frozen=True)
@@ -119,6 +127,9 @@ class Job:
     seed: int
     folder: Path  # of its checkpoints, from which a stopped training continues
     data_dir: Path | None = None  # with `e2e/` and `glue/`; None: the places of `files.py`
+
+    def __post_init__(self) -> None:
+        check_seed(self.seed)
 
 
 @dataclass(frozen=True)

@@ -111,6 +111,10 @@ class Method:
     schedule: Callable[[Settings, Callable[[nn.Module], float]], RankSchedule] | None = None  # how its ranks change
     trains: bool = True  # False: an adapter that others trained is scored
 
+    def __post_init__(self) -> None:
+        if unknown := {*self.settings} - {field.name for field in fields(Settings)}:
+            raise ValueError(f"a method's settings are fields of Settings; found {', '.join(sorted(unknown))}")
+
 
 def _adapter(kind: str) -> Method:
     return Method(

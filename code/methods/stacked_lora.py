@@ -18,6 +18,7 @@ from __future__ import annotations
 import math
 import re
 from dataclasses import replace
+from functools import partial
 from itertools import count, takewhile
 
 import torch
@@ -53,7 +54,8 @@ class StackedLoRALinear(nn.Module):
 
     def fresh_pair(self, rank: int) -> Pair:
         """A new pair: A drawn as in loralib, B zero."""
-        new = self.base_layer.weight.new_zeros
+        weight = self.base_layer.weight
+        new = partial(weight.new_zeros, dtype=torch.promote_types(weight.dtype, torch.float32))
         A, B = nn.Parameter(new(rank, self.d_in)), nn.Parameter(new(self.part_size, rank))
         nn.init.kaiming_uniform_(A, a=math.sqrt(5))
         return A, B

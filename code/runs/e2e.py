@@ -23,6 +23,7 @@ from tasks.e2e.beam_search import OFFICIAL_LENGTH, DecodingSettings, generate
 from tasks.e2e.evaluation import validation_loss
 from tasks.e2e.loss import completion_loss
 from training.batches import pad_right
+from training.precision import autocast, keep_frozen_in_bfloat16, uses_bfloat16
 from training.trainer import train
 
 Splits = dict[str, list[e2e_data.Example]]
@@ -76,13 +77,13 @@ def _train(model: nn.Module, tokenizer: PreTrainedTokenizerBase, splits: Splits,
     mistakes = {"prompt_loss": settings.prompt_loss, "end_loss": settings.end_loss}  # in training rows only
     rows = [e2e_data.encode(example, tokenizer, limit, **mistakes) for example in splits["train"]]
     dev = [e2e_data.encode(example, tokenizer, limit) for example in splits["dev"]]
-    schedule = schedule_of(settings, validation_loss, dev)
+    schedule = schedule_of(settings, lambda m, rows: validation_loss(m, rows, settings), dev)
     result = train(
         model,
         rows,
         job,
         loss=lambda m, batch: completion_loss(m, batch, settings.label_smoothing),
-        validate=lambda m, _: {"loss": validation_loss(m, dev)},
+        validate=lambda m, _: {"loss": validation_loss(m, dev, settings)},
         collate=partial(pad_right, pad_to=min(OFFICIAL_LENGTH, limit)) if settings.pad_to_maximum else pad_right,
         schedule=schedule,
     )
@@ -102,7 +103,10 @@ def _decode_and_score(
         beams=settings.beams, length_penalty=settings.length_penalty, no_repeat_ngram=settings.no_repeat_ngram,
         max_new_tokens=settings.max_new_tokens,
     )  # fmt: skip
-    outputs = generate(model, tokenizer, [item.context for item in inputs], decoding)
+    if uses_bfloat16(settings):
+        keep_frozen_in_bfloat16(model.requires_grad_(False))
+    with autocast(settings, next(model.parameters()).device):
+        outputs = generate(model, tokenizer, [item.context for item in inputs], decoding)
     scores, judgements = TASKS[settings.task].score(inputs, [output.text for output in outputs], settings)
     scores["share_at_cap"] = fmean(not output.ended for output in outputs)
     predictions = [

@@ -30,7 +30,7 @@ from models import family_of, head_parameters, load_model, load_tokenizer
 from runs import e2e, glue, records
 from runs.run import Run, first_process, run_lock
 from tasks.catalogue import TASKS
-from training.machine import uses_bfloat16
+from training.precision import keep_frozen_in_bfloat16, use_quick_dropout, uses_bfloat16
 from training.trainer import ShareDone, TrainingDiverged
 
 WORKFLOWS = {"e2e": e2e.train_and_score, "glue": glue.train_and_score}  # `Task.workflow` -> its function
@@ -122,7 +122,7 @@ def measure(
     """
     settings, task = job.settings, TASKS[job.settings.task]
     torch.manual_seed(job.seed)
-    model = load_model(settings.model, task.outputs, settings.head_dropout)
+    model = load_model(settings.model, task.outputs, settings.head_dropout, job.data_dir)
     device = torch.device(f"cuda:{os.environ.get('LOCAL_RANK', 0)}" if torch.cuda.is_available() else "cpu")
     measured = {
         "base_fingerprint": base_fingerprint(model, head_parameters(model)),
@@ -141,13 +141,20 @@ def measure(
     trained, head, total = count_trained(model)
     measured["parameters"] = {"trainable": trained, "head": head, "total": total}
 
+    if uses_bfloat16(settings):
+        keep_frozen_in_bfloat16(model)
+    if device.type == "cpu":
+        use_quick_dropout(model)
+
     def keep_adapter(trained_model: nn.Module) -> None:
         if settings.new_tokens or not settings.train_head:
             return  # what it learnt belongs to weights that are drawn anew in every run
         if trained < total - head or keep_whole:
             save_adapter(trained_model, settings, adapter)
 
-    results, predictions = WORKFLOWS[task.workflow](model.to(device), load_tokenizer(settings.model), job, keep_adapter)
+    results, predictions = WORKFLOWS[task.workflow](
+        model.to(device), load_tokenizer(settings.model, job.data_dir), job, keep_adapter
+    )
     return measured | results, predictions
 
 
@@ -165,8 +172,7 @@ def _carry_over(model: nn.Module, settings: Settings, folder: Path) -> None:
         )
     start = load_model(settings.model, TASKS[find(settings.start_from).settings.task].outputs)
     load_adapter(start, folder)
-    whole_head = family_of(model).head == ("classifier",)
-    fresh = tuple(head_parameters(model)) if whole_head else "classifier."
+    fresh = f"{family_of(model).head[-1]}."  # the classifier
     parameters = dict(model.named_parameters())
     carried = {n: p for n, p in start.named_parameters() if p.requires_grad and not n.startswith(fresh)}
     if lacking := sorted(carried.keys() - parameters.keys()):

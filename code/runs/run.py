@@ -20,7 +20,7 @@ from filelock import FileLock, Timeout
 
 import files
 from experiments.catalogue import find
-from experiments.settings import Experiment
+from experiments.settings import Experiment, check_seed
 from runs import records
 
 START_SEED = 0  # of a run that others start from: one checkpoint for all their seeds, as in the paper
@@ -37,6 +37,9 @@ class Run:
     experiment: Experiment
     seed: int
     data_dir: Path | None = None
+
+    def __post_init__(self) -> None:
+        check_seed(self.seed)
 
     def __str__(self) -> str:
         return f"{self.experiment.name} seed {self.seed}"

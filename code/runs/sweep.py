@@ -63,11 +63,11 @@ class Started:
 
     run: Run
     handle: Any
-    at: float  # seconds of time.time()
+    started: float  # seconds of time.time()
 
     @property
     def minutes(self) -> float:
-        return (time.time() - self.at) / 60
+        return (time.time() - self.started) / 60
 
 
 class Sweep:
@@ -152,7 +152,7 @@ class Sweep:
         """Record the failure if the run did not: a run that is killed cannot."""
         run = ended.run
         notes = (run.record.parent / "unfinished").glob(f"{run.record.stem}--*.json")
-        if any(note.stat().st_mtime >= ended.at for note in notes):
+        if any(note.stat().st_mtime >= ended.started for note in notes):
             return
         log = run.log.read_text(encoding="utf-8", errors="replace").splitlines() if run.log.exists() else []
         records.write_unfinished(

@@ -59,6 +59,10 @@ class Task:
     score: Callable[[list[Inputs], list[str], Any], tuple[dict[str, Any], list[dict[str, Any]]]] | None = None
     version: int = 1
 
+    def __post_init__(self) -> None:
+        if not self.metrics or (self.outputs is None and not (self.load and self.score)):
+            raise ValueError(f"{self.name}: expected a metric, and `load` and `score` if its answers are written")
+
     @property
     def main_metric(self) -> str:
         return next(iter(self.metrics))

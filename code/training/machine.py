@@ -12,8 +12,6 @@ from pathlib import Path
 
 import torch
 
-from experiments.settings import Settings
-
 PEAK, RESET = Path("/proc/self/status"), Path("/proc/self/clear_refs")  # of Linux: man 5 proc
 
 
@@ -22,11 +20,6 @@ def has_fast_bfloat16() -> bool:
     if torch.cuda.is_available():
         return torch.cuda.is_bf16_supported(including_emulation=False)
     return torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
-
-
-def uses_bfloat16(settings: Settings) -> bool:
-    """Whether a run computes in bfloat16: if asked for, or with `auto` if the machine has it in hardware."""
-    return settings.precision == "bfloat16" or (settings.precision == "auto" and has_fast_bfloat16())
 
 
 def forget_peak_memory() -> None:

@@ -31,8 +31,9 @@ from methods.rank_changes import RankChanges, RankSchedule, ended
 from methods.stacked_lora import resize
 from training.batches import Batch, RowsByLength, pad_right, share_of
 from training.checkpoints import Bar, Sitting, TrainingInterrupted, newest_checkpoint
-from training.machine import forget_peak_memory, uses_bfloat16
+from training.machine import forget_peak_memory
 from training.optimizer import OfficialAdamW, parameter_groups, regroup, trained_state
+from training.precision import uses_bfloat16
 
 WEIGHTS_FILE = "trained_parameters.safetensors"  # of a checkpoint
 LOGGED = {"loss", "eval_loss", "validation_loss", "ranks"}  # what the record's `history` keeps

@@ -21,14 +21,13 @@ from __future__ import annotations
 
 import csv
 import functools
-import hashlib
 import io
 import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from files import download, find_file, fingerprint
+from files import check_sha256, download, find_file, fingerprint
 from tasks.e2e import generator as e2e_generator
 from tasks.e2e.slot_errors import parse_mr
 
@@ -179,9 +178,4 @@ def _check(content: bytes, checksum: str, source: Path | str) -> None:
         raise ValueError(
             f"{source}: expected the columns {COLUMNS!r}, found {header[:80]!r}; use that of {RELEASE_PAGE}"
         )
-    digest = hashlib.sha256(content).hexdigest()
-    if digest != checksum:
-        raise ValueError(
-            f"{source} is not E2E as released: expected SHA-256 {checksum}, found {digest}; "
-            f"replace it by the file of {RELEASE_PAGE}"
-        )
+    check_sha256(content, checksum, source, f"replace it by the file of {RELEASE_PAGE}")

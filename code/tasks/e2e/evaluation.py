@@ -17,15 +17,17 @@ from tasks.e2e import metrics as e2e_metrics
 from tasks.e2e.data import Inputs
 from tasks.e2e.loss import completion_loss
 from training.batches import IGNORED, batches_by_length, pad_right
+from training.precision import autocast
 
 
 @torch.no_grad()
-def validation_loss(model: nn.Module, rows: list[dict[str, list[int]]]) -> float:
+def validation_loss(model: nn.Module, rows: list[dict[str, list[int]]], settings: Settings) -> float:
     """Unsmoothed cross-entropy per completion token (end token included) over all rows, in nats."""
     total, tokens = 0.0, 0
     for _, batch in batches_by_length(model, rows, pad_right):
         count = int((batch["labels"] != IGNORED).sum())
-        total += completion_loss(model, batch).item() * count
+        with autocast(settings, batch["labels"].device):
+            total += completion_loss(model, batch).item() * count
         tokens += count
     return total / tokens
 

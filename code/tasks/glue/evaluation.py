@@ -10,7 +10,7 @@ from torch import nn
 
 from experiments.settings import Settings
 from training.batches import Batch, batches_by_length
-from training.machine import uses_bfloat16
+from training.precision import autocast
 
 
 @torch.no_grad()
@@ -24,7 +24,7 @@ def classify(
     predictions: list[float] = [0.0] * len(rows)
     total = 0.0
     for chosen, batch in batches_by_length(model, rows, collate):
-        with torch.autocast(batch["labels"].device.type, torch.bfloat16, enabled=uses_bfloat16(settings)):
+        with autocast(settings, batch["labels"].device):
             output = model(**batch)
         logits = output.logits.float().view(len(chosen), -1)  # DeBERTa's come flat where there is one output
         answers = logits.argmax(-1) if logits.shape[1] > 1 else logits[:, 0]

@@ -3,7 +3,7 @@
     score(TASKS["rte"], predictions, labels)
     # {"accuracy": 0.5271, "f1": 0.0, "precision": 0.0, "recall": 0.0,
     #  "predictions_per_class": {"entailment": 277, "not_entailment": 0},
-    #  "alarm": "277 of 277 predictions are entailment; accuracy 0.5271 is no better than 0.5271, which ..."}
+    #  "alarm": "277 of 277 predictions are entailment; accuracy 52.71 is no better than 52.71, which ..."}
 
 A model that always says the larger class scores 68.4 on MRPC, which looks half-way to the paper's 89.7; published
 reproductions have shown such runs as results. The alarm stands beside a score wherever that is shown.
@@ -11,7 +11,7 @@ reproductions have shown such runs as results. The alarm stands beside a score w
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
 import numpy as np
@@ -25,7 +25,7 @@ class Scored(Protocol):
     """The attributes of a task that `score` reads (`tasks.catalogue.GlueTask` has them)."""
 
     labels: tuple[str, ...]
-    metrics: dict[str, bool]
+    metrics: Mapping[str, object]
     main_metric: str
 
 
@@ -97,7 +97,7 @@ def _alarm(task: Scored, main: float, guesses: np.ndarray, truth: np.ndarray) ->
     baseline = frequent / len(truth) if task.main_metric == "accuracy" else 0.0
     if main <= baseline:
         reasons.append(
-            f"{task.main_metric} {main:.4f} is no better than {baseline:.4f}, "
+            f"{task.main_metric} {100 * main:.2f} is no better than {100 * baseline:.2f}, "
             "which the most frequent label as every answer gives"
         )
     return "; ".join(reasons) or None
