@@ -44,6 +44,12 @@ def make_notebooks(arguments: argparse.Namespace) -> None:
     print(f"{len(sources)} notebooks {'agree with their sources' if arguments.check else 'built'}")
 
 
+def rescore(arguments: argparse.Namespace) -> None:
+    from runs.rescore import rescore
+
+    print(f"records that lacked a score: {rescore(arguments.scale, arguments.data_dir)}")
+
+
 def make_costs(arguments: argparse.Namespace) -> None:
     from costs.paper_costs import write_costs
 
@@ -83,6 +89,10 @@ def parser() -> argparse.ArgumentParser:
     mode.add_argument("--check", action="store_true", help="execute nothing, compare sources and notebooks")
     mode.add_argument("--unchanged", action="store_true", help="fail if a notebook shows other words than before")
     command.set_defaults(call=make_notebooks)
+    command = commands.add_parser("rescore", help="scores that are newer than a record, from the record's texts")
+    command.add_argument("--scale", choices=("cpu", "paper"), default="cpu", help="(default: cpu)")
+    command.add_argument("--data-dir", type=Path, help="folder with e2e/; else LORA_DATA_DIR, data/cache, the internet")
+    command.set_defaults(call=rescore)
     command = commands.add_parser("costs", help="what the paper's runs take, by arithmetic")
     command.set_defaults(call=make_costs)
     command = commands.add_parser("card", help="the card of gpt2-mini, from what its pre-training measured")

@@ -61,10 +61,13 @@ def run_command(arguments: argparse.Namespace) -> None:
     if first_process() and not run.recorded:
         for each in in_order([run]):
             print(f"{each}: about {_estimate(each.experiment).minutes:.1f} min", flush=True)
-    from runs.execute import do
+    from runs.execute import do, leave_process_group
 
     say = print if first_process() else lambda _: None
-    say(shown_scores(do(run, say), run.experiment.settings))
+    try:
+        say(shown_scores(do(run, say), run.experiment.settings))
+    finally:
+        leave_process_group()
 
 
 def sweep_command(arguments: argparse.Namespace) -> None:

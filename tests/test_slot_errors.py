@@ -109,7 +109,7 @@ def test_the_rate_is_all_errors_over_all_slots():
 
 # ------------------------------------------------------------------------------------------ the independent matcher
 def read_system(folder, system: str) -> tuple[list[str], list[str]]:
-    """MRs and outputs as the official script reads them (see test_nlg_metrics.py)."""
+    """MRs and outputs as the official script reads them (see test_e2e_metrics.py)."""
     text = (folder / "e2e_metrics_golden" / f"{system}.tsv").read_text(encoding="utf-8")
     for wrong, right in (("Ł", "£"), ("Â£", "£"), ("Ã©", "é"), ("ã©", "é")):
         text = text.replace(wrong, right)

@@ -69,7 +69,7 @@ try:
             sys.exit(3)
         if act in ("interrupted", "taken"):
             sys.exit(INTERRUPTED if act == "interrupted" else TAKEN)
-        deadline = time.monotonic() + 60 * (act == "long" and not saved.exists())
+        deadline = time.monotonic() + 600 * (act == "long" and not saved.exists())
         while time.monotonic() < deadline:
             time.sleep(0.05)
         time.sleep(0.3)

@@ -124,3 +124,6 @@ if __name__ == "__main__":
     sys.path.insert(0, str(CODE))
     outcome = runs(Path(sys.argv[1]))
     Path(sys.argv[1], f"process-{os.environ['RANK']}.json").write_text(json.dumps(outcome))
+    from runs.execute import leave_process_group
+
+    leave_process_group()

@@ -26,6 +26,8 @@ SCALE_MEANS = {
 HEADS = {  # column -> its heading
     "ROUGE_L": "ROUGE-L", "paper ROUGE_L": "paper ROUGE-L", "slot_error_rate": "slot errors (%)",
     "dev_loss": "dev loss (nats a token)", "peak memory gib": "peak memory (GiB)",
+    "mean_words": "words a text", "mean_reference_words": "words a reference", "brevity_penalty": "brevity penalty",
+    "BLEU_unpenalised": "BLEU without it",
     "course_BLEU": "BLEU (NLTK, lower case)", "course_ROUGE_L": "ROUGE-L (stems)",
 }  # fmt: skip
 WORDS = {  # word of a row's name -> as the paper writes it

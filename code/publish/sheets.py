@@ -27,8 +27,10 @@ BY_METRIC = (  # columns of a table whose rows are of several metrics
     *FIRST_SHEET, "metric", *RULE_COLUMNS.values(), "mismatched", "verdict", "held-out verdict", "alarms", "data",
     "paper's row", "paper",
 )  # fmt: skip
+LENGTHS = ("mean_words", "mean_reference_words", "brevity_penalty", "BLEU_unpenalised")
 SHEETS = {  # title -> columns; shown if a row fills the last
     "What each change costs": ("experiment", "n", "metric", "score", "difference", "changed"),
+    "Length of the texts": ("experiment", "n", "BLEU", *LENGTHS),
     "The same texts by the metrics of a course reproduction (edwinlin13)": ("experiment", "n", *COURSE),
     "Cost of a run": ("experiment", "n", "trainable", *COST_COLUMNS, "device"),
 }  # fmt: skip

@@ -92,6 +92,12 @@ def _do(run: Run, say: Callable[[str], None], for_adapter: bool) -> dict[str, An
     return record
 
 
+def leave_process_group() -> None:
+    """End what `accelerate launch` has begun, so that none of its threads outlives the process."""
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()
+
+
 def _is_a_start(experiment: Experiment) -> bool:
     return any(other.settings.start_from == experiment.name for other in EXPERIMENTS.values())
 

@@ -3,6 +3,7 @@
     results/runs/<scale>/<name with / as -->--seed<K>.json            finished runs
     results/runs/<scale>/unfinished/<the same>--<n>.json              failed and interrupted ones
     results/predictions/<scale>/<the same>.jsonl                      what the model wrote
+    results/rescored/<scale>/<the same>.json                          scores of it that are newer than the record
 
 A finished record is written whole or not at all, and none is ever overwritten. This module needs
 neither torch nor transformers, so that tables and figures are made in a second.
@@ -71,8 +72,18 @@ def write_predictions(name: str, scale: str, seed: int, predictions: list[dict[s
 
 
 def read_record(path: Path) -> dict[str, Any] | None:
-    """The finished record of that path, whatever its settings; None if there is none."""
-    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
+    """The finished record of that path, whatever its settings, with its newer scores; None if there is none."""
+    if not path.exists():
+        return None
+    record, newer = json.loads(path.read_text(encoding="utf-8")), rescored_path(path)
+    if newer.exists():
+        record["scores"] = json.loads(newer.read_text(encoding="utf-8"))["scores"] | record["scores"]
+    return record
+
+
+def rescored_path(record: Path) -> Path:
+    """Where the scores are that the record in this path lacks, or would be."""
+    return files.RESULTS / "rescored" / record.parent.name / record.name
 
 
 def is_declared(record: dict[str, Any], settings: Settings) -> bool:
@@ -87,7 +98,7 @@ def is_declared(record: dict[str, Any], settings: Settings) -> bool:
 
 def records_of(experiment: Experiment) -> list[dict[str, Any]]:
     """The experiment's finished records with its present settings and task version, by seed."""
-    records = (json.loads(path.read_text(encoding="utf-8")) for path in record_paths(experiment))
+    records = map(read_record, record_paths(experiment))
     return sorted((r for r in records if is_declared(r, experiment.settings)), key=lambda r: r["seed"])
 
 
@@ -111,7 +122,7 @@ def main_score(record: dict[str, Any]) -> tuple[str, Metric, float]:
 
 def read_records(scale: str) -> list[dict[str, Any]]:
     """All finished records of a scale, by name and seed."""
-    records = [json.loads(p.read_text(encoding="utf-8")) for p in (files.RESULTS / "runs" / scale).glob("*.json")]
+    records = map(read_record, (files.RESULTS / "runs" / scale).glob("*.json"))
     return sorted(records, key=lambda r: (r["name"], r["seed"]))
 
 

@@ -166,7 +166,10 @@ E2E_METRICS = {
     "ROUGE_L": Metric(True), "CIDEr": Metric(True, unit=1.0, decimals=4, margin=0.05),
     "slot_error_rate": Metric(False),
 }  # fmt: skip
-OF_TEXTS = {"mean_words": Metric(unit=1.0), "share_at_cap": Metric()}
+OF_TEXTS = {
+    "mean_words": Metric(unit=1.0), "mean_reference_words": Metric(unit=1.0),
+    "brevity_penalty": Metric(unit=1.0, decimals=3), "BLEU_unpenalised": Metric(), "share_at_cap": Metric(),
+}  # fmt: skip
 COURSE = {  # of a course reproduction (edwinlin13), which scored raw text; from 0 to 100
     name: Metric(True, unit=1.0, protocol="course") for name in ("course_BLEU", "course_ROUGE_L")
 }

@@ -39,8 +39,10 @@ def score_texts(
     references = [item.references[:1] if settings.single_reference else item.references for item in inputs]
     slots = e2e_metrics.slot_errors([item.mr for item in inputs], texts)
     course, lengths = e2e_metrics.course_score(texts, references), e2e_metrics.output_lengths(texts, references)
-    scores = e2e_metrics.score(texts, references) | {
+    scores = e2e_metrics.score(texts, references)
+    scores |= {
         "slot_error_rate": slots["rate"], "course_BLEU": course["BLEU"], "course_ROUGE_L": course["ROUGE_L"],
         "mean_words": lengths["prediction_length"], "mean_reference_words": lengths["reference_length"],
+        "brevity_penalty": lengths["brevity_penalty"], "BLEU_unpenalised": scores["BLEU"] / lengths["brevity_penalty"],
     }  # fmt: skip
     return scores, [{"slot_errors": errors} for errors in slots["per_output"]]

@@ -5,7 +5,7 @@
 
 `score` follows the challenge's official script (github.com/tuetschek/e2e-metrics): BLEU and NIST over lower-cased
 mteval-v13a tokens; METEOR 1.5, ROUGE-L and CIDEr over Penn Treebank tokens without punctuation. For six systems of the
-challenge it gives the script's own figures to the fourth decimal (`tests/test_nlg_metrics.py`). Only METEOR needs Java:
+challenge it gives the script's own figures to the fourth decimal (`tests/test_e2e_metrics.py`). Only METEOR needs Java:
 its jar, from the package pycocoevalcap, is started once and kept; where it cannot run, the value is None and
 `meteor_unavailable()` says why.
 
@@ -88,13 +88,18 @@ def course_score(predictions: Sequence[str], references: Sequence[Sequence[str]]
 
 
 def output_lengths(predictions: Sequence[str], references: Sequence[Sequence[str]]) -> dict[str, float]:
-    """Mean number of white-space separated words of the outputs and of all references. Raises as `score` does."""
+    """Mean number of white-space separated words of the outputs and of all references, and BLEU's brevity penalty.
+
+    The penalty is the factor, from 0 to 1, by which BLEU falls because the outputs are shorter than the references.
+    Raises as `score` does.
+    """
     _check(predictions, references)
     targets = [text for texts in references for text in texts]
-    return {
+    lengths = {
         name: sum(len(text.split()) for text in texts) / len(texts)
         for name, texts in (("prediction_length", predictions), ("reference_length", targets))
     }
+    return lengths | {"brevity_penalty": _brevity_penalty(*_tokenize_all(mteval_tokenize, predictions, references))}
 
 
 def _check(predictions: Sequence[str], references: Sequence[Sequence[str]]) -> None:
@@ -144,9 +149,8 @@ def mteval_tokenize(text: str) -> Tokens:
 def _bleu_and_nist(outputs: list[Tokens], references: list[list[Tokens]]) -> tuple[float, float]:
     """Corpus BLEU-4 and NIST-5, from one count of the n-grams.
 
-    An n-gram matches at most as often as in the reference that has it most often. BLEU's reference length is the
-    closest one (the shorter of two equally close), NIST's the mean. NIST weighs a match by the information that its
-    last word adds to the words before it, over all references.
+    An n-gram matches at most as often as in the reference that has it most often. NIST's reference length is the mean.
+    NIST weighs a match by the information that its last word adds to the words before it, over all references.
     """
     log_precision = nist = 0.0
     counts = Counter({(): sum(len(target) for targets in references for target in targets)})
@@ -168,13 +172,18 @@ def _bleu_and_nist(outputs: list[Tokens], references: list[list[Tokens]]) -> tup
         nist += sum(hits * math.log2(counts[gram[:-1]] / counts[gram]) for gram, hits in matches.items()) / max(
             total, 1
         )
+    ratio = min(1.0, length / sum(sum(map(len, targets)) / len(targets) for targets in references))
+    nist_penalty = math.exp(math.log(0.5) * (math.log(ratio) / math.log(1.5)) ** 2)
+    return _brevity_penalty(outputs, references) * math.exp(log_precision), nist * nist_penalty
+
+
+def _brevity_penalty(outputs: list[Tokens], references: list[list[Tokens]]) -> float:
+    """Of the corpus; the reference length is the closest one, the shorter of two equally close."""
     closest = sum(
         min((abs(len(target) - len(output)), len(target)) for target in targets)[1]
         for output, targets in zip(outputs, references, strict=True)
     )
-    ratio = min(1.0, length / sum(sum(map(len, targets)) / len(targets) for targets in references))
-    nist_penalty = math.exp(math.log(0.5) * (math.log(ratio) / math.log(1.5)) ** 2)
-    return math.exp(min(0.0, 1 - closest / length) + log_precision), nist * nist_penalty
+    return math.exp(min(0.0, 1 - closest / sum(map(len, outputs))))
 
 
 # ------------------------------------------------------------------------------------------------ ROUGE-L and CIDEr

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import math
 import random
 import re
 import sys
@@ -312,7 +313,18 @@ def test_the_course_scores_of_a_perfect_and_of_an_empty_output_are_100_and_0():
 
 def test_lengths_are_mean_words_of_outputs_and_of_all_references():
     lengths = output_lengths(["A pub .", ""], [["A pub .", "One cheap pub by the river"], ["Zizzi"]])
-    assert lengths == {"prediction_length": 1.5, "reference_length": pytest.approx(10 / 3)}
+    assert lengths["prediction_length"] == 1.5 and lengths["reference_length"] == pytest.approx(10 / 3)
+
+
+def test_the_brevity_penalty_is_what_bleu_loses_by_short_outputs():
+    outputs, references = ["a cheap pub by the river ."], [["a cheap pub by the river in the city ."]]
+    penalty = output_lengths(outputs, references)["brevity_penalty"]
+    assert penalty == pytest.approx(math.exp(1 - 10 / 7))
+    assert output_lengths(references[0], references)["brevity_penalty"] == 1.0
+    assert output_lengths(["a cheap pub by the river in the city of Cambridge ."], references)["brevity_penalty"] == 1.0
+    halves = [1, 5 / 6, 4 / 5, 3 / 4]  # n-grams of the output that are in the reference
+    precision = math.prod(halves) ** 0.25
+    assert score(outputs, references)["BLEU"] == pytest.approx(penalty * precision)
 
 
 # --------------------------------------------------------------------------------------------- Hugging Face evaluate

@@ -1,0 +1,59 @@
+"""Scores that are newer than a record: computed from its texts, stored beside it, and never instead of its own."""
+
+import json
+from dataclasses import replace
+
+import pytest
+
+import files
+from experiments.catalogue import find
+from runs import records
+from runs.rescore import rescore
+from tasks.catalogue import TASKS
+from tasks.e2e.data import Example, data_fingerprint, group_by_context
+
+NAME = "table3/gpt2-mini/lora-r4"
+ROWS = [
+    Example("name[Zizzi], eatType[pub]", "name : Zizzi | Type : pub", "Zizzi is a pub ."),
+    Example("name[Zizzi], food[French]", "name : Zizzi | food : French", "Zizzi serves French food in the city ."),
+]
+
+
+@pytest.fixture
+def record(tmp_path, monkeypatch):
+    """A record of before the brevity penalty was scored, with its texts."""
+    monkeypatch.setattr(files, "RESULTS", tmp_path)
+    monkeypatch.setitem(TASKS, "e2e", replace(TASKS["e2e"], load=lambda *_: list(ROWS)))
+    texts = [{"mr": item.mr, "prediction": "Zizzi is a pub ."} for item in group_by_context(ROWS)]
+    records.write_predictions(NAME, "cpu", 0, texts)
+    record = {
+        "name": NAME, "scale": "cpu", "seed": 0, "predictions": f"{records.run_id(NAME, 0)}.jsonl", "task_version": 1,
+        "settings": {"task": "e2e"}, "scores": {"BLEU": 0.125, "share_at_cap": 0.0},
+        "data_fingerprint": {"test": data_fingerprint(ROWS)},
+    }  # fmt: skip
+    return records.write_record(record)
+
+
+def test_a_record_without_a_score_gets_it_and_keeps_its_own(record):
+    before = record.read_bytes()
+    assert rescore("cpu") == 1
+    scores = records.read_record(record)["scores"]
+    assert 0 < scores["brevity_penalty"] < 1 and scores["BLEU"] == 0.125
+    assert scores["BLEU_unpenalised"] > 0 and record.read_bytes() == before
+    assert "BLEU" not in json.loads(records.rescored_path(record).read_text())["scores"]
+    assert rescore("cpu") == 0
+
+
+def test_texts_of_other_data_are_not_scored(record, monkeypatch):
+    other = [ROWS[0], replace(ROWS[1], reference="Zizzi is French .")]
+    monkeypatch.setitem(TASKS, "e2e", replace(TASKS["e2e"], load=lambda *_: list(other)))
+    with pytest.raises(ValueError, match=r"is of other test data than those at hand; expected \w+, found \w+"):
+        rescore("cpu")
+    assert not records.rescored_path(record).exists()
+
+
+def test_a_learning_rate_that_was_only_searched_has_no_texts_to_score(record, monkeypatch):
+    name = "learning-rate/gpt2-mini/lora/0.008"
+    assert find(name).settings.evaluate == "selection"
+    records.write_record({"name": name, "scale": "cpu", "seed": 0, "settings": {"task": "e2e"}, "dev_loss": 1.5})
+    assert rescore("cpu") == 1
