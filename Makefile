@@ -16,8 +16,8 @@ reproduce: .venv/.installed  ## Tables 3 and 2 at quick scale: train, decode, sc
 	$(REPRODUCE) sweep table3 --scale quick --rows full lora-r4 --seeds 0
 	$(REPRODUCE) table table3 --scale quick --rows full lora-r4
 	$(REPRODUCE) figure table3 --scale quick
-	$(REPRODUCE) sweep table2 --scale quick --rows sst2/full sst2/lora-r8 mrpc/full mrpc/lora-r8 --seeds 0
-	$(REPRODUCE) table table2 --scale quick --rows sst2/full sst2/lora-r8 mrpc/full mrpc/lora-r8
+	$(REPRODUCE) sweep table2 --scale quick --rows sentiment-builtin/full sentiment-builtin/lora-r8 paraphrase-builtin/full paraphrase-builtin/lora-r8 --seeds 0
+	$(REPRODUCE) table table2 --scale quick --rows sentiment-builtin/full sentiment-builtin/lora-r8 paraphrase-builtin/full paraphrase-builtin/lora-r8
 
 summary: .venv/.installed  ## tables, figures and the README's blocks, made anew from the records
 	$(BIN)/python code/make.py summary

@@ -1,6 +1,7 @@
 """From the command line to a record, a table and a figure, with the model and data that ship with the repository."""
 
 import json
+import re
 import subprocess
 import sys
 from contextlib import nullcontext
@@ -14,6 +15,7 @@ from costs.estimate import estimate
 from experiments import catalogue
 from experiments.catalogue import find, select
 from experiments.settings import Job
+from files import ROOT
 from lora import lora_layers
 from methods.saved import load_trained
 from models import load_model
@@ -24,6 +26,7 @@ from runs.run import Run
 from tasks.catalogue import TASKS
 from training.trainer import ShareDone, TrainingDiverged
 
+NOTEBOOKS = [f"notebooks/{path.name}" for path in sorted((ROOT / "notebooks").glob("*.py"))]
 FULL, LORA = (f"table3/gpt2-mini/e2e-builtin/{row}" for row in ("full", "lora-r4"))
 SMALL = {"train_rows": 24, "epochs": 1, "warmup_steps": 1, "beams": 2, "max_new_tokens": 12}
 
@@ -220,3 +223,27 @@ def test_a_reader_that_has_enough_ends_the_list_without_a_traceback():
     assert listing.stderr.read() == b""
     listing.stderr.close()
     assert listing.wait() == 0
+
+
+def commands_in(file):
+    """The words after `reproduce.py` of every command in a text that names rows, an experiment or a table."""
+    text = (ROOT / file).read_text(encoding="utf-8")
+    lines = re.findall(r"(?:reproduce\.py|\$\(REPRODUCE\)) ((?:run|sweep|table|figure|list) [^`\n]+)", text)
+    return [re.sub(r"  +.*| #.*", "", line).split() for line in lines if "NAME" not in line and "..." not in line]
+
+
+@pytest.mark.parametrize("file", ["Makefile", "README.md", "code/reproduce.py", *NOTEBOOKS])
+def test_the_commands_that_are_written_down_name_what_is_declared(file):
+    for words in commands_in(file):
+        arguments = reproduce._parser().parse_args(words)
+        if words[0] == "run":
+            assert find(arguments.name, arguments.scale)
+        elif words[0] in ("sweep", "table"):
+            assert select(arguments.table, arguments.scale, arguments.rows, arguments.variant)
+
+
+def test_a_command_with_a_row_that_is_not_declared_would_be_found():
+    assert len(commands_in("Makefile")) == 5 and len(commands_in("README.md")) > 20
+    arguments = reproduce._parser().parse_args(["sweep", "table2", "--scale", "quick", "--rows", "sst2/full"])
+    with pytest.raises(ValueError, match="table2 has no row sst2/full"):
+        select(arguments.table, arguments.scale, arguments.rows)
