@@ -2,7 +2,6 @@
 
 Language models (GPT-2, Llama) write the answers of Table 3; encoders (BERT, RoBERTa, DeBERTa-v2) get a head for the
 classes of Table 2. Three need no hub: `gpt2-mini` is in the repository, the others come in Python packages.
-
 A base model is an entry of BASES. What differs between architectures is in FAMILIES, but for the names of the
 matrices (`lora.PROJECTIONS`). Every other module asks the functions below.
 
@@ -73,6 +72,7 @@ class Family:
     head: tuple[str, ...] = ()  # trained with every method; empty where answers are written
     unused_positions: int = 0  # RoBERTa counts positions from 2, behind the pad token's
     matrix_norms: tuple[str, ...] = ()  # norms in a layer whose output enters matrices alone
+    rotation: str | None = None  # within the body: gives the cosines and sines that rotate queries and keys
     # keys and values (1, heads, tokens, d / heads) that a layer makes of x (1, tokens, d); None: takes no prefix
     keys_values: Callable[[nn.Module, nn.Module, Tensor], tuple[Tensor, Tensor]] | None = None
 
@@ -86,7 +86,7 @@ FAMILIES: dict[str, Family] = {  # by `config.model_type`
                    mlp_end="mlp.dropout", keys_values=_gpt2_keys_values, matrix_norms=("ln_1", "ln_2")),
     "llama": Family("LlamaConfig", "LlamaForCausalLM", layers="layers", attention_end="self_attn.o_proj",
                     mlp_end="mlp.down_proj", keys_values=_llama_keys_values,
-                    matrix_norms=("input_layernorm", "post_attention_layernorm")),
+                    matrix_norms=("input_layernorm", "post_attention_layernorm"), rotation="rotary_emb"),
     "bert": Family("BertConfig", "BertForSequenceClassification", head=("bert.pooler", "classifier"), **_ENCODER),
     "roberta": Family("RobertaConfig", "RobertaForSequenceClassification", head=("classifier",), unused_positions=2,
                       **_ENCODER),

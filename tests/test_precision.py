@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import math
-from itertools import combinations
 
 import pytest
 import torch
 from torch import nn
-from transformers import LlamaConfig, LlamaForCausalLM
 
 from adapter_files import load_lora, save_lora
 from experiments.settings import Settings
@@ -19,7 +17,7 @@ from models import head_parameters, layers
 from tasks.e2e.evaluation import validation_loss
 from test_training import some_rows, tiny_model
 from tiny_models import CASES, LANGUAGE_MODELS, TOKENS, logits, settings, tiny
-from training.precision import QuickDropout, autocast, keep_frozen_in_bfloat16, use_quick_dropout
+from training.precision import autocast, keep_frozen_in_bfloat16
 
 CPU, PAIRS = torch.device("cpu"), {"rank": 2, "alpha": 4.0, "targets": ("query", "value")}
 FAMILIES = ("gpt2", "llama", "bert")
@@ -209,84 +207,3 @@ def test_stacked_pairs_stay_in_float32_too_and_learn_the_same(method):
     ours, theirs = loss_and_gradients_of_pairs(True), loss_and_gradients_of_pairs(False)
     assert any(".lora_B" in name for name in ours)
     assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
-
-
-# Dropout ----------------------------------------------------------------------------------------------------------
-
-NUMBERS = 1_000_000
-share = pytest.mark.parametrize("p", [0.1, 0.5, 0.9])
-
-
-def mask(p: float, seed: int = 0) -> torch.Tensor:
-    torch.manual_seed(seed)
-    return QuickDropout(p)(torch.ones(NUMBERS))
-
-
-def sigmas(events: torch.Tensor, probability: float) -> float:
-    """How many standard deviations the number of events is from what is expected of independent ones."""
-    spread = math.sqrt(probability * (1 - probability) * len(events))
-    return abs(events.sum().item() - probability * len(events)) / spread
-
-
-@share
-def test_a_number_is_zero_with_the_probability_p_and_else_divided_by_one_minus_p(p):
-    ones = mask(p)
-    assert sigmas(ones == 0, p) < 4
-    assert sigmas(ones == 0, p + 0.01) > 4
-    assert torch.equal(ones[ones != 0].unique(), torch.ones(1) / (1 - p))
-
-
-@share
-def test_numbers_that_share_a_draw_are_independent(p):
-    zero = (mask(p) == 0).view(-1, 4)
-    for i, j in combinations(range(4), 2):
-        assert sigmas(zero[:, i] & zero[:, j], p * p) < 4
-
-
-def test_the_seed_determines_the_mask_and_every_call_draws_anew():
-    assert torch.equal(mask(0.5), mask(0.5))
-    assert not torch.equal(mask(0.5), mask(0.5, seed=1))
-    dropout, ones = QuickDropout(0.5), torch.ones(1000)
-    assert not torch.equal(dropout(ones), dropout(ones.clone()))
-    assert dropout(ones) is dropout(ones)  # for two layers that read the same tensor
-
-
-def test_layers_of_one_part_share_their_masks_and_other_parts_have_their_own():
-    model = LlamaForCausalLM(LlamaConfig(hidden_size=16, intermediate_size=32, num_hidden_layers=2, vocab_size=8,
-                                         num_attention_heads=2))  # fmt: skip
-    add_lora(model, LoRAConfig(rank=2, dropout=0.5))
-    use_quick_dropout(model)
-    query, value, other, _ = (layer.dropout for layer in lora_layers(model).values())
-    assert query is value and query is not other
-
-
-def test_in_eval_mode_it_is_the_identity():
-    x = torch.randn(7)
-    assert QuickDropout(0.5).eval()(x) is x
-
-
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-@pytest.mark.parametrize("shape", [(1,), (3, 5), (2, 3, 7), (4, 4)])
-def test_any_size_order_and_precision_of_numbers_is_kept(shape, dtype):
-    x = torch.rand(shape).to(dtype).T.add(1) if len(shape) == 2 else torch.rand(shape).to(dtype).add(1)
-    x = x.requires_grad_(True)
-    dropped = QuickDropout(0.5)(x)
-    assert dropped.shape == x.shape and dropped.dtype == dtype
-    kept = dropped != 0
-    assert torch.equal(dropped, torch.where(kept, 2 * x, 0))
-    dropped.sum().backward()
-    assert torch.equal(x.grad, 2 * kept.to(dtype))
-
-
-def test_lora_layers_get_it_in_place_of_torchs_and_nothing_else_does():
-    model, _ = adapted()
-    use_quick_dropout(model)
-    assert not any(isinstance(module, QuickDropout) for module in model.modules())  # no dropout, no mask
-    model = plain("gpt2")
-    apply_method(model, settings("lora", **PAIRS, lora_dropout=0.1))
-    use_quick_dropout(model)
-    for layer in lora_layers(model).values():
-        assert isinstance(layer.dropout, QuickDropout) and layer.dropout.p == 0.1
-        assert layer.dropout.training == layer.training
-    with_dropout = {name for name, module in model.named_modules() if isinstance(module, QuickDropout)}
-    assert with_dropout == {f"{name}.dropout" for name in lora_layers(model)}

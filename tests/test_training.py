@@ -23,7 +23,7 @@ from training import checkpoints, trainer
 from training.batches import IGNORED, RowsByLength, pad_right
 from training.checkpoints import TrainingInterrupted, newest_checkpoint
 from training.optimizer import OfficialAdamW, trained_state
-from training.precision import use_quick_dropout
+from training.quick_layers import use_quick_layers
 from training.trainer import WEIGHTS_FILE, TrainingDiverged, train
 
 SETTINGS = Settings(
@@ -291,7 +291,7 @@ def test_a_stopped_run_continues_to_the_same_weights(tmp_path, method, quick):
         model = tiny_model()
         apply_method(model, settings)
         if quick:
-            use_quick_dropout(model)
+            use_quick_layers(model)
         return run_training(tmp_path / folder, settings, model, loss=loss)
 
     whole, _ = sitting("whole")

@@ -25,7 +25,8 @@ from tasks.e2e.data import encode, group_by_context, load_e2e
 from tasks.e2e.evaluation import validation_loss
 from tasks.e2e.loss import completion_loss
 from training.batches import pad_right
-from training.precision import autocast, keep_frozen_in_bfloat16, use_quick_dropout
+from training.precision import autocast, keep_frozen_in_bfloat16
+from training.quick_layers import use_quick_layers
 
 NAME, RUN = "smollm2-135m", "table3/smollm2-135m/lora-r4"
 CPU = torch.device("cpu")
@@ -47,7 +48,7 @@ def stepping(model: nn.Module, name: str, rows: Rows) -> Step:
         add_lora(model, LoRAConfig(rank=4, alpha=32, dropout=0.1))
     if name == "ours":
         keep_frozen_in_bfloat16(model)
-        use_quick_dropout(model)
+        use_quick_layers(model)
     model.train()
     optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=4e-3, fused=True)
     rows = sorted(rows, key=lambda row: len(row["input_ids"]))

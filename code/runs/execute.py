@@ -30,7 +30,8 @@ from models import family_of, head_parameters, load_model, load_tokenizer
 from runs import e2e, glue, records
 from runs.run import Run, first_process, run_lock
 from tasks.catalogue import TASKS
-from training.precision import keep_frozen_in_bfloat16, use_quick_dropout, uses_bfloat16
+from training.precision import keep_frozen_in_bfloat16, uses_bfloat16
+from training.quick_layers import use_quick_layers
 from training.trainer import ShareDone, TrainingDiverged
 
 WORKFLOWS = {"e2e": e2e.train_and_score, "glue": glue.train_and_score}  # `Task.workflow` -> its function
@@ -150,7 +151,7 @@ def measure(
     if uses_bfloat16(settings):
         keep_frozen_in_bfloat16(model)
     if device.type == "cpu":
-        use_quick_dropout(model)
+        use_quick_layers(model)
 
     def keep_adapter(trained_model: nn.Module) -> None:
         if settings.new_tokens or not settings.train_head:
