@@ -161,12 +161,17 @@ def test_every_row_that_a_claim_compares_is_declared_on_its_model(monkeypatch):
         return pd.DataFrame(columns=list(COLUMNS))
 
     monkeypatch.setattr(comparisons, "rows", rows)
-    judged(pd.DataFrame(columns=list(COLUMNS)))
-    assert ("table3", "lora-r4") in asked
-    for table, row in asked:
-        rows_of_name = [e for e in EXPERIMENTS.values() if e.table == table and e.name.endswith(f"/{row}")]
-        for scale, models in claims.JUDGED_BASES.items():
-            assert any(e.settings.model in models for e in rows_of_name if e.scale == scale), (table, row, scale)
+    everything = set()
+    for claim in CLAIMS:
+        asked.clear()
+        claim.judge(pd.DataFrame(columns=list(COLUMNS)))
+        everything |= asked
+        bases = {"cpu": (claim.base,)} if claim.base else claims.JUDGED_BASES
+        for table, row in asked:
+            rows_of_name = [e for e in EXPERIMENTS.values() if e.table == table and e.name.endswith(f"/{row}")]
+            for scale, models in bases.items():
+                assert any(e.settings.model in models for e in rows_of_name if e.scale == scale), (table, row, scale)
+    assert {("table3", "lora-r4"), ("decoding", "full/chosen-penalty")} <= everything
 
 
 def test_without_a_summary_the_command_that_makes_it_is_named(tmp_path, monkeypatch):
@@ -175,16 +180,75 @@ def test_without_a_summary_the_command_that_makes_it_is_named(tmp_path, monkeypa
         read_summary()
 
 
+@pytest.mark.parametrize(("unpenalised", "expected"), [("69.0", HOLDS), ("71.0", FAILS)])
+def test_a_mistake_that_raises_bleu_wins_by_length_if_it_is_behind_without_the_penalty(unpenalised, expected):
+    rows = {"correct": ("60.0", "70.0"), "padded": ("61.0", unpenalised), "greedy": ("50.0", "75.0")}
+    lines = [
+        line(f"pitfalls/gpt2-mini/{row}", score, metric)
+        for row, scores in rows.items()
+        for metric, score in zip(("BLEU", "BLEU_unpenalised"), scores, strict=True)
+    ]
+    assert verdict("wins-by-length", *lines) == expected
+    assert verdict("wins-by-length", *lines[:2]) == verdict("wins-by-length", *lines[2:]) == MISSING
+    assert verdict("wins-by-length", *lines[:2], *lines[4:]) == HOLDS  # none raises it
+
+
+def searched(full: str, **ranks: str) -> list[dict]:
+    """Lines of a search of SmolLM2's rates from 1e-4 on, doubling: dev losses by row."""
+    lines = []
+    for row, losses in {"full": full, **{f"lora-all-{rank}": losses for rank, losses in ranks.items()}}.items():
+        for step, loss in enumerate(losses.split()):
+            rate = f"{1e-4 * 2**step:g}"
+            name = f"learning-rate/smollm2-135m/{row}/{rate}"
+            lines.append(line(name, loss, "dev_loss", model="smollm2-135m", learning_rate=rate))
+    return lines
+
+
+@pytest.mark.parametrize(
+    ("r8", "expected"),
+    [
+        ("9 9 9 9 2 3", HOLDS),  # 1.6e-3 over 2e-4: 8 times
+        ("9 9 9 9 9 2 3", HOLDS),  # 16 times
+        ("9 9 9 2 3 9", FAILS),  # 4 times
+        ("9 9 9 9 9 9 2 3", FAILS),  # 32 times
+        ("9 9 9 9 9 2", MISSING),  # the best is the highest tried: a higher one may be better
+    ],
+)
+def test_loras_best_rate_is_about_ten_times_fulls_within_what_a_grid_of_doublings_tells(r8, expected):
+    assert verdict("tenfold-rate", *searched("9 2 3", r8=r8)) == expected
+    assert verdict("tenfold-rate", *searched("9 3 2", r8=r8)) == MISSING
+
+
+@pytest.mark.parametrize(
+    ("r64", "expected"), [("9 9 2 3", HOLDS), ("9 2 3 9", HOLDS), ("9 9 9 9 2 3", FAILS), ("9 9 9 2", MISSING)]
+)
+def test_the_best_rate_hardly_depends_on_the_rank_if_the_ranks_differ_by_one_step_of_the_grid(r64, expected):
+    ranks = {"r1": "9 9 2 3", "r8": "9 9 2 3"}
+    assert verdict("rate-by-rank", *searched("9 2 3", **ranks, r64=r64)) == expected
+    assert verdict("rate-by-rank", *searched("9 2 3", **ranks)) == MISSING
+
+
+def test_a_claim_about_one_base_is_judged_on_it_alone():
+    own = {row: f"decoding/{{}}/{row}/chosen-penalty" for row in ("lora-r4", "full")}
+    lines = [line(own[row].format("gpt2-mini"), score) for row, score in (("lora-r4", "50"), ("full", "60"))]
+    lines += [
+        line(own[row].format("smollm2-135m"), score, model="smollm2-135m")
+        for row, score in (("lora-r4", "70"), ("full", "60"))
+    ]
+    assert verdict("length-weak", *lines) == FAILS
+    assert verdict("length-real", *lines) == HOLDS
+    assert verdict("length-real", *lines[:2]) == MISSING
+
+
 def test_names_are_unique_and_their_tables_declared():
     assert len({claim.name for claim in CLAIMS}) == len(CLAIMS)
     assert {claim.table for claim in CLAIMS} <= {e.table for e in EXPERIMENTS.values()}
 
 
-@pytest.mark.parametrize(("prompt_loss", "expected"), [("40.0", HOLDS), ("57.0", FAILS), ("52.0", OPEN)])
-def test_a_mistake_outweighs_the_methods_if_the_dearest_costs_more_than_lora_lacks_to_full(prompt_loss, expected):
+@pytest.mark.parametrize(("untrained_end", "expected"), [("40.0", HOLDS), ("57.0", FAILS), ("52.0", OPEN)])
+def test_a_missing_end_token_outweighs_the_methods_if_it_costs_more_than_lora_lacks_to_full(untrained_end, expected):
     part = "pitfalls/gpt2-mini"
-    mistakes = [line(f"{part}/prompt-loss", prompt_loss), line(f"{part}/greedy", "59.0")]
+    mistakes = [line(f"{part}/untrained-end", untrained_end), line(f"{part}/greedy", "10.0")]  # a worse one counts not
     right = [line(f"{part}/correct", "60.0"), line(f"{part}/full-correct", "70.0")]
-    full = line(f"{part}/full-learning-rate-of-lora", "10.0")  # full fine-tuning's own mistake is not LoRA's
-    assert verdict("mistakes-outweigh", *mistakes, *right, full) == expected
-    assert verdict("mistakes-outweigh", *mistakes, full) == MISSING
+    assert verdict("mistakes-outweigh", *mistakes, *right) == expected
+    assert verdict("mistakes-outweigh", *mistakes) == verdict("mistakes-outweigh", *right) == MISSING

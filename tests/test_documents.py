@@ -158,16 +158,21 @@ def test_a_subset_is_marked_and_a_whole_task_is_not():
     assert row[1:4] == ["70.00*", "–", "80.00"]
 
 
-def test_mistakes_are_listed_by_what_they_cost_below_the_correct_run_with_minutes():
+def test_mistakes_are_listed_by_what_they_cost_below_the_correct_run_those_of_scoring_last():
     part = "pitfalls/gpt2-mini"
     run = [line(f"{part}/correct", "60.1"), line(f"{part}/correct", "9.5", "training_minutes")]
     run += [line(f"{part}/correct", "1.5", "decoding_minutes")]
-    run += [line(f"{part}/prompt-loss", "59.1", difference="-1.00"), line(f"{part}/greedy", "58.1", difference="-2.00")]
+    run += [
+        line(f"{part}/prompt-loss", "59.1", difference="-1.00"),
+        line(f"{part}/greedy", "50.1", difference="-10.00"),
+    ]
+    run += [line(f"{part}/untrained-end", "58.1", difference="-2.00")]
     run += [line(f"{part}/padded", "60.1", difference=""), line(f"{part}/padded", "70.5", "training_minutes")]
     table = report_table(report_rows(frame(run)), "pitfalls", "cpu")
     assert [row[1:3] for row in table["rows"][:3]] == [["60.10", "9.5 + 1.5"], ["-2.00", ""], ["-1.00", ""]]
+    assert table["rows"][-3][:2] == ["Scoring only: greedy decoding, no beams", "-10.00"]  # then two that are not run
     assert [row[1:3] for row in table["rows"] if row[0].startswith("Every batch padded")] == [["–", "70.5"]]
-    assert (table["run"], table["of"]) == (4, 26)
+    assert (table["run"], table["of"]) == (5, 26)
 
 
 def test_claims_are_in_the_facts_with_verdict_evidence_and_command():

@@ -243,7 +243,9 @@ SCHEDULES = {
         "gpt2": (1000, 0.01, 2000, 192), "gpt2-medium": (1000, 0.01, 2000, 384),
         "roberta-base/mrpc": (100, 0.01, 150, 192),
     },
-    "cpu": {"gpt2-mini": (150, 0.02, 400, 64), "minilm/mrpc": (50, 0.01, 75, 96)},
+    "cpu": {
+        "gpt2-mini": (150, 0.02, 400, 64), "minilm/mrpc": (50, 0.01, 75, 96), "smollm2-135m": (150, 0.02, 100, 480),
+    },
     "quick": {"gpt2-mini/e2e-builtin": (40, 0.01, 40, 64), "minilm/paraphrase-builtin": (10, 0.01, 5, 96)},
 }  # fmt: skip
 OLD_STAGES = {"frozen": {}, "hybrid": {"old_stages": 0.1}, "unfrozen": {"old_stages": 1.0}}  # frozen where not set

@@ -19,6 +19,10 @@ from runs import records
 from synthetic_records import write, write_e2e, write_glue
 
 FULL, LORA = "table3/gpt2-mini/full", "table3/gpt2-mini/lora-r4"
+SEARCHED = (
+    ("full", "0.0002", 1.5), ("full", "0.0004", 1.25), ("lora-r1", "0.002", 1.75), ("lora-r8", "0.002", 1.5),
+    ("lora-r8", "0.004", 1.625), ("lora-all-r8", "0.002", 1.0), ("top3", "0.0001", 1.0),
+)  # fmt: skip
 MR = "name[Zizzi], eatType[pub], area[riverside]"
 
 
@@ -41,6 +45,13 @@ def results(tmp_path, monkeypatch):
             write(name, 0, dev_loss=1.5)
     write_glue("table2/minilm/mnli/full", 0, [0.8], [0.8], subset={"train": True})
     return tmp_path
+
+
+@pytest.fixture
+def searched():
+    """Some rates of SmolLM2's rows."""
+    for row, rate, loss in SEARCHED:
+        write(f"learning-rate/smollm2-135m/{row}/{rate}", 0, dev_loss=loss)
 
 
 @pytest.fixture
@@ -126,6 +137,16 @@ def test_the_rate_that_the_tables_use_is_marked_and_no_other():
     large = [line for line in ax.lines if line.get_markersize() == largest]
     assert sorted(line.get_xdata().tolist() for line in large) == sorted([rate] for rate in used)
     assert len(ax.lines) == 2 * len(large) and ax.get_xscale() == "log"
+
+
+def test_every_rank_of_one_set_of_matrices_has_its_losses_by_rate_beside_full_and_its_best_is_large(searched):
+    lines = data("rates-and-ranks", "learning-rate")
+    assert set(lines.panel) == {"smollm2-135m, E2E, 2 matrices a layer: dev_loss"}  # of the others one rank, or none
+    [ax] = drawn("rates-and-ranks", "learning-rate").axes
+    drawn_lines = [line.get_xydata().tolist() for line in ax.lines]
+    full, r1, r8 = [[0.0002, 1.5], [0.0004, 1.25]], [[0.002, 1.75]], [[0.002, 1.5], [0.004, 1.625]]
+    best = [[full[1]], r1, [r8[0]]]
+    assert drawn_lines == [line for pair in zip((full, r1, r8), best, strict=True) for line in pair]
 
 
 def test_the_first_choice_is_as_wide_as_the_figure_and_the_others_share_rows_of_three():
@@ -224,6 +245,7 @@ def test_a_title_says_what_is_shown_of_which_table_at_which_scale_over_how_many_
         ("table3/gpt2-mini/adapter-l-wide", "Adapter L wide"),
         ("learning-rate/gpt2-mini/adapter-l-wide/0.004", "Adapter L wide 0.004"),
         ("learning-rate/minilm/mrpc/full/5e-05", "full fine-tuning 5e-05"),
+        ("decoding/gpt2-mini/lora-r4/dev/penalty-1.2", "LoRA r=4, dev penalty 1.2"),
     ],
 )
 def test_a_row_is_named_as_the_paper_writes_it_with_sizes_where_they_are_the_papers(name, shown):
@@ -245,10 +267,11 @@ def test_every_kind_of_figure_has_numbers_a_drawing_and_a_heading():
     ("kind", "table"),
     [
         ("choice", "learning-rate"), ("parameters", "table3"), ("training", "table3"), ("stages", "rank-over-time"),
-        ("ranks", "rank-over-time"), ("epochs", "curves"), ("grid", "table6"), ("costs", "table3"), ("slots", "table3"),
+        ("ranks", "rank-over-time"), ("rates-and-ranks", "learning-rate"), ("epochs", "curves"), ("grid", "table6"),
+        ("costs", "table3"), ("slots", "table3"),
     ],
 )  # fmt: skip
-def test_nothing_written_is_cut_off(kind, table, over_time, monkeypatch, tmp_path):
+def test_nothing_written_is_cut_off(kind, table, over_time, searched, monkeypatch, tmp_path):
     kept = []
     monkeypatch.setattr(figures, "save", lambda figure, *_: kept.append(figure))
     figures.draw_text(figure_data(kind, table, "cpu"), kind, table, "cpu", tmp_path)

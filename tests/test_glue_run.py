@@ -323,11 +323,11 @@ def test_another_method_that_starts_from_mnli_carries_all_that_it_trained_but_th
 
 
 def test_a_start_whose_adapter_is_gone_says_what_to_do(mnli_adapter, tmp_path):
-    settings, _, model, _ = mnli_adapter("roberta-base")
+    settings, *_ = mnli_adapter("roberta-base")
     with pytest.raises(
         FileNotFoundError, match=r"expected the adapter of table2/minilm/mnli/lora-r8 in .*gone, found no such folder"
     ):
-        execute._carry_over(model, settings, tmp_path / "gone")
+        execute.measure(Job(settings, 0, tmp_path), tmp_path / "new", tmp_path / "gone")
 
 
 def test_a_method_without_plain_pairs_cannot_start_from_those_of_another_task(mnli_adapter):

@@ -9,6 +9,7 @@ import pytest
 
 import files
 from experiments.settings import Settings
+from publish.result_files import KEPT_SCALES
 from runs import records
 from tasks.catalogue import TASKS
 
@@ -19,6 +20,7 @@ def results(tmp_path, monkeypatch):
     return tmp_path
 
 
+PUBLISHED = files.RESULTS / "runs"  # before a test puts another folder in its place
 NAME = "table3/gpt2-mini/e2e-builtin/full"
 RECORD = {"name": NAME, "scale": "quick", "seed": 3, "status": "finished"}
 
@@ -118,3 +120,10 @@ def test_provenance_names_the_commit_and_whether_the_code_differs_from_it(tmp_pa
     assert commit_and_dirty() == [commit, False]
     (tmp_path / "code" / "file").write_text("changed")
     assert commit_and_dirty() == [commit, True]
+
+
+@pytest.mark.parametrize("scale", KEPT_SCALES)
+def test_a_published_record_is_of_committed_code_or_older_than_that_rule(scale):
+    published = [json.loads(path.read_text(encoding="utf-8")) for path in PUBLISHED.glob(f"{scale}/*.json")]
+    uncommitted = {f"{r['name']} seed {r['seed']}": r["started"] for r in published if r["git_dirty"]}
+    assert not {run for run, started in uncommitted.items() if started > "2026-11-24"}, "commit before you measure"

@@ -174,7 +174,7 @@ def test_the_setting_of_one_method_is_refused_with_every_other():
 
 
 def test_a_count_below_one_and_an_unknown_task_are_refused(capsys):
-    with pytest.raises(ValueError, match="epochs must be above 0 and finite, found 0"):
+    with pytest.raises(ValueError, match=r"epochs must be above 0 .*, found 0"):
         settings_of("--task", "mrpc", "--epochs", "0")
     with pytest.raises(SystemExit):
         settings_of("--task", "wnli")

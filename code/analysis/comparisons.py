@@ -143,19 +143,19 @@ def glue_average(rule: str) -> Judge:
     return judge
 
 
-def same_dev_loss(row: str, named: str) -> Judge:
-    """A judge of whether LoRA reaches the dev loss of the row, each at its best learning rate."""
+def same_dev_loss(ours: str, theirs: str, our_name: str, their_name: str) -> Judge:
+    """A judge of whether one row reaches the dev loss of another, each at its best learning rate."""
 
     def judge(summary: pd.DataFrame) -> Finding:
         tried = tried_rates(summary)
-        if not {"lora", row} <= tried.keys():
+        if not {ours, theirs} <= tried.keys():
             return Finding(MISSING)
-        lora, other = tried["lora"].head(1), tried[row].head(1)
-        pairs, tasks = differences(scores(lora), scores(other))
+        best, other = tried[ours].head(1), tried[theirs].head(1)
+        pairs, tasks = differences(scores(best), scores(other))
         if not pairs:
             return Finding(MISSING)
         word = compared(pairs, LOSS_MARGIN, higher_is_better=False)
-        evidence = f"{lora['value'].iloc[0]} (LoRA r=4) and {other['value'].iloc[0]} ({named}); "
+        evidence = f"{best['value'].iloc[0]} ({our_name}) and {other['value'].iloc[0]} ({their_name}); "
         evidence += evidence_of("difference", "dev_loss", pairs, tasks)
         return Finding(NO_WORSE.get(word, OPEN), evidence, len(pairs))
 

@@ -66,8 +66,14 @@ def quantities(settings: Settings) -> list[Quantity]:
         scores = [Quantity(metric, shown_as, "selection", "selection", (key,), task.statistic, compared=False)]
     else:
         rules, split = task.rules or {settings.keep: "scores"}, task.split or settings.protocol
+        on_dev = settings.evaluate == "dev"
+
+        def score(metric: str, shown_as: Metric, rule: str, key: str) -> Quantity:
+            protocol = "dev" if on_dev else shown_as.protocol or split
+            return Quantity(metric, shown_as, protocol, rule, (key, metric), task.statistic, compared=not on_dev)
+
         scores = [
-            Quantity(metric, shown_as, shown_as.protocol or split, rule, (key, metric), task.statistic)
+            score(metric, shown_as, rule, key)
             for metric, shown_as in task.metrics.items()
             for rule, key in rules.items()
         ]

@@ -42,7 +42,7 @@ COLUMNS = (
     "learning_rate", "trainable", "head", "device", "metric", "protocol", "rule", "statistic", "n", "seeds",
     "each_seed", "value", "spread", "low", "high", "reference", "difference", "difference_low", "difference_high",
     "difference_n", "margin", "verdict", "alarms", "paper_row", "paper", "paper_over_full", "paper_version", "left_out",
-    "command",
+    "uncommitted", "command",
 )  # fmt: skip
 
 
@@ -98,6 +98,7 @@ def _identity(experiment: Experiment, runs: list[dict]) -> dict[str, Any]:
         "device": "; ".join(sorted({record["device"] for record in runs})), "n": len(runs),
         "seeds": " ".join(str(record["seed"]) for record in runs),
         "left_out": len(record_paths(experiment)) - len(runs),
+        "uncommitted": sum(bool(record.get("git_dirty")) for record in runs),  # of code that no commit has
         "command": _command(experiment, [record["seed"] for record in runs] or [0]),
     }  # fmt: skip
 

@@ -70,7 +70,7 @@ def estimate(settings: Settings, scale: str, earlier: list[dict] | None = None) 
     """
     import torch
 
-    from methods.catalogue import apply_method, count_trained, method
+    from methods.catalogue import apply_method, count_trained, trains
     from models import architecture, positions
     from training.precision import uses_bfloat16
 
@@ -83,11 +83,11 @@ def estimate(settings: Settings, scale: str, earlier: list[dict] | None = None) 
     without_head, head, total = count_trained(model)
     trainable = without_head + head
     task = TASKS[settings.task]
-    trained, whole = method(settings.method).trains, without_head + head == total
+    trained, whole = trains(settings), without_head + head == total
     rows = min(settings.train_rows or task.trained_rows, task.trained_rows) * trained
     epochs = settings.epochs if trained else 1  # what is not trained is scored once, as after an epoch
     steps = -(-rows // settings.batch_size) * epochs
-    decodes = settings.evaluate == "test"
+    decodes = settings.evaluate != "selection"
 
     config, generates = model.config, task.outputs is None
     embeddings = config.vocab_size * config.hidden_size

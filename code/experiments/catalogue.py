@@ -12,6 +12,7 @@ import re
 from collections.abc import Iterable
 from dataclasses import replace
 
+from experiments.decoding import DECODING_EXPERIMENTS
 from experiments.e2e import E2E_EXPERIMENTS
 from experiments.glue import GLUE_EXPERIMENTS, QUICK_TASKS
 from experiments.other_methods import METHOD_EXPERIMENTS
@@ -34,9 +35,10 @@ def by_name(declared: Iterable[Experiment]) -> dict[str, Experiment]:
     return experiments
 
 
-EXPERIMENTS = by_name(
-    (*E2E_EXPERIMENTS, *GLUE_EXPERIMENTS, *METHOD_EXPERIMENTS, *PITFALL_EXPERIMENTS, *SMOLLM2_EXPERIMENTS)
-)
+EXPERIMENTS = by_name((
+    *E2E_EXPERIMENTS, *GLUE_EXPERIMENTS, *METHOD_EXPERIMENTS, *PITFALL_EXPERIMENTS, *SMOLLM2_EXPERIMENTS,
+    *DECODING_EXPERIMENTS,
+))  # fmt: skip
 
 
 def find(name: str, scale: str | None = None) -> Experiment:

@@ -19,7 +19,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
-from experiments import e2e, glue
+from experiments import e2e, glue, smollm2
 from experiments.settings import Experiment, Settings, declare
 
 # The smaller models' learning rates. Where `learning-rate/...` is recorded at `cpu`, a rate is the best of its grid on
@@ -171,14 +171,24 @@ PLATEAU = {"stage_trigger": "plateau", "patience": 2, "grace": 1}
 GPT2_LORA = replace(e2e.E2E, model="gpt2", rank=8, **e2e.LORA)
 GPT2_EVERY = {"paper": (1000, 0.01, 2000), "cpu": (150, 0.02, 400), "quick": (40, 0.01, 40)}
 MRPC = replace(glue.CURVE, task="mrpc", rank=8)
+SMOLLM2_EVERY = {"cpu": (150, 0.02, 100)}
 PARTS: list[tuple[dict[str, Settings], tuple[str, str], dict[str, tuple[int, float, int]]]] = [
     # plain LoRA at every scale, its table and row, the numbers of the schedules
     (e2e.at_scales(GPT2_LORA, e2e.CPU_LEARNING_RATES["lora"]), ("table3", "lora-r8"), GPT2_EVERY),
     ({"paper": replace(GPT2_LORA, model="gpt2-medium")}, ("table3", "lora-r8"), GPT2_EVERY),
     (glue.at_scales(MRPC, glue.CPU_LEARNING_RATES["lora"]["mrpc"]), ("curves", "lora-r8"),
      {"paper": (100, 0.01, 150), "cpu": (50, 0.01, 75), "quick": (10, 0.01, 5)}),
+    ({"cpu": next(e.settings for e in smollm2.SMOLLM2_EXPERIMENTS if e.name == "table3/smollm2-135m/lora-r8")},
+     ("table3", "lora-r8"), SMOLLM2_EVERY),
 ]  # fmt: skip
-ADAPTED = {"gpt2": 24, "gpt2-medium": 48, "gpt2-mini": 8, "roberta-base": 24, "minilm": 12}  # query and value
+ADAPTED = {
+    "gpt2": 24,
+    "gpt2-medium": 48,
+    "gpt2-mini": 8,
+    "roberta-base": 24,
+    "minilm": 12,
+    "smollm2-135m": 60,
+}  # query and value
 
 
 def _rank_over_time() -> list[Experiment]:

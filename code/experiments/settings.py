@@ -17,10 +17,10 @@ SCALES = ("quick", "cpu", "paper")
 OFFICIAL = "official-code"  # the variant of an experiment that follows the official code
 
 BOUNDS: tuple[tuple[tuple[str, ...], Callable[[float], bool], str], ...] = (  # settings, what they may be, in words
-    (("learning_rate", "epochs", "batch_size", "rank", "alpha", "b_learning_rate_ratio", "top_layers", "bottleneck",
+    (("learning_rate", "batch_size", "rank", "alpha", "b_learning_rate_ratio", "top_layers", "bottleneck",
       "prefix_tokens", "adam_epsilon", "train_rows", "beams", "max_new_tokens", "max_length"),
      lambda value: 0 < value < inf, "above 0 and finite"),
-    (("warmup_steps", "dropped_layers", "weight_decay", "max_grad_norm", "length_penalty", "no_repeat_ngram"),
+    (("epochs", "warmup_steps", "dropped_layers", "weight_decay", "max_grad_norm", "length_penalty", "no_repeat_ngram"),
      lambda value: 0 <= value < inf, "0 or above and finite"),
     (("warmup_ratio", "lora_dropout", "label_smoothing", "head_dropout"),
      lambda value: 0 <= value < 1, "from 0 to below 1"),
@@ -28,7 +28,7 @@ BOUNDS: tuple[tuple[tuple[str, ...], Callable[[float], bool], str], ...] = (  # 
 
 CHOICES = {  # setting -> the words that it may be
     "precision": ("float32", "bfloat16", "auto"), "decay": ("all", "matrices"), "keep": ("best-epoch", "last"),
-    "evaluate": ("test", "selection"), "protocol": ("challenge", "lora"),
+    "evaluate": ("test", "dev", "selection"), "protocol": ("challenge", "lora"),
     "learning_rate_schedule": ("linear", "constant"), "stage_trigger": (None, "fixed", "plateau"),
 }  # fmt: skip
 
@@ -41,7 +41,7 @@ class Settings:
     model: str
     method: str
     learning_rate: float
-    epochs: int
+    epochs: int  # 0: nothing is trained; what `start_from` learnt is scored with these settings
     batch_size: int
     warmup_steps: int = 0
     warmup_ratio: float = 0.0  # of all steps, where warmup_steps is 0
@@ -77,7 +77,7 @@ class Settings:
     gradient_checkpointing: bool = False
     train_rows: int | None = None  # None: all; else the first of a fixed shuffle
     keep: str = "best-epoch"  # or "last"; a GLUE record has every epoch's scores
-    evaluate: str = "test"  # or "selection": only rows on which settings may be chosen, never the reported ones
+    evaluate: str = "test"  # "selection": by the loss on rows where settings may be chosen; "dev": those rows decoded
     start_from: str | None = None  # the experiment whose trained adapter this one starts with
     # E2E
     protocol: str = "lora"
@@ -85,6 +85,7 @@ class Settings:
     length_penalty: float = 0.9
     no_repeat_ngram: int = 4
     max_new_tokens: int = 64
+    blank_line_ends: bool = True  # an answer ends at a blank line too, as in the official code
     # GLUE
     max_length: int | None = None
     head_dropout: float | None = None  # DeBERTa's cls_dropout; None: the model's own
@@ -105,6 +106,8 @@ class Settings:
                 value = getattr(self, name)
                 if isinstance(value, int | float) and not allows(value):
                     raise ValueError(f"{name} must be {expected}, found {value}")
+        if not self.epochs and not self.start_from:
+            raise ValueError("epochs must be above 0 in a run that starts from no other, found 0")
         if len(self.adam_betas) != 2 or not all(0 <= beta < 1 for beta in self.adam_betas):
             raise ValueError(f"adam_betas must be two numbers from 0 to below 1, found {self.adam_betas}")
         for name, words in CHOICES.items():

@@ -28,34 +28,35 @@ CPU = {
 }  # fmt: skip
 SEARCH = CPU | {"train_rows": 2_000, "warmup_steps": 50, "evaluate": "selection"}
 RATES = {  # row or kind of row -> learning rate
-    "full": 4e-4, "top3": 4e-4, "lora": 4e-3, "lora-all": 2e-3, "lora-mlp": 2e-3, "adapter-h-4.0M": 1e-3,
-    "adapter-h-0.24M": 2e-3, "adapter-l-0.22M": 2e-3, "prelayer": 1e-1,
+    "full": 4e-4, "top3": 4e-4, "lora": 4e-3, "lora-all": 2e-3, "lora-mlp": 2e-3, "adapter-h": 1e-3,
+    "adapter-h-0.24M": 2e-3, "adapter-l": 2e-3, "prelayer": 1e-1,
 }  # fmt: skip
 GRIDS = {  # row that is searched -> rates
     "full": (5e-5, 1e-4, 2e-4, 4e-4, 8e-4),
     **{f"{kind}-r{rank}": (1e-3, 2e-3, 4e-3, 8e-3) for kind in ("lora", "lora-all") for rank in (1, 8, 64)},
     "lora-mlp-r4": (1e-3, 2e-3, 4e-3, 8e-3),
     "top3": (1e-4, 2e-4, 4e-4, 8e-4),
-    "adapter-h-4.0M": (5e-4, 1e-3, 2e-3, 4e-3),
+    "adapter-h": (5e-4, 1e-3, 2e-3, 4e-3),
     "adapter-h-0.24M": (1e-3, 2e-3, 4e-3, 8e-3),
-    "adapter-l-0.22M": (1e-3, 2e-3, 4e-3, 8e-3),
+    "adapter-l": (1e-3, 2e-3, 4e-3, 8e-3),
     "prelayer": (1e-2, 3e-2, 1e-1, 3e-1),
 }
 
 
-def _lora(kind: str, rank: int) -> dict[str, Any]:
+def lora(kind: str, rank: int) -> dict[str, Any]:
+    """LoRA's settings: `kind` is of MATRICES."""
     return {"method": "lora", "rank": rank, "alpha": 32.0, "lora_dropout": 0.1, "targets": MATRICES[kind]}
 
 
 ROWS: dict[str, tuple[str, dict[str, Any], str]] = {  # row -> whose rate it has, its settings, what it is
     "full": ("full", {}, "full fine-tuning"),
-    **{f"lora-r{r}": ("lora", _lora("lora", r), f"LoRA r={r} on query and value") for r in (1, 4, 8, 64)},
-    **{f"lora-all-r{r}": ("lora-all", _lora("lora-all", r), f"LoRA r={r} on all matrices") for r in (1, 4, 8, 64)},
-    "lora-mlp-r4": ("lora-mlp", _lora("lora-mlp", 4), "LoRA r=4 on the MLP's three matrices"),
+    **{f"lora-r{r}": ("lora", lora("lora", r), f"LoRA r={r} on query and value") for r in (1, 4, 8, 64)},
+    **{f"lora-all-r{r}": ("lora-all", lora("lora-all", r), f"LoRA r={r} on all matrices") for r in (1, 4, 8, 64)},
+    "lora-mlp-r4": ("lora-mlp", lora("lora-mlp", 4), "LoRA r=4 on the MLP's three matrices"),
     "top3": ("top3", {"method": "top-layers", "top_layers": 3}, "the top three layers"),
-    "adapter-h-4.0M": ("adapter-h-4.0M", {"method": "adapter-h", "bottleneck": 58}, "Adapter^H, 3% of the parameters"),
+    "adapter-h": ("adapter-h", {"method": "adapter-h", "bottleneck": 58}, "Adapter^H, 3% of the parameters"),
     "adapter-h-0.24M": ("adapter-h-0.24M", {"method": "adapter-h", "bottleneck": 3}, "Adapter^H of LoRA r=4's size"),
-    "adapter-l-0.22M": ("adapter-l-0.22M", {"method": "adapter-l", "bottleneck": 5}, "Adapter^L of LoRA r=4's size"),
+    "adapter-l": ("adapter-l", {"method": "adapter-l", "bottleneck": 5}, "Adapter^L of LoRA r=4's size"),
     "prelayer": ("prelayer", {"method": "prelayer", "prefix_tokens": 13}, "PreLayer of LoRA r=4's size"),
 }  # fmt: skip
 

@@ -150,6 +150,11 @@ def method(name: str) -> Method:
     return METHODS[name]
 
 
+def trains(settings: Settings) -> bool:
+    """Whether a run with these settings trains; else it scores what others, or another run, have trained."""
+    return method(settings.method).trains and settings.epochs > 0
+
+
 def apply_method(model: nn.Module, settings: Settings) -> None:
     """Change `model` in place; afterwards only what the method trains requires a gradient.
 

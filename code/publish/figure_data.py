@@ -117,6 +117,27 @@ def choice(table: str, scale: str) -> Rows:
         }  # fmt: skip
 
 
+def rates_and_ranks(table: str, scale: str) -> Rows:
+    """The dev loss by learning rate at every rank of LoRA, and of full fine-tuning beside it: a panel for each set of
+    matrices of which several ranks were searched."""
+    searched = [run for run in _runs(table, scale) if run[1].evaluate == "selection"]
+    ranks: dict[tuple[str, str, tuple[str, ...]], set[int]] = {}
+    for _, settings, _ in searched:
+        if settings.method == "lora":
+            ranks.setdefault((settings.task, settings.model, settings.targets), set()).add(settings.rank)
+    for (task, model, targets), _ in filter(lambda searched_ranks: len(searched_ranks[1]) > 1, ranks.items()):
+        for experiment, settings, runs in searched:
+            same = (settings.task, settings.model) == (task, model)
+            if same and (settings.method == "full" or (settings.method, settings.targets) == ("lora", targets)):
+                main = cells([experiment]).iloc[0]
+                yield {
+                    "panel": f"{_panel(settings, runs)}, {len(targets)} matrices a layer: {main['metric']}",
+                    "label": "full fine-tuning" if settings.method == "full" else f"LoRA r={settings.rank}",
+                    "learning_rate": f"{settings.learning_rate:g}", "n": len(runs),
+                    "score": printed(main["metric"], main["value"]),
+                }  # fmt: skip
+
+
 def _recipe(settings: Settings) -> tuple:
     """The settings that share a learning rate, and the rate. LoRA's is chosen at one rank and used at all."""
     names = ("task", "model", "method", "learning_rate", "bottleneck", "targets", "rank_stabilised",
@@ -208,6 +229,7 @@ KINDS = {
     "epochs": Kind(epochs, ("curves",)),
     "grid": Kind(grid, ("table6",)),
     "choice": Kind(choice, ("learning-rate",)),
+    "rates-and-ranks": Kind(rates_and_ranks, ("learning-rate",)),
     "stages": Kind(stages, ("rank-over-time",)),
     "ranks": Kind(ranks, ("rank-over-time",)),
     "costs": Kind(costs, ("table3",)),

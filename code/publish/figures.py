@@ -38,6 +38,7 @@ HEADINGS = {
     "epochs": "Score after every epoch, a line a seed",
     "grid": "Score by adapted matrices and rank",
     "choice": "Score by learning rate; large: the rate that the tables use",
+    "rates-and-ranks": "Dev loss by learning rate, at every rank",
     "stages": "Rank and loss over time, a line or a dot a seed",
     "ranks": "Where an adaptive budget of rank goes, reallocation by reallocation",
     "costs": "Time and memory of a run, medians over seeds",
@@ -187,6 +188,24 @@ def choice(data: pd.DataFrame) -> Figure:
     return figure
 
 
+def rates_and_ranks(data: pd.DataFrame) -> Figure:
+    figure, axes = panels(data["panel"].nunique(), columns=2, height=2.6)
+    looks = styles(data["label"])
+    for rows, ax in _by_panel(data, axes):
+        for name, line in rows.sort_values("learning_rate").groupby("label", sort=False):
+            best = line.loc[[line["score"].idxmin()]]
+            ax.plot(line["learning_rate"], line["score"], **looks[name] | {"markersize": 4})
+            ax.plot(best["learning_rate"], best["score"], **looks[name] | {"markersize": 9, "linestyle": "none"})
+        ax.set_xscale("log")
+        ax.xaxis.set_minor_formatter(NullFormatter())
+        ax.set_xlabel("learning rate; large: the best")
+        ax.set_ylabel(_metric(rows))
+    for ax in axes[1:]:
+        ax.sharey(axes[0])
+    legend_below(figure, {name: Line2D([], [], **look) for name, look in looks.items()})
+    return figure
+
+
 def ranks(data: pd.DataFrame) -> Figure:
     most = data.groupby("panel")[["layer", "projection"]].apply(lambda rows: len(rows.drop_duplicates())).max()
     figure, axes = panels(data["panel"].nunique(), columns=1, height=1.0 + 0.22 * most, width=5.0)
@@ -257,7 +276,7 @@ def slots(data: pd.DataFrame) -> Figure:
 
 DRAW: dict[str, Callable[[pd.DataFrame], Figure]] = {
     "parameters": parameters, "training": training, "epochs": epochs, "grid": grid, "choice": choice, "stages": stages,
-    "ranks": ranks, "costs": costs, "slots": slots,
+    "rates-and-ranks": rates_and_ranks, "ranks": ranks, "costs": costs, "slots": slots,
 }  # fmt: skip
 
 

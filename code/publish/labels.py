@@ -13,6 +13,7 @@ TITLES = {
     "table6": "Table 6: which matrices, which rank",
     "curves": "Epoch by epoch, by rank",
     "learning-rate": "The choice of learning rates",
+    "decoding": "Decoding alone: the same trained rows, searched otherwise",
     "rank-over-time": "Rank over time: Sequential LoRA and adaptive rank",
     "variants": "Variants of LoRA",
     "pitfalls": "What the mistakes of earlier reproductions cost",
@@ -41,6 +42,9 @@ def label(experiment: Experiment) -> str:
     if experiment.settings.evaluate == "selection":
         *_, row, rate = experiment.name.split("/")
         return f"{words(row)} {rate}"
+    if not experiment.settings.epochs:  # a row decoded anew, and how
+        row = experiment.settings.start_from.rpartition("/")[2]
+        return f"{words(row)}, {re.sub('[-/]', ' ', experiment.name.partition(f'/{row}/')[2])}"
     return words(experiment.row)
 
 

@@ -20,7 +20,7 @@ from analysis.comparisons import each_seed
 from experiments.catalogue import EXPERIMENTS, select
 from experiments.settings import Experiment
 from publish.labels import TITLES, label
-from publish.sheets import change, one_row, shown
+from publish.sheets import SCORING, change, changed, one_row, shown
 from tasks.catalogue import E2E_METRICS, TASKS
 
 HOLE, NOTHING = "not run", "–"
@@ -130,7 +130,7 @@ def _place(experiment: Experiment) -> tuple[str, str]:
 def _pitfalls(chosen: list[Experiment], run: dict[str, Row]) -> Table:
     """The change of the score by each mistake, and minutes, the worst first, below the correct run.
 
-    Of E2E and MRPC, a task without any record is left out.
+    What changes the scoring alone stands last. Of E2E and MRPC, a task without any record is left out.
     """
     recorded = {row["task"] for row in run.values()} or PITFALL_TASKS.keys()
     tasks = {task: head for task, head in PITFALL_TASKS.items() if task in recorded}
@@ -142,15 +142,16 @@ def _pitfalls(chosen: list[Experiment], run: dict[str, Row]) -> Table:
         first, rows = next(iter(by_task.values())), {task: run.get(e.name) for task, e in by_task.items()}
         if first.against:
             changes = [row["difference"] for row in rows.values() if row and not pd.isna(row["difference"])]
-            about = first.about.partition(": ")[2]
+            about, scoring = first.about.partition(": ")[2], changed(first).keys() <= SCORING
             cells = [text for task in tasks for text in _with_minutes(rows, task, "change")]
-            lines.append((min(changes, default=inf), [about[0].upper() + about[1:], *cells]))
+            about = f"{'Scoring only: ' * scoring}{about}"
+            lines.append((scoring, min(changes, default=inf), [about[0].upper() + about[1:], *cells]))
         elif name == "correct":
             cells = [text for task in tasks for text in _with_minutes(rows, task, "score")]
-            lines.append((-inf, ["LoRA without a mistake: its score", *cells]))
+            lines.append((False, -inf, ["LoRA without a mistake: its score", *cells]))
     return {
         "columns": ["mistake", *(text for head in tasks.values() for text in (head, "minutes"))],
-        "rows": [line for _, line in sorted(lines, key=itemgetter(0))],
+        "rows": [line for *_, line in sorted(lines, key=itemgetter(0, 1))],
         "holes": [f"all of {head.partition(',')[0]}" for task, head in PITFALL_TASKS.items() if task not in tasks],
     }
 

@@ -15,21 +15,24 @@ import pandas as pd
 from analysis.quantities import COSTS, printed
 from analysis.summary import FROM_MNLI
 from experiments.catalogue import find
-from experiments.settings import OFFICIAL
+from experiments.settings import OFFICIAL, Experiment
 from publish.labels import HEADS
 from tasks.catalogue import COURSE, TASKS
 
 COST_COLUMNS = {metric.replace("_", " "): metric for metric in COSTS}
-COUNTS = ("n", "trainable", "train_rows", "alarms", "left_out", "training tokens")
+COUNTS = ("n", "trainable", "train_rows", "alarms", "left_out", "uncommitted", "training tokens")
 RULE_COLUMNS = {"paper": "paper's rule", "held-out": "held-out", "selection": "on selection rows"}
 FIRST_SHEET = ("experiment", "n", "trainable")
 BY_METRIC = (  # columns of a table whose rows are of several metrics
     *FIRST_SHEET, "metric", *RULE_COLUMNS.values(), "mismatched", "verdict", "held-out verdict", "alarms", "data",
     "paper's row", "paper",
 )  # fmt: skip
+SCORING = {  # settings that change how texts are found and scored, and no weight
+    "beams", "length_penalty", "no_repeat_ngram", "max_new_tokens", "blank_line_ends", "single_reference",
+}  # fmt: skip
 LENGTHS = ("mean_words", "mean_reference_words", "brevity_penalty", "BLEU_unpenalised")
 SHEETS = {  # title -> columns; shown if a row fills the last
-    "What each change costs": ("experiment", "n", "metric", "score", "difference", "changed"),
+    "What each change costs": ("experiment", "n", "metric", "score", "difference", "changes", "changed"),
     "Length of the texts": ("experiment", "n", "BLEU", *LENGTHS),
     "The same texts by the metrics of a course reproduction (edwinlin13)": ("experiment", "n", *COURSE),
     "Cost of a run": ("experiment", "n", "trainable", *COST_COLUMNS, "device"),
@@ -53,10 +56,12 @@ def one_row(quantities: list[dict[str, Any]]) -> dict[str, Any]:
         key: main[key]
         for key in ("experiment", "table", "variant", "scale", "model", "method", "task", "protocol", "train_rows", "n",
                     "seeds", "trainable", "device", "metric", "rule", "statistic", "data", "alarms", "left_out",
-                    "reference", "command")
+                    "uncommitted", "reference", "command")
     }  # fmt: skip
     row["paper's row"] = main["paper_row"]
-    row["changed"] = _changed(main["experiment"])
+    changes = changed(find(main["experiment"]))
+    row["changed"] = ", ".join(f"{key}={value}" for key, value in changes.items()) or None
+    row["changes"] = ("the scoring" if changes.keys() <= SCORING else "the training") if changes else None
     row |= {"score": main["value"], "score ±": main["spread"], "difference": main["difference"]}
     row["each seed"] = " ".join(printed(main["metric"], value) for value in main["each_seed"].values())
     for quantity in quantities:
@@ -89,13 +94,13 @@ def _column(quantity: dict[str, Any], main: dict[str, Any]) -> str | None:
     return RULE_COLUMNS[quantity["rule"]] if quantity["metric"] == main["metric"] else None
 
 
-def _changed(name: str) -> str | None:
+def changed(experiment: Experiment) -> dict[str, Any]:
     """The settings in which an experiment differs from the one it is measured against, if it names one."""
-    experiment = find(name)
     if not experiment.against:
-        return None
+        return {}
     ours, right = (vars(e.settings) for e in (experiment, find(experiment.against)))
-    return ", ".join(f"{key}={value}" for key, value in ours.items() if value != right[key])
+    start = ("epochs", "start_from") if not ours["epochs"] else ()  # decoded anew: that is no change of the search
+    return {key: value for key, value in ours.items() if value != right[key] and key not in start}
 
 
 def change(quantity: dict[str, Any], unit: str = "") -> str:

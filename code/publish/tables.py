@@ -77,12 +77,16 @@ def notes(part: pd.DataFrame, scale: str) -> list[str]:
     if (part["data"] == "mixed").any():
         sentences.append("*mixed*: the runs had different data; differences are between runs on the same data only.")
     for number, rows in part[part["train_rows"].notna()].groupby("train_rows"):
-        some = f" ({', '.join(TASKS[task].title for task in rows['task'].unique())})" if len(rows) < len(part) else ""
+        by, titles = ("model", {}) if part["task"].nunique() == 1 else ("task", {t: TASKS[t].title for t in TASKS})
+        some = f" ({', '.join(titles.get(name, name) for name in rows[by].unique())})" if len(rows) < len(part) else ""
         sentences.append(f"Trained on {number:,.0f} rows at most{some}.")
     if part["alarms"].notna().any() and part["alarms"].fillna(0).sum():
         sentences.append(
             "*alarms*: runs that give nearly always the same answer, or score no better than one always would."
         )
+    if (older := part["uncommitted"] > 0).any():
+        rows = ", ".join(f"`{name.partition('/')[2]}`" for name in part[older]["experiment"])
+        sentences.append(f"Measured before the code was committed, so that no commit has exactly that code: {rows}.")
     if left_out := int(part["left_out"].sum()):
         sentences.append(f"Left out: {left_out} records of other settings or another task version than declared now.")
     return sentences

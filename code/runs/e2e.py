@@ -14,7 +14,7 @@ from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from experiments.settings import Job
-from methods.catalogue import finish, method, schedule_of
+from methods.catalogue import finish, schedule_of, trains
 from methods.rank_changes import conclude
 from models import positions
 from tasks.catalogue import TASKS
@@ -39,7 +39,7 @@ def add_new_tokens(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -
 
 
 def load_splits(job: Job) -> Splits:
-    """The rows by split; the training split has the first `train_rows` of a fixed shuffle."""
+    """The rows by split, test only if it is reported; of train, the first `train_rows` of a fixed shuffle."""
     settings = job.settings
     reported = ("test",) if settings.evaluate == "test" else ()
     load = TASKS[settings.task].load
@@ -63,12 +63,12 @@ def train_and_score(
         add_new_tokens(model, tokenizer)
         for split, examples in splits.items():
             splits[split] = [replace(example, context=f"<MR> {example.context}") for example in examples]
-    if method(settings.method).trains:
+    if trains(settings):
         measured |= _train(model, tokenizer, splits, job)
         keep_adapter(model)
-    if "test" not in splits:
+    if settings.evaluate == "selection":
         return measured, []
-    results, predictions = _decode_and_score(model, tokenizer, splits["test"], job)
+    results, predictions = _decode_and_score(model, tokenizer, splits[settings.evaluate], job)
     return measured | results, predictions
 
 
@@ -101,7 +101,7 @@ def _decode_and_score(
     inputs = e2e_data.group_by_context(rows)
     decoding = DecodingSettings(
         beams=settings.beams, length_penalty=settings.length_penalty, no_repeat_ngram=settings.no_repeat_ngram,
-        max_new_tokens=settings.max_new_tokens,
+        max_new_tokens=settings.max_new_tokens, blank_line_ends=settings.blank_line_ends,
     )  # fmt: skip
     if uses_bfloat16(settings):
         keep_frozen_in_bfloat16(model.requires_grad_(False))

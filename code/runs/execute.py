@@ -23,7 +23,7 @@ import files
 from adapter_files import base_fingerprint
 from experiments.catalogue import EXPERIMENTS, find
 from experiments.settings import Experiment, Job, Settings
-from methods.catalogue import apply_method, count_trained, method
+from methods.catalogue import apply_method, count_trained, trains
 from methods.released_adapters import load_released_adapter, released_file
 from methods.saved import load_adapter, save_adapter
 from models import family_of, head_parameters, load_model, load_tokenizer
@@ -65,7 +65,7 @@ def _do(run: Run, say: Callable[[str], None], for_adapter: bool) -> dict[str, An
         return records.read_record(run.record)
     if recorded:
         say(f"{run}: recorded, but {run.adapter} is missing: it is trained again")
-    if not method(settings.method).trains and not first_process():
+    if not trains(settings) and not first_process():
         raise ShareDone  # there is nothing to share
     start = run.start.adapter if run.start else None
     record = begin(experiment.name, experiment.scale, run.seed, settings)
@@ -125,9 +125,14 @@ def measure(
     """Train and score; return facts for the record, and the predictions.
 
     What was learnt goes to the folder `adapter`, a whole model only with `keep_whole`. `start` is the adapter of
-    `settings.start_from`.
+    `settings.start_from`, which is trained on or, with no epochs, scored; FileNotFoundError where it is missing.
     """
     settings, task = job.settings, TASKS[job.settings.task]
+    if start and not start.exists():
+        raise FileNotFoundError(
+            f"expected the adapter of {settings.start_from} in {start}, found no such folder; `reproduce.py run` of "
+            "this experiment makes it first"
+        )
     torch.manual_seed(job.seed)
     model = load_model(settings.model, task.outputs, settings.head_dropout, job.data_dir)
     device = torch.device(f"cuda:{os.environ.get('LOCAL_RANK', 0)}" if torch.cuda.is_available() else "cpu")
@@ -138,13 +143,15 @@ def measure(
         "bfloat16": uses_bfloat16(settings),  # "auto" is decided by the machine
         "processes": int(os.environ.get("WORLD_SIZE", "1")),
     }
-    if method(settings.method).trains:
+    if not settings.epochs:
+        load_adapter(model, start)
+    elif trains(settings):
         apply_method(model, settings)
+        if start:
+            _carry_over(model, settings, start)
     else:
         file = released_file(settings.model, settings.task, job.data_dir)
         load_released_adapter(model, file, settings.alpha, settings.rank)
-    if start:
-        _carry_over(model, settings, start)
     trained, head, total = count_trained(model)
     measured["parameters"] = {"trainable": trained, "head": head, "total": total}
 
@@ -169,14 +176,8 @@ def _carry_over(model: nn.Module, settings: Settings, folder: Path) -> None:
     """Copy what the method learnt on MNLI into the model (section 5.2: MRPC, RTE, STS-B).
 
     The head stays new, since it has other outputs: RoBERTa's whole head, but only DeBERTa's classifier, for
-    the official code carries its pooler over. Raises FileNotFoundError where the adapter is missing,
-    ValueError where the model has no such parameters.
+    the official code carries its pooler over. Raises ValueError where the model has no such parameters.
     """
-    if not folder.exists():
-        raise FileNotFoundError(
-            f"expected the adapter of {settings.start_from} in {folder}, found no such folder; `reproduce.py run` of "
-            "this experiment makes it first"
-        )
     start = load_model(settings.model, TASKS[find(settings.start_from).settings.task].outputs)
     load_adapter(start, folder)
     fresh = f"{family_of(model).head[-1]}."  # the classifier

@@ -23,7 +23,7 @@ from experiments.catalogue import find
 from experiments.settings import Experiment, check_seed
 from runs import records
 
-START_SEED = 0  # of a run that others start from: one checkpoint for all their seeds, as in the paper
+START_SEED = 0  # of a run from which others train on: one checkpoint for all their seeds, as in the paper
 
 
 class RunTaken(RuntimeError):
@@ -72,9 +72,10 @@ class Run:
 
     @property
     def start(self) -> Run | None:
-        """The run whose adapter this one starts from."""
-        name = self.experiment.settings.start_from
-        return Run(find(name), START_SEED, self.data_dir) if name else None
+        """The run whose adapter this one starts from; of the same seed, if it is scored and not trained on."""
+        settings = self.experiment.settings
+        seed = START_SEED if settings.epochs else self.seed
+        return Run(find(settings.start_from), seed, self.data_dir) if settings.start_from else None
 
     @property
     def lacks_start(self) -> bool:

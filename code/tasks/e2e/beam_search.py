@@ -51,6 +51,7 @@ class DecodingSettings:
     no_repeat_ngram: int = 4
     max_new_tokens: int = 64
     batch_size: int = 16
+    blank_line_ends: bool = True
 
     def __post_init__(self) -> None:
         for name in ("beams", "max_new_tokens", "batch_size"):
@@ -70,9 +71,9 @@ class Generation:
     ended: bool
 
 
-def end_token_ids(tokenizer: PreTrainedTokenizerBase) -> list[int]:
+def end_token_ids(tokenizer: PreTrainedTokenizerBase, blank_line_ends: bool = True) -> list[int]:
     """The tokens that end an answer: `<|endoftext|>` and, where it is a single token, the blank line (GPT-2's 628)."""
-    blank_line = tokenizer.encode(BLANK_LINE, add_special_tokens=False)
+    blank_line = tokenizer.encode(BLANK_LINE, add_special_tokens=False) if blank_line_ends else []
     return [tokenizer.eos_token_id, *(blank_line if len(blank_line) == 1 else [])]
 
 
@@ -100,7 +101,7 @@ def generate(
             f"max_new_tokens must be below the {longest} positions of a sequence, to leave room for the context; "
             f"found {settings.max_new_tokens}"
         )
-    ends = end_token_ids(tokenizer)
+    ends = end_token_ids(tokenizer, settings.blank_line_ends)
     prompts = {
         context: [*tokenizer.encode(context, add_special_tokens=False), separator_id(tokenizer)][-room:]
         for context in contexts
