@@ -18,7 +18,7 @@ def write(name: str, seed: int, **measured: Any) -> dict[str, Any]:
     record = {
         "name": name, "scale": experiment.scale, "seed": seed, "status": "finished",
         "task_version": TASKS[settings.task].version, "settings": json.loads(json.dumps(asdict(settings))),
-        "device": "cpu", "training_seconds": 600.0,
+        "device": "cpu", "threads": 1, "started": "2026-11-22T10:00:00+00:00", "training_seconds": 600.0,
         "training_tokens": 1000, "peak_memory_gib": 1.5, "parameters": {"trainable": 1000, "head": 0, "total": 9000},
     } | measured  # fmt: skip
     if settings.method in ("sequential-lora", "adaptive-lora") and not any("ranks" in e for e in record["history"]):

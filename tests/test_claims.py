@@ -193,6 +193,22 @@ def test_a_mistake_that_raises_bleu_wins_by_length_if_it_is_behind_without_the_p
     assert verdict("wins-by-length", *lines[:2], *lines[4:]) == HOLDS  # none raises it
 
 
+@pytest.mark.parametrize(
+    ("bleu", "at_cap", "errors", "expected"),
+    [
+        ("66", "0.5", "4.9", HOLDS),
+        ("59", "0.5", "4.9", FAILS),
+        ("66", "1.5", "4.9", FAILS),
+        ("66", "0.5", "5.1", FAILS),
+    ],
+)
+def test_full_fine_tuning_is_sound_if_each_of_three_numbers_is_in_its_band(bleu, at_cap, errors, expected):
+    name, real = "table3/smollm2-135m/full", {"model": "smollm2-135m"}
+    lines = [line(name, bleu, **real), line(name, at_cap, "share_at_cap", **real)]
+    assert verdict("full-is-sound", *lines) == MISSING
+    assert verdict("full-is-sound", *lines, line(name, errors, "slot_error_rate", **real)) == expected
+
+
 def searched(full: str, **ranks: str) -> list[dict]:
     """Lines of a search of SmolLM2's rates from 1e-4 on, doubling: dev losses by row."""
     lines = []

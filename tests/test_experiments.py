@@ -12,7 +12,7 @@ from analysis.summary import read_summary
 from costs.parameter_counts import trained_parameters
 from experiments import e2e as e2e_experiments
 from experiments import glue as glue_experiments
-from experiments import other_methods
+from experiments import other_methods, smollm2
 from experiments.catalogue import EXPERIMENTS, by_name, find, select
 from experiments.glue import FURTHER_RATES
 from experiments.settings import CHOICES, SCALES, Experiment, Settings
@@ -84,12 +84,17 @@ GLUE_RATES = glue_experiments.CPU_LEARNING_RATES | other_methods.GLUE_RATES
 GLUE_GRIDS = glue_experiments.LEARNING_RATE_GRID | other_methods.GLUE_GRID
 E2E_RATES = e2e_experiments.CPU_LEARNING_RATES | other_methods.E2E_RATES
 E2E_GRIDS = e2e_experiments.LEARNING_RATE_GRID | other_methods.E2E_GRID
+SEARCHED_AT = {"lora": "lora-r8", "lora-all": "lora-all-r8", "lora-mlp": "lora-mlp-r4"}  # the rank of a kind's rate
 SEARCHED = [  # search, method, the rate that is used at `cpu`, the grid it is from, which end of the score is better
     *(("gpt2-mini", method, rate, E2E_GRIDS[method], min) for method, rate in E2E_RATES.items()),
     *(
         (f"minilm/{task}", method, rate, GLUE_GRIDS[method] + FURTHER_RATES.get((task, method), ()), max)
         for method, rates in GLUE_RATES.items()
         for task, rate in rates.items()
+    ),
+    *(
+        ("smollm2-135m", row, smollm2.RATES[kind], smollm2.GRIDS[row], min)
+        for kind, row in ({kind: kind for kind in smollm2.RATES} | SEARCHED_AT).items()
     ),
 ]
 

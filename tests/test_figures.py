@@ -190,7 +190,18 @@ def test_time_and_memory_are_medians_with_their_units():
     assert [bar.get_width() for bar in time.patches] == [10, 10, 1, 1]
     assert [bar.get_width() for bar in memory.patches] == [1.5, 1.5]
     assert (time.get_xlabel(), memory.get_xlabel()) == ("minutes", "peak memory (GiB)")
-    assert time.get_title("left") == "on cpu"
+    assert time.get_title("left") == "gpt2-mini, E2E; cpu, threads: 1, 2026-11-22"
+
+
+def test_times_of_another_day_or_base_are_in_a_panel_of_their_own():
+    write_e2e("table3/gpt2-mini/lora-r8", 0, 0.6, started="2026-11-23T10:00:00+00:00", training_seconds=60.0)
+    write_e2e("table3/smollm2-135m/full", 0, 0.6)
+    axes = drawn("costs", "table3").axes
+    assert [len(ax.get_yticks()) for ax in axes[::2]] == [2, 1, 1]
+    assert [ax.patches[0].get_width() for ax in axes[::2]] == [10, 1, 10]
+    assert [ax.get_title("left").partition(";")[0] for ax in axes[::2]] == ["gpt2-mini, E2E"] * 2 + [
+        "smollm2-135m, E2E"
+    ]
 
 
 def test_slot_errors_are_counted_by_slot_and_kind():

@@ -31,6 +31,7 @@ class PaperValue:
     spread: str  # empty where the paper prints none
     version: str
     over_full: str | None  # minus the paper's full fine-tuning of the same model, with its sign
+    share: float | None  # of the model's parameters that the row trains, in percent
     note: str
 
     def __str__(self) -> str:
@@ -77,9 +78,11 @@ def paper_value(experiment: Experiment, metric: str) -> PaperValue | None:
     full = [
         r for r in _rows().values() if all(r[k] == row[k] for k in ("table", "model", "metric")) and r["method"] == FULL
     ]
-    over_full = None
+    over_full = share = None
+    if full and full[0]["trainable"] and row["trainable"]:
+        share = 100 * float(row["trainable"].rstrip("M")) / float(full[0]["trainable"].rstrip("M"))
     if full and row["method"] != FULL:
         decimals = len(row["value"].partition(".")[2])
         over_full = f"{float(row['value']) - float(full[0]['value']):+.{decimals}f}"
     row_name = " ".join((row["model"], starred(row), row["trainable"])).strip()
-    return PaperValue(row_name, row["value"], row["spread"], row["version"], over_full, row["note"])
+    return PaperValue(row_name, row["value"], row["spread"], row["version"], over_full, share, row["note"])

@@ -39,10 +39,10 @@ SAME_WORK = (  # settings that a run and its reference have in common
 )  # fmt: skip
 COLUMNS = (
     "table", "experiment", "variant", "scale", "task", "train_rows", "data", "model", "method", "rank", "targets",
-    "learning_rate", "trainable", "head", "device", "metric", "protocol", "rule", "statistic", "n", "seeds",
+    "learning_rate", "trainable", "head", "share", "device", "metric", "protocol", "rule", "statistic", "n", "seeds",
     "each_seed", "value", "spread", "low", "high", "reference", "difference", "difference_low", "difference_high",
-    "difference_n", "margin", "verdict", "alarms", "paper_row", "paper", "paper_over_full", "paper_version", "left_out",
-    "uncommitted", "command",
+    "difference_n", "margin", "verdict", "alarms", "paper_row", "paper", "paper_over_full", "paper_share",
+    "paper_version", "left_out", "uncommitted", "measured", "command",
 )  # fmt: skip
 
 
@@ -95,12 +95,19 @@ def _identity(experiment: Experiment, runs: list[dict]) -> dict[str, Any]:
         "data": min(subset, default=None) if alike else "mixed", "rank": settings.rank,
         "targets": " ".join(settings.targets), "learning_rate": settings.learning_rate,
         "trainable": parameters.get("trainable"), "head": parameters.get("head"),
+        "share": 100 * parameters["trainable"] / parameters["total"] if parameters else None,
         "device": "; ".join(sorted({record["device"] for record in runs})), "n": len(runs),
         "seeds": " ".join(str(record["seed"]) for record in runs),
         "left_out": len(record_paths(experiment)) - len(runs),
+        "measured": "; ".join(sorted({measured_on(record) for record in runs})),
         "uncommitted": sum(bool(record.get("git_dirty")) for record in runs),  # of code that no commit has
         "command": _command(experiment, [record["seed"] for record in runs] or [0]),
     }  # fmt: skip
+
+
+def measured_on(record: dict[str, Any]) -> str:
+    """The day of a run, in UTC: `2026-11-23`."""
+    return record["started"][:10]
 
 
 def _command(experiment: Experiment, seeds: list[int]) -> str:
@@ -189,7 +196,8 @@ def _papers(quantity: Quantity, experiment: Experiment) -> dict[str, Any]:
     if paper is None:
         return {}
     return {
-        "paper_row": paper.row, "paper": str(paper), "paper_over_full": paper.over_full, "paper_version": paper.version,
+        "paper_row": paper.row, "paper": str(paper), "paper_over_full": paper.over_full, "paper_share": paper.share,
+        "paper_version": paper.version,
     }  # fmt: skip
 
 
@@ -203,6 +211,7 @@ def as_csv(frame: pd.DataFrame) -> str:
         line |= {key: printed(metric, row[key]) for key in ("value", "spread", "low", "high")}
         line |= {key: printed(metric, row[key], "+") for key in ("difference", "difference_low", "difference_high")}
         line |= {key: f"{row[key]:g}" for key in ("learning_rate", "margin") if line[key] != ""}
+        line |= {key: printed("share", row[key]) for key in ("share", "paper_share")}
         counts = ("train_rows", "rank", "trainable", "head", "alarms", "difference_n")
         line |= {key: f"{row[key]:.0f}" for key in counts if line[key] != ""}
         lines.append(line)

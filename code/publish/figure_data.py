@@ -19,8 +19,8 @@ from typing import Any
 
 import pandas as pd
 
-from analysis.quantities import printed
-from analysis.summary import cells
+from analysis.quantities import printed, quantities
+from analysis.summary import cells, measured_on
 from experiments.catalogue import EXPERIMENTS, find, select
 from experiments.settings import Experiment, Settings
 from publish.labels import label, words
@@ -29,6 +29,7 @@ from tasks.catalogue import TASKS
 from tasks.e2e import slot_errors
 
 Rows = Iterator[dict[str, Any]]
+SHOWN_COSTS = ("training_minutes", "decoding_minutes", "peak_memory_gib")
 ERRORS = ("missing", "wrong", "added", "repeated")
 
 
@@ -184,14 +185,20 @@ def ranks(table: str, scale: str) -> Rows:
 
 
 def costs(table: str, scale: str) -> Rows:
-    """Minutes and memory of a run: medians over seeds."""
+    """Minutes and memory of a run: medians over the seeds of one group. A group is of one base, task, device, number of
+    threads and day; what ran on another day had another machine or other work beside it."""
+    lines = []
     for experiment, settings, runs in _runs(table, scale):
-        medians = cells([experiment]).set_index("metric")["value"]
-        shown = ("training_minutes", "decoding_minutes", "peak_memory_gib")
-        yield {
-            "panel": _panel(settings, runs), "label": label(experiment), "method": settings.method,
-            "n": len(runs), "device": "; ".join(sorted({record["device"] for record in runs})),
-        } | {metric: printed(metric, medians.get(metric)) for metric in shown}  # fmt: skip
+        shown = [quantity for quantity in quantities(settings) if quantity.metric in SHOWN_COSTS]
+        for record in runs:
+            where = f"{record['device']}, threads: {record['threads']}, {measured_on(record)}"
+            row = {"panel": f"{_panel(settings, runs)}; {where}", "label": label(experiment)}
+            lines.append(row | {"n": 1} | {quantity.metric: quantity.of(record) for quantity in shown})
+    if lines:
+        by_row = pd.DataFrame(lines).groupby(["panel", "label"], sort=False)
+        medians = by_row.median().assign(n=by_row["n"].sum()).reset_index()
+        for row in medians.to_dict("records"):
+            yield row | {metric: printed(metric, row[metric]) for metric in SHOWN_COSTS}
 
 
 def slots(table: str, scale: str) -> Rows:

@@ -41,7 +41,7 @@ HEADINGS = {
     "rates-and-ranks": "Dev loss by learning rate, at every rank",
     "stages": "Rank and loss over time, a line or a dot a seed",
     "ranks": "Where an adaptive budget of rank goes, reallocation by reallocation",
-    "costs": "Time and memory of a run, medians over seeds",
+    "costs": "Time and memory of a run, medians over seeds; what ran on one day compares",
     "slots": "Slot errors of the texts, by slot and by kind",
 }
 
@@ -220,25 +220,27 @@ def ranks(data: pd.DataFrame) -> Figure:
 
 
 def costs(data: pd.DataFrame) -> Figure:
-    several = data["panel"].nunique() > 1
-    names = [f"{row.label} ({row.panel})" if several else row.label for row in data.itertuples()]
-    figure, (time, memory) = panels(2, columns=2, height=1.2 + 0.25 * len(names))
-    places = range(len(names))
-    left = pd.Series(0.0, data.index)
-    for (step, colour), hatch in zip((("training", GREYS[1]), ("decoding", GREYS[3])), HATCHES, strict=False):
-        minutes = data[f"{step}_minutes"].fillna(0)
-        time.barh(places, minutes, left=left, color=colour, hatch=hatch, edgecolor="black", label=step)
-        left += minutes
-    memory.barh(places, data["peak_memory_gib"], color=GREYS[1], edgecolor="black")
-    for ax, totals, unit in ((time, left, "minutes"), (memory, data["peak_memory_gib"], "peak memory (GiB)")):
-        ax.bar_label(ax.containers[-1], [f"{total:.1f}" for total in totals], padding=3, fontsize=8)
-        ax.set_yticks(places, names if ax is time else [])
-        ax.set_ylim(len(names) - 0.5, -0.5)
-        ax.grid(axis="y", visible=False)
-        ax.margins(x=0.16)
-        ax.set_xlabel(unit)
-    time.set_title(f"on {', '.join(data['device'].unique())}")
-    legend_below(figure, {step: bars for step, bars in zip(("training", "decoding"), time.containers, strict=True)})
+    """Time and memory side by side, below each other for groups of runs that do not compare."""
+    by_group = dict(list(data.groupby("panel", sort=False)))
+    figure, axes = panels(2 * len(by_group), columns=2, height=1.1 + 0.25 * max(map(len, by_group.values())))
+    axes[0].get_gridspec().set_height_ratios([1.1 + 0.25 * len(rows) for rows in by_group.values()])
+    for (group, rows), time, memory in zip(by_group.items(), axes[::2], axes[1::2], strict=True):
+        places, left = range(len(rows)), pd.Series(0.0, rows.index)
+        for (step, colour), hatch in zip((("training", GREYS[1]), ("decoding", GREYS[3])), HATCHES, strict=False):
+            minutes = rows[f"{step}_minutes"].fillna(0)
+            time.barh(places, minutes, left=left, color=colour, hatch=hatch, edgecolor="black", label=step)
+            left += minutes
+        memory.barh(places, rows["peak_memory_gib"], color=GREYS[1], edgecolor="black")
+        for ax, totals, unit in ((time, left, "minutes"), (memory, rows["peak_memory_gib"], "peak memory (GiB)")):
+            ax.bar_label(ax.containers[-1], [f"{total:.1f}" for total in totals], padding=3, fontsize=8)
+            ax.set_yticks(places, rows["label"] if ax is time else [])
+            ax.set_ylim(len(rows) - 0.5, -0.5)
+            ax.grid(axis="y", visible=False)
+            ax.margins(x=0.16)
+            ax.set_xlabel(unit)
+        time.set_title(group)
+    steps = ("training", "decoding")
+    legend_below(figure, {step: bars for step, bars in zip(steps, axes[0].containers, strict=True)})
     return figure
 
 

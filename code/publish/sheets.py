@@ -35,7 +35,7 @@ SHEETS = {  # title -> columns; shown if a row fills the last
     "What each change costs": ("experiment", "n", "metric", "score", "difference", "changes", "changed"),
     "Length of the texts": ("experiment", "n", "BLEU", *LENGTHS),
     "The same texts by the metrics of a course reproduction (edwinlin13)": ("experiment", "n", *COURSE),
-    "Cost of a run": ("experiment", "n", "trainable", *COST_COLUMNS, "device"),
+    "Cost of a run": ("experiment", "n", "trainable", *COST_COLUMNS, "device", "measured"),
 }  # fmt: skip
 
 
@@ -56,9 +56,9 @@ def one_row(quantities: list[dict[str, Any]]) -> dict[str, Any]:
         key: main[key]
         for key in ("experiment", "table", "variant", "scale", "model", "method", "task", "protocol", "train_rows", "n",
                     "seeds", "trainable", "device", "metric", "rule", "statistic", "data", "alarms", "left_out",
-                    "uncommitted", "reference", "command")
+                    "uncommitted", "measured", "reference", "command")
     }  # fmt: skip
-    row["paper's row"] = main["paper_row"]
+    row |= {"paper's row": main["paper_row"], "share": main["share"], "paper share": main["paper_share"]}
     changes = changed(find(main["experiment"]))
     row["changed"] = ", ".join(f"{key}={value}" for key, value in changes.items()) or None
     row["changes"] = ("the scoring" if changes.keys() <= SCORING else "the training") if changes else None

@@ -14,7 +14,7 @@ from collections.abc import Sequence
 import pandas as pd
 
 from analysis.paper_values import OTHER_METRIC, OTHER_METRIC_MEANS, PRIOR_WORK, PRIOR_WORK_MEANS
-from analysis.quantities import MARGIN, RULES
+from analysis.quantities import MARGIN, RULES, printed
 from analysis.seed_statistics import DIFFERENCE_LEVEL
 from analysis.summary import FULL_ROWS, NO_REFERENCE, cells
 from experiments.catalogue import find
@@ -23,6 +23,8 @@ from publish.labels import SCALE_MEANS, TITLES
 from publish.sheets import parts, sheets, shown, wide
 from runs import records
 from tasks.catalogue import TASKS
+
+OTHER_SHARE = 2.0  # a factor between shares of trained parameters
 
 
 def table(experiments: list[Experiment]) -> pd.DataFrame:
@@ -83,6 +85,17 @@ def notes(part: pd.DataFrame, scale: str) -> list[str]:
     if part["alarms"].notna().any() and part["alarms"].fillna(0).sum():
         sentences.append(
             "*alarms*: runs that give nearly always the same answer, or score no better than one always would."
+        )
+    alike = part["share"].astype(float) / part["paper share"].astype(float)
+    if (other := (alike > OTHER_SHARE) | (alike < 1 / OTHER_SHARE)).any():
+        shares = ", ".join(
+            f"`{row['experiment'].partition('/')[2]}` {printed('share', row['share'])}% ("
+            f"{printed('share', row['paper share'])}%)"
+            for row in part[other].to_dict("records")
+        )
+        sentences.append(
+            f"Rows that train another share of their model than the paper's row (in brackets) does, by a factor above "
+            f"{OTHER_SHARE:g}, are no repetition of it: {shares}."
         )
     if (older := part["uncommitted"] > 0).any():
         rows = ", ".join(f"`{name.partition('/')[2]}`" for name in part[older]["experiment"])
