@@ -10,30 +10,51 @@ PEFT has one pair for each matrix, `lora.py` one for each projection. In the run
     in the folder    A (8, 768)     B (2304, 8)    query's in rows 0 to 767 and columns 0 to 3, value's in rows 1536 to
                                                    2303 and columns 4 to 7, zero elsewhere: the key stays as it was
 
-The header of the weights file keeps the targets and a fingerprint of the base model. Besides PyTorch and safetensors
-this module needs `lora.py` only: the two files can be copied into another project.
+The header of the weights file keeps the targets, a fingerprint of the base model and a checksum of all the rest, so
+that damage and later edits are found. Besides PyTorch and safetensors this module needs `lora.py` only: the two files
+can be copied into another project.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
+import os
+import re
+import shutil
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import Tensor, nn
 
-from lora import LoRAConfig, add_lora, lora_layers, projections, remove_lora, unmerge_lora
+from lora import LoRAConfig, add_lora, lora_layers, projections, remove_lora, sound_layers, unmerge_lora
 
 WEIGHTS_FILE, CONFIG_FILE, PREFIX = "adapter_model.safetensors", "adapter_config.json", "base_model.model."  # PEFT's
-OTHER_THAN_PLAIN = ("use_rslora", "rank_pattern", "alpha_pattern", "alora_invocation_tokens")  # options of PEFT
+OTHER_THAN_PLAIN, PATTERNS = ("use_rslora", "alora_invocation_tokens"), ("rank_pattern", "alpha_pattern")  # of PEFT
+WRAPPERS = ("module", "_orig_mod")  # what DataParallel and torch.compile call the model inside them
+NOT_OF_THE_ADAPTER = ("base_model_name_or_path",)  # settings that may be edited: a place, not what was learnt
+
+
+def inside(model: nn.Module) -> nn.Module:
+    """The model itself, without torch.compile or a parallel wrapper around it, whose names no plain model has."""
+    while [name for name, _ in model.named_children()] in [[wrapper] for wrapper in WRAPPERS]:
+        model = next(model.children())
+    return model
+
+
+def plain_name(name: str) -> str:
+    """A parameter's or module's name in the plain model: not beside a pair, not compiled or checkpointed on its own."""
+    return re.sub(r"\b(base_layer|_orig_mod|_checkpoint_wrapped_module)(\.|$)", "", name).rstrip(".")
 
 
 def base_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
     """All parameters but the pairs, by their names in the plain model."""
-    return {n.replace(".base_layer.", "."): p for n, p in model.named_parameters() if ".lora_" not in n}
+    return {plain_name(n): p for n, p in inside(model).named_parameters() if ".lora_" not in n}
 
 
 def base_fingerprint(model: nn.Module, without: dict | frozenset = frozenset()) -> str:
@@ -46,20 +67,58 @@ def base_fingerprint(model: nn.Module, without: dict | frozenset = frozenset()) 
     return digest.hexdigest()
 
 
+def checksum(tensors: dict[str, Tensor], *facts: Any) -> str:
+    """SHA-256 of tensors by name, with their types and shapes, and of what JSON can express."""
+    digest = hashlib.sha256(json.dumps(facts, sort_keys=True).encode())
+    for name, tensor in sorted(tensors.items()):
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
+        digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
+    return digest.hexdigest()
+
+
+@contextmanager
+def whole_folder(folder: Path) -> Iterator[Path]:
+    """A new folder beside `folder`; when its files are written they take their places in `folder`, else none does."""
+    new = folder.with_name(f".{folder.name}.{os.getpid()}.new")
+    new.mkdir(parents=True)
+    try:
+        yield new
+        if folder.exists():
+            for file in new.iterdir():
+                file.replace(folder / file.name)
+        else:
+            new.rename(folder)
+    finally:
+        shutil.rmtree(new, ignore_errors=True)
+
+
+def write_tensors(tensors: dict[str, Tensor], file: Path, header: dict[str, str]) -> None:
+    """A safetensors file; ValueError, with the tensor's name, for NaN or infinity."""
+    if odd := [name for name, tensor in tensors.items() if not tensor.isfinite().all()]:
+        raise ValueError(f"expected numbers to save, found NaN or infinity in {odd[0]}: its training diverged")
+    file.write_bytes(save({name: tensor.detach().contiguous() for name, tensor in tensors.items()}, header))
+
+
 def read_tensors(file: Path, entry: str) -> tuple[dict, dict[str, Tensor]]:
     """One entry of a safetensors file's header, parsed from JSON ({} if absent), and all tensors by name.
 
-    Raises ValueError if the file is missing, cut short or of another format.
+    Raises ValueError if the file is missing, cut short or of another format, or a tensor is not of finite numbers.
     """
     try:
         with safe_open(file, "pt") as opened:
             header = json.loads((opened.metadata() or {}).get(entry, "{}"))
-            return header, {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118, not a dict
-    except (OSError, SafetensorError, json.JSONDecodeError) as error:
+            tensors = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118, not a dict
+        if not isinstance(header, dict):
+            raise ValueError(f"{type(header).__name__} as the entry {entry} of its header")
+        for name, tensor in tensors.items():
+            if not (tensor.is_floating_point() and tensor.isfinite().all()):
+                raise ValueError(f"{tensor.dtype} or NaN or infinity in {name}")
+    except (OSError, SafetensorError, ValueError, RecursionError) as error:
         raise ValueError(
-            f"expected a whole {file.name} in {file.parent}, found {error!r}; save or copy it again "
+            f"expected a whole {file.name} of finite numbers in {file.parent}, found {error!r}; save or copy it again "
             "(a pickle is never opened, it can run code)"
         ) from error
+    return header, tensors
 
 
 def not_for_this_model(
@@ -71,47 +130,89 @@ def not_for_this_model(
 
 
 def save_lora(model: nn.Module, folder: str | Path) -> None:
-    """Write the pairs, and every other trainable module (a head) whole, as a folder that PEFT can read too.
+    """Write the pairs and every other trained parameter (a head) as a folder that PEFT can read too, whole or not.
 
-    A merged model is unmerged first. Raises ValueError for a model without LoRA, and for one pair over all of a matrix
-    that makes several projections.
+    A merged model is unmerged first. Raises ValueError for a model without LoRA, for numbers that are not finite, and
+    for one pair over all of a matrix that makes several projections.
     """
-    layers, base, folder = lora_layers(model), base_parameters(model), Path(folder)
+    layers, base, folder = sound_layers(inside(model)), base_parameters(model), Path(folder)
     if not layers:
         raise ValueError("expected LoRA layers to save, found none in the model: add_lora(model, config) comes first")
     if packed := [n for n, layer in layers.items() if len(layer.weight) != layer.part_size * len(projections(n))]:
         raise ValueError(f"expected a pair for each projection, found one over all of {packed[0]}: use save_trained")
     unmerge_lora(model)
-    heads = sorted({name.rpartition(".")[0] for name, parameter in base.items() if parameter.requires_grad})
-    tensors = {name: parameter for name, parameter in base.items() if name.rpartition(".")[0] in heads}
-    for name, layer in layers.items():
-        tensors[f"{name}.lora_A.weight"] = layer.lora_A
-        tensors[f"{name}.lora_B.weight"] = layer.wide_B().detach().T.contiguous()
-    config = layer.config
-    header = {"targets": config.targets, "base_sha256": base_fingerprint(model, without=tensors)}
+    for parameter in (p for p in model.parameters() if p.requires_grad):
+        parameter.data = parameter.data.contiguous()  # as it will be when loaded, to the last bit of the output
+    layers = {plain_name(name): layer for name, layer in layers.items()}
+    trained = {name: parameter for name, parameter in base.items() if parameter.requires_grad}
+    pairs = {f"{name}.lora_A.weight": layer.lora_A for name, layer in layers.items()}
+    pairs |= {f"{name}.lora_B.weight": layer.wide_B().T for name, layer in layers.items()}
+    config, transposed = next((layer.config, layer.transposed) for layer in layers.values())
     settings = dict(peft_type="LORA", r=config.rank, lora_alpha=config.alpha, lora_dropout=config.dropout)
-    settings |= dict(rank_pattern={name: len(layer.lora_A) for name, layer in layers.items()})  # k r; alpha / r is kept
-    settings |= dict(alpha_pattern={name: layer.scaling * len(layer.lora_A) for name, layer in layers.items()})
-    settings |= dict(target_modules=list(layers), modules_to_save=heads, inference_mode=True)
-    settings |= dict(fan_in_fan_out=layer.transposed, base_model_name_or_path=getattr(model, "name_or_path", None))
-    folder.mkdir(parents=True, exist_ok=True)
-    save_file({PREFIX + n: t for n, t in tensors.items()}, folder / WEIGHTS_FILE, {"lora": json.dumps(header)})
-    (folder / CONFIG_FILE).write_text(json.dumps(settings, indent=2) + "\n")
+    settings |= _patterns(layers, config)
+    settings |= dict(target_modules=list(layers), modules_to_save=_whole_modules(base, layers), inference_mode=True)
+    settings |= dict(fan_in_fan_out=transposed, base_model_name_or_path=getattr(inside(model), "name_or_path", None))
+    header = {"targets": list(config.targets), "base_sha256": base_fingerprint(model, without=trained)}
+    header["sha256"] = checksum(trained | pairs, header, _learnt(settings))
+    stored = pairs | {_beside_pair(name, layers): parameter for name, parameter in trained.items()}
+    with whole_folder(folder) as new:
+        write_tensors({PREFIX + n: t for n, t in stored.items()}, new / WEIGHTS_FILE, {"lora": json.dumps(header)})
+        (new / CONFIG_FILE).write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
+
+
+def _patterns(matrices: Iterable[str], config: LoRAConfig) -> dict[str, dict[str, float]]:
+    """PEFT's settings where a matrix has k > 1 pairs: for PEFT it is one of rank k r, with the same alpha / r."""
+    pairs = {name: len({*projections(name)} & {*config.targets}) for name in matrices}
+    wide = {name: k for name, k in pairs.items() if k > 1}
+    values = ({name: factor * k for name, k in wide.items()} for factor in (config.rank, config.alpha))
+    return dict(zip(PATTERNS, values, strict=True)) if wide else {}
+
+
+def _adapted(name: str, B: Tensor, rank: int) -> set[str]:
+    """The projections that PEFT's one pair over all of a matrix adapts; all, if any shares its block of B."""
+    parts, k = projections(name), B.shape[-1] // rank
+    if len(parts) > 1 and B.numel() == len(B) // len(parts) * len(parts) * k * rank:
+        blocks = (
+            B.view(len(parts), -1, k, rank).ne(0).any(dim=3).any(dim=1).nonzero().tolist()
+        )  # (part, block) in order
+        if [block for _, block in blocks] == list(range(k)):
+            return {parts[part] for part, _ in blocks}
+    return {*parts}
+
+
+def _whole_modules(base: dict[str, nn.Parameter], layers: dict[str, nn.Module]) -> list[str]:
+    """The modules of which every parameter is trained, for PEFT, which keeps modules and not parameters."""
+    trained_by_module: dict[str, set[bool]] = {}
+    for name, parameter in base.items():
+        trained_by_module.setdefault(name.rpartition(".")[0], set()).add(parameter.requires_grad)
+    return sorted(name for name, trained in trained_by_module.items() if trained == {True} and name not in layers)
+
+
+def _beside_pair(name: str, layers: dict[str, nn.Module]) -> str:
+    """The name of a trained parameter in PEFT's model, where a bias beside a pair is of the `base_layer`."""
+    module, _, own = name.rpartition(".")
+    return f"{module}.base_layer.{own}" if module in layers else name
+
+
+def _learnt(settings: dict[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in settings.items() if key not in NOT_OF_THE_ADAPTER}
 
 
 def load_lora(model: nn.Module, folder: str | Path) -> list[str]:
     """Add the pairs in a folder to the plain base model they were trained on; returns the names of the adapted modules.
 
     The folder is save_lora's, or PEFT's with plain LoRA on matrices of one projection each. Raises ValueError, and
-    leaves the model plain, if the folder is incomplete or its base, names or shapes are not this model's.
+    leaves the model plain, if the folder is incomplete or damaged, or its base, names or shapes are not this model's.
     """
-    settings, header, tensors = _read(Path(folder))
-    targets = header["targets"] if header else sorted({target for name in tensors for target in projections(name)})
-    heads = settings.get("modules_to_save") or []
-    trained = {n: p for n, p in base_parameters(model).items() if any(f".{head}." in f".{n}" for head in heads)}
+    config, heads, header, tensors = _read(Path(folder))
+    trained = {
+        name: parameter
+        for name, parameter in base_parameters(model).items()
+        if name in tensors or any(f".{head}." in f".{name}" for head in heads)
+    }
     fingerprint = base_fingerprint(model, without=trained)
-    add_lora(model, LoRAConfig(settings["r"], settings["lora_alpha"], settings["lora_dropout"], tuple(targets)))
-    layers = lora_layers(model)
+    add_lora(model, config)
+    layers = {plain_name(name): layer for name, layer in lora_layers(inside(model)).items()}
     wanted = {(n, *p.shape) for n, p in trained.items()} | {("base weights", fingerprint)}
     wanted |= {(f"{n}.lora_A.weight", *layer.lora_A.shape) for n, layer in layers.items()}
     wanted |= {(f"{n}.lora_B.weight", len(layer.weight), len(layer.lora_A)) for n, layer in layers.items()}
@@ -126,19 +227,43 @@ def load_lora(model: nn.Module, folder: str | Path) -> list[str]:
         layer.lora_B.data.copy_(torch.cat([tensors[f"{name}.lora_B.weight"][block] for block in layer.blocks]))
     for name, parameter in trained.items():
         parameter.requires_grad_(True).data.copy_(tensors[name])
-    return list(layers)
+    return list(lora_layers(model))
 
 
-def _read(folder: Path) -> tuple[dict, dict, dict[str, Tensor]]:
-    """Settings, header ({} in PEFT's folder) and tensors by the model's names; ValueError if it is no plain LoRA."""
+def _read(folder: Path) -> tuple[LoRAConfig, list[str], dict, dict[str, Tensor]]:
+    """LoRA's settings, the heads, the header ({} in PEFT's folder) and the tensors by the plain model's names.
+
+    Raises ValueError if a file is not whole, is not what was saved, or is no plain LoRA.
+    """
+    file, remedy = folder / CONFIG_FILE, "save or copy it again"
     try:
-        settings = json.loads((folder / CONFIG_FILE).read_text())
-    except (OSError, json.JSONDecodeError) as error:
-        remedy = "save or copy it again"
+        if not file.is_file():
+            raise FileNotFoundError(f"no file {CONFIG_FILE}")
+        settings = json.loads(file.read_text(encoding="utf-8"))
+        if not isinstance(settings, dict):
+            raise TypeError(f"a {type(settings).__name__}, not settings by name")
+        odd = {option for option in OTHER_THAN_PLAIN if settings.get(option)}
+        patterns = {option: settings[option] for option in PATTERNS if settings.get(option)}
+        odd |= {settings.get("init_lora_weights") or True} - {True, "gaussian"}  # "pissa", say, changes the base
+        heads = settings.get("modules_to_save") or []
+        if not all(isinstance(head, str) for head in heads):
+            raise TypeError(f"modules_to_save={heads!r}")
+    except (OSError, ValueError, TypeError, RecursionError) as error:
         raise ValueError(f"expected a whole {CONFIG_FILE} in {folder}, found {error!r}; {remedy}") from error
-    header, tensors = read_tensors(folder / WEIGHTS_FILE, "lora")
-    odd = {option for option in OTHER_THAN_PLAIN if settings.get(option)}
-    odd |= {settings.get("init_lora_weights") or True} - {True, "gaussian"}  # such as "pissa", which changes the base
+    header, stored = read_tensors(folder / WEIGHTS_FILE, "lora")
     if (kind := settings.get("peft_type")) != "LORA" or (odd and not header):
         raise ValueError(f"expected plain LoRA in {folder}, found {kind} with {odd or 'no option'}")
-    return settings, header, {name.removeprefix(PREFIX): tensor for name, tensor in tensors.items()}
+    tensors = {plain_name(name.removeprefix(PREFIX)): tensor for name, tensor in stored.items()}
+    rest = {key: value for key, value in header.items() if key != "sha256"}
+    if len(tensors) < len(stored) or (header and header.get("sha256") != checksum(tensors, rest, _learnt(settings))):
+        raise ValueError(f"expected in {folder} what was saved, found it damaged or edited since; {remedy}")
+    try:
+        Bs = {name.removesuffix(".lora_B.weight"): B for name, B in tensors.items() if name.endswith(".lora_B.weight")}
+        targets = rest["targets"] if header else set().union(*(_adapted(n, B, settings["r"]) for n, B in Bs.items()))
+        config = LoRAConfig(settings["r"], settings["lora_alpha"], settings["lora_dropout"], targets)
+    except (KeyError, TypeError, ValueError, ArithmeticError) as error:
+        raise ValueError(f"expected LoRA's settings in {file}, found {error!r}; {remedy}") from error
+    if patterns != _patterns(Bs, config):
+        found = f"rank_pattern and alpha_pattern {patterns or 'empty'} for {', '.join(config.targets)}"
+        raise ValueError(f"expected plain LoRA of one rank and alpha in {folder}, found {found}")
+    return config, heads, rest, tensors

@@ -10,7 +10,6 @@ r = 4 and the targets query and value, each of these thirds gets a pair of its o
               │                    └─ value (768) ─────────────────────────│──(+)─── value
               └── dropout ── A (8, 768) ──┬─ 4 ── alpha / r ── B (768, 4) ─┘   │
                                           └─ 4 ── alpha / r ── B (768, 4) ─────┘
-
 A matrix that makes one projection gets one pair, of its own shape. (Llama's value can be narrower than its query.)
 
     add_lora(model, LoRAConfig(rank=4))      freezes the model and adds pairs, which are trained
@@ -53,10 +52,14 @@ class LoRAConfig:
     targets: tuple[str, ...] = ("query", "value")
 
     def __post_init__(self):
-        if self.rank < 1:
-            raise ValueError(f"rank must be at least 1, found {self.rank}; for a model without LoRA leave out add_lora")
-        if not self.targets or not set(self.targets) <= PROJECTIONS.keys():
+        if type(self.rank) is not int or self.rank < 1:
+            raise ValueError(f"rank must be at least 1, found {self.rank!r}; to train no pairs, leave out add_lora")
+        for name, low, high in (("alpha", math.nextafter(0, 1), math.inf), ("dropout", 0, 1)):
+            if not isinstance(value := getattr(self, name), int | float) or not low <= value < high:
+                raise ValueError(f"{name} must be {'from 0 to below 1' if high == 1 else 'above 0'}, found {value!r}")
+        if isinstance(self.targets, str) or not self.targets or not set(self.targets) <= PROJECTIONS.keys():
             raise ValueError(f"targets must be some of {', '.join(PROJECTIONS)}; found {self.targets!r}")
+        object.__setattr__(self, "targets", tuple(target for target in PROJECTIONS if target in self.targets))
 
 
 class LoRALinear(nn.Module):
@@ -68,9 +71,11 @@ class LoRALinear(nn.Module):
 
     def __init__(self, base_layer: nn.Module, parts: tuple[str, ...], config: LoRAConfig):
         super().__init__()
+        if not isinstance(base_layer.weight, Tensor) or not base_layer.weight.is_floating_point():
+            raise ValueError(f"expected weights that are floating-point numbers, found a quantised {base_layer}")
         self.base_layer, self.transposed = base_layer, not isinstance(base_layer, nn.Linear)
         self.config, self.scaling = config, config.alpha / config.rank
-        d_out, d_in = self.weight.shape
+        self.out_features, self.in_features = d_out, d_in = self.weight.shape
         self.part_size = d_out // len(parts)  # 768
         if config.rank > min(self.part_size, d_in):
             raise ValueError(f"rank {config.rank} is larger than the matrix to adapt, ({self.part_size}, {d_in})")
@@ -79,11 +84,14 @@ class LoRALinear(nn.Module):
         new = partial(self.weight.new_zeros, dtype=torch.promote_types(self.weight.dtype, torch.float32))
         self.lora_A = nn.Parameter(new(len(adapted) * config.rank, d_in))  # (8, 768)
         self.lora_B = nn.Parameter(new(len(adapted) * self.part_size, config.rank))  # (1536, 4)
-        size, r = self.part_size, config.rank  # blocks: rows and columns of each pair in the one B (2304, 8) of wide_B
-        self.blocks = [(slice(p * size, (p + 1) * size), slice(i * r, (i + 1) * r)) for i, p in enumerate(adapted)]
+        n, r = self.part_size, config.rank  # blocks: rows and columns of each pair in the one B (2304, 8) of wide_B
+        self.blocks = [(slice(p * n, (p + 1) * n), slice(i * r, (i + 1) * r)) for i, p in enumerate(adapted)]
         nn.init.kaiming_uniform_(self.lora_A, a=math.sqrt(5))  # the fan-in is d_in, so that std = 1 / sqrt(3 d_in)
         self.dropout = nn.Dropout(config.dropout) if config.dropout else nn.Identity()
         self.unmerged: Tensor | None = None  # W0 as it was, for as long as the update is merged into it
+        self.apart = ""  # why the update has to stay beside W0, neither merged nor saved as plain LoRA, if it has
+        for register in (self.register_state_dict_pre_hook, self.register_load_state_dict_pre_hook):
+            register(LoRALinear.unmerge)  # a state dict has W0 beside the pairs: merged, it would count them twice
         self.train(base_layer.training)
 
     @property
@@ -91,13 +99,24 @@ class LoRALinear(nn.Module):
         """W0 as (d_out, d_in): the base layer's own weight, or a view of it."""
         return self.base_layer.weight.T if self.transposed else self.base_layer.weight
 
+    bias = property(lambda self: self.base_layer.bias)
+
     def forward(self, x: Tensor) -> Tensor:
+        if self.training and torch.is_grad_enabled():
+            self.unmerge()  # a merged pair would get no gradient
         h = self.base_layer(x)
         if self.unmerged is not None:
             return h
-        low = F.linear(self.dropout(x), self.lora_A.to(x.dtype))  # (..., 8)
-        rows, low = h.view(-1, h.shape[-1]), low.view(-1, low.shape[-1])
-        return torch.addmm(rows, low, self.wide_B().to(x.dtype), alpha=self.scaling).view_as(h)  # adds 0 to the key
+        low = F.linear(self.dropout(x), self.lora_A.to(x.dtype)).view(-1, len(self.lora_A))  # (rows, 8)
+        update = torch.addmm(h.view(-1, h.shape[-1]), low, self.wide_B().to(x.dtype), alpha=self.scaling)
+        return update.view_as(h)  # with 0 added to the key
+
+    @torch.no_grad()
+    def unmerge(self, *_: object) -> None:
+        """Put W0 back to the last bit, if the update is merged into it; subtracting would round."""
+        if self.unmerged is not None:
+            self.base_layer.weight.copy_(self.unmerged)
+            self.unmerged = None
 
     def wide_B(self) -> Tensor:
         """B^T (k r, d_out) of one pair over all of W0 that computes what the k pairs do; zero outside their blocks."""
@@ -120,6 +139,15 @@ def lora_layers(model: nn.Module) -> dict[str, LoRALinear]:
     return {name: module for name, module in model.named_modules() if isinstance(module, LoRALinear)}
 
 
+def sound_layers(model: nn.Module) -> dict[str, LoRALinear]:
+    """`lora_layers`; ValueError if there is one that can be neither merged nor saved."""
+    for name, layer in (layers := lora_layers(model)).items():
+        if layer.apart or not (layer.lora_A.isfinite().all() and layer.lora_B.isfinite().all()):
+            reason = layer.apart or "NaN or infinity is in it, so its training diverged"
+            raise ValueError(f"the pair of {name} can be neither merged nor saved: {reason}")
+    return layers
+
+
 def require_plain(model: nn.Module) -> None:
     """Raise ValueError with a module's name if LoRA, adapters or a prefix has changed the model."""
     if changed := [n for n, _ in model.named_modules() if n.endswith((".base_layer", ".adapters", ".prefix"))]:
@@ -134,8 +162,7 @@ def add_lora(model: nn.Module, config: LoRAConfig) -> list[str]:
     """
     require_plain(model)
     wanted = {n: module for n, module in model.named_modules() if set(projections(n)) & set(config.targets)}
-    missing = set(config.targets).difference(*map(projections, wanted))
-    if missing:
+    if missing := set(config.targets).difference(*map(projections, wanted)):
         expected = "expected GPT-2, BERT, RoBERTa, DeBERTa-v2 or Llama (which alone has mlp_gate)"
         raise ValueError(f"found no {', '.join(sorted(missing))} in {type(model).__name__}; {expected}")
     layers = {name: LoRALinear(module, projections(name), config) for name, module in wanted.items()}
@@ -147,8 +174,8 @@ def add_lora(model: nn.Module, config: LoRAConfig) -> list[str]:
 
 @torch.no_grad()
 def merge_lora(model: nn.Module) -> None:
-    """Fold W0 + (alpha / r) B A into the weights, for the speed of the plain model. Twice is the same as once."""
-    for layer in lora_layers(model).values():
+    """Fold W0 + (alpha / r) B A into W0, until training or a state dict unmerges it; ValueError if it is not finite."""
+    for layer in sound_layers(model).values():
         if layer.unmerged is None:
             layer.unmerged = layer.base_layer.weight.clone()
             for (rows, columns), B in zip(layer.blocks, layer.lora_B.split(layer.part_size), strict=True):
@@ -156,11 +183,9 @@ def merge_lora(model: nn.Module) -> None:
 
 
 def unmerge_lora(model: nn.Module) -> None:
-    """Put W0 back to the last bit; subtracting would round. Twice is the same as once."""
+    """Put W0 back to the last bit. This twice, or `merge_lora` twice, is the same as once."""
     for layer in lora_layers(model).values():
-        if layer.unmerged is not None:
-            layer.base_layer.weight.data.copy_(layer.unmerged)
-            layer.unmerged = None
+        layer.unmerge()
 
 
 def remove_lora(model: nn.Module) -> None:

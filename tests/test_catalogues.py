@@ -25,10 +25,11 @@ import models
 from analysis.quantities import quantities
 from experiments import catalogue as experiments_catalogue
 from experiments.settings import Experiment, Job, Settings, name_of
+from families import head_parameters
 from methods import catalogue as methods_catalogue
 from methods.catalogue import Method
 from methods.saved import load_adapter
-from models import Base, architecture, head_parameters, load_model
+from models import Base, architecture, load_model
 from publish.tables import as_text, table
 from runs.execute import do, measure
 from runs.run import Run

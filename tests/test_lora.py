@@ -4,7 +4,6 @@ files that come back as they were, and a clear refusal of everything else."""
 from __future__ import annotations
 
 import copy
-import json
 import math
 import pickle
 import shutil
@@ -13,8 +12,7 @@ import sys
 
 import pytest
 import torch
-from safetensors import safe_open
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from transformers import (
     BertConfig,
     BertForSequenceClassification,
@@ -85,16 +83,6 @@ def logits(model) -> torch.Tensor:
 def bits(tensor: torch.Tensor) -> torch.Tensor:
     """The float32 numbers as integers, so that even 0.0 and -0.0 differ."""
     return tensor.detach().contiguous().view(torch.int32)
-
-
-def set_tensors(folder, change) -> None:
-    """Rewrite the adapter's weights file with `change(tensors)` applied, its header kept."""
-    file = folder / "adapter_model.safetensors"
-    with safe_open(file, "pt") as opened:
-        header = opened.metadata()
-    tensors = load_file(file)
-    change(tensors)
-    save_file(tensors, file, header)
 
 
 # Counts -----------------------------------------------------------------------------------------------------------
@@ -532,7 +520,10 @@ def test_a_truncated_weights_file_is_refused(tmp_path):
     whole = file.read_bytes()
     for length in (0, 5, 100, len(whole) - 1):
         file.write_bytes(whole[:length])
-        refused(tmp_path, "expected a whole adapter_model.safetensors in .*Safetensor.*; save or copy it again")
+        refused(
+            tmp_path,
+            "expected a whole adapter_model.safetensors of finite numbers in .*Safetensor.*; save or copy it again",
+        )
     file.write_bytes(whole)
     load_lora(gpt2(), tmp_path)
 
@@ -557,39 +548,12 @@ def test_a_pickle_is_never_opened_whatever_its_name(tmp_path, name):
     refused(tmp_path, "a pickle is never opened")
 
 
-def test_a_missing_an_unexpected_and_a_misshapen_tensor_are_refused_by_name(tmp_path):
-    key = "base_model.model.transformer.h.1.attn.c_attn.lora_B.weight"
-    changes = {
-        r"expected \[\('transformer.h.1.attn.c_attn.lora_B.weight', 48, 8\)\], found \[\]": lambda t: t.pop(key),
-        r"expected \[\], found \[\('transformer.wte.weight', 24, 16\)\]": lambda t: t.update(
-            {"base_model.model.transformer.wte.weight": torch.zeros(24, WIDTH)}
-        ),
-        r"lora_B.weight', 48, 8\)\], found \[\('transformer.h.1.attn.c_attn.lora_B.weight', 48, 4\)": lambda t: (
-            t.update({key: torch.zeros(48, 4)})
-        ),
-    }
-    for match, change in changes.items():
-        save_lora(trained_gpt2(), tmp_path)
-        set_tensors(tmp_path, change)
-        refused(tmp_path, match)
-    save_lora(trained_gpt2(), tmp_path)
-    set_tensors(tmp_path, lambda tensors: None)
-    load_lora(gpt2(), tmp_path)
-
-
 def test_a_head_for_another_number_of_labels_is_refused(tmp_path):
     model = encoder(labels=3)
     add_lora(model, LoRAConfig())
     model.classifier.requires_grad_(True)
     save_lora(model, tmp_path)
     refused(tmp_path, r"expected .*classifier.weight', 2, 16.*found.*classifier.weight', 3, 16", encoder(labels=2))
-
-
-def test_a_settings_file_with_rank_zero_is_refused(tmp_path):
-    save_lora(trained_gpt2(), tmp_path)
-    file = tmp_path / "adapter_config.json"
-    file.write_text(json.dumps(json.loads(file.read_text()) | {"r": 0}))
-    refused(tmp_path, "rank must be at least 1, found 0")
 
 
 # Two files for another project ------------------------------------------------------------------------------------

@@ -11,6 +11,7 @@ from torch import nn
 from transformers import DistilBertConfig, DistilBertForSequenceClassification
 
 from adapter_files import load_lora, save_lora
+from families import FAMILIES
 from lora import lora_layers
 from methods.adapters import add_adapters
 from methods.catalogue import METHODS, apply_method, finish
@@ -18,7 +19,6 @@ from methods.partial import train_biases, train_top_layers
 from methods.prefixes import PreLayer, add_prefix
 from methods.saved import load_trained, save_trained
 from methods.stacked_lora import add_stacked_lora
-from models import FAMILIES
 from tiny_models import (
     CASES,
     FACTS,
@@ -191,8 +191,8 @@ def test_settings_come_back_equal_to_those_that_were_saved(method, tmp_path):
 @pytest.mark.parametrize(
     ("method", "family", "facts", "message"),
     [
-        ("lora", "gpt2", {"alpha": 0.0}, "alpha must be above 0 and finite, found 0.0"),
-        ("adaptive-lora", "bert", {"alpha": -1.0}, "alpha must be above 0 and finite, found -1.0"),
+        ("lora", "gpt2", {"alpha": 0.0}, "alpha must be above 0 .*, found 0.0"),
+        ("adaptive-lora", "bert", {"alpha": -1.0}, "alpha must be above 0 .*, found -1.0"),
         ("lora", "gpt2", {"b_learning_rate_ratio": 0.0}, "b_learning_rate_ratio must be above 0 .*, found 0.0"),
         (
             "sequential-lora",

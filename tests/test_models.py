@@ -8,7 +8,8 @@ import pytest
 from transformers import RobertaConfig, RobertaForSequenceClassification, RobertaModel
 
 import models
-from models import Base, head_parameters, load_model
+from families import head_parameters
+from models import Base, load_model
 
 SHAPE = {
     "hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16, "vocab_size": 20,

@@ -7,8 +7,8 @@ import torch
 from safetensors.torch import load_file
 
 from experiments.settings import Job
+from families import FAMILIES
 from methods.partial import train_biases, train_top_layers
-from models import FAMILIES
 from tasks.e2e.loss import completion_loss
 from tiny_models import INSIDE, LAYERS, TOKENS, adapted, expected_names, logits, settings, tiny
 from training.batches import IGNORED

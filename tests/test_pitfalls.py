@@ -12,9 +12,10 @@ from transformers import BertConfig, BertForSequenceClassification, GPT2Config, 
 import files
 from experiments.catalogue import EXPERIMENTS, find, select
 from experiments.settings import SCALES, Job, Settings
+from families import head_parameters
 from lora import lora_layers
 from methods.catalogue import apply_method, count_trained, finish
-from models import head_parameters, load_tokenizer
+from models import load_tokenizer
 from publish.tables import as_text, table
 from runs import e2e as e2e_run
 from runs import glue as glue_run

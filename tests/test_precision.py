@@ -10,10 +10,10 @@ from torch import nn
 
 from adapter_files import load_lora, save_lora
 from experiments.settings import Settings
+from families import head_parameters, layers
 from lora import LoRAConfig, add_lora, lora_layers
 from methods.catalogue import apply_method, finish
 from methods.stacked_lora import add_stacked_lora, stacked_layers
-from models import head_parameters, layers
 from tasks.e2e.evaluation import validation_loss
 from test_training import some_rows, tiny_model
 from tiny_models import CASES, LANGUAGE_MODELS, TOKENS, logits, settings, tiny

@@ -7,8 +7,8 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
+from families import layers, positions
 from methods.prefixes import add_prefix
-from models import layers, positions
 from tasks.e2e.beam_search import DecodingSettings, beam_search, generate
 from tasks.e2e.loss import completion_loss
 from tiny_models import LANGUAGE_MODELS, POSITIONS, PREFIXES, TOKENS, WORDS, adapted, logits, tiny

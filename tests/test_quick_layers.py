@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
+import pickle
 from itertools import combinations
 
 import pytest
@@ -65,6 +66,15 @@ def test_layers_of_one_part_share_their_masks_and_other_parts_have_their_own():
     use_quick_layers(model)
     query, value, other, _ = (layer.dropout for layer in lora_layers(model).values())
     assert query is value and query is not other
+
+
+def test_a_model_in_training_can_be_copied_and_pickled():
+    model = plain("gpt2").train()
+    apply_method(model, settings("lora", **PAIRS, lora_dropout=0.1))
+    use_quick_layers(model)
+    model(TOKENS, labels=TOKENS).loss.backward()
+    for again in (copy.deepcopy(model), pickle.loads(pickle.dumps(model))):
+        assert torch.equal(again.eval()(TOKENS).logits, model.eval()(TOKENS).logits)
 
 
 def test_in_eval_mode_it_is_the_identity():

@@ -89,21 +89,34 @@ def test_a_head_with_other_outputs_is_refused(saved):
     refused(tiny("roberta", num_labels=3), saved, r"expected \[\('classifier.out_proj.bias', 3\)")
 
 
+BIAS = "classifier.dense.bias"
+
+
 @pytest.mark.parametrize(
-    ("change", "message"),
+    "change",
     [
-        (lambda tensors: tensors.popitem(), "expected"),
-        (lambda tensors: tensors.update(extra=torch.ones(1)), r"found \[\('extra', 1\)"),
-        (
-            lambda tensors: tensors.update({"classifier.dense.bias": torch.ones(3)}),
-            r"found \[.*'classifier.dense.bias', 3",
-        ),
+        lambda tensors: tensors.popitem(),
+        lambda tensors: tensors.update(extra=torch.ones(1)),
+        lambda tensors: tensors.update({BIAS: torch.ones(3)}),
+        lambda tensors: tensors.update({BIAS: tensors[BIAS] + 1}),
+        lambda tensors: tensors.update({BIAS: tensors[BIAS].bfloat16()}),
     ],
-    ids=["missing", "unexpected", "shape"],
+    ids=["missing", "unexpected", "shape", "value", "type"],
 )
-def test_a_file_with_other_names_or_shapes_is_refused(saved, change, message):
+def test_a_file_that_was_changed_since_it_was_saved_is_refused(saved, change):
     rewrite(saved, change)
-    refused(tiny("roberta"), saved, f"is not for this Roberta.*{message}")
+    refused(tiny("roberta"), saved, "expected in .* what was saved, found it damaged or edited since")
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_numbers_that_are_none_are_neither_saved_nor_loaded(saved, value):
+    model = step(adapted("adapter-h", "roberta"))
+    model.classifier.dense.bias.data[0] = value
+    with pytest.raises(ValueError, match=f"found NaN or infinity in {BIAS}"):
+        save_trained(model, settings("adapter-h", "roberta"), saved / "new")
+    assert not (saved / "new").exists()
+    rewrite(saved, lambda tensors: tensors[BIAS].fill_(value))
+    refused(tiny("roberta"), saved, f"NaN or infinity in {BIAS}")
 
 
 def test_a_file_that_is_cut_short_or_absent_is_refused(saved):

@@ -7,9 +7,9 @@ import transformers
 from torch import nn
 
 from experiments.settings import Settings
+from families import FAMILIES
 from methods.catalogue import apply_method
 from methods.prefixes import PreEmbed, PreLayer
-from models import FAMILIES
 
 LAYERS, WIDTH, POSITIONS, WORDS = 3, 16, 16, 24
 TOKENS = torch.arange(3, 15).reshape(2, 6)

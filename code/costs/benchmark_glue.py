@@ -14,8 +14,9 @@ import transformers
 from peft import LoraConfig, get_peft_model
 
 from costs.timing import Step, interleave
+from families import FAMILIES, head_parameters
 from lora import LoRAConfig, add_lora
-from models import FAMILIES, base, head_parameters
+from models import base
 from tasks.glue.data import collate
 from training.batches import RowsByLength
 

@@ -70,8 +70,9 @@ def estimate(settings: Settings, scale: str, earlier: list[dict] | None = None) 
     """
     import torch
 
+    from families import positions
     from methods.catalogue import apply_method, count_trained, trains
-    from models import architecture, positions
+    from models import architecture
     from training.precision import uses_bfloat16
 
     model = architecture(settings.model, TASKS[settings.task].outputs)

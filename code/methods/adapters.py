@@ -27,8 +27,8 @@ from collections.abc import Callable
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from families import family_of, layers
 from lora import require_plain
-from models import family_of, layers
 
 KINDS = {  # kind -> the parts of a layer it follows (fields of `models.Family`), activation, whether it has a LayerNorm
     "houlsby": (("attention_end", "mlp_end"), F.silu, False),

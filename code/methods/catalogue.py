@@ -17,6 +17,7 @@ from typing import Any
 from torch import nn
 
 from experiments.settings import Settings
+from families import head_parameters
 from lora import (
     LoRAConfig,
     LoRALinear,
@@ -35,7 +36,6 @@ from methods.rank_budget import AdaptiveRank, spread_budget, uniform_rank
 from methods.rank_changes import RankSchedule
 from methods.rank_stages import StagedRank, begin_stage, checked_stages
 from methods.stacked_lora import add_stacked_lora
-from models import head_parameters
 
 
 def _full(model: nn.Module, settings: Settings) -> None:
@@ -171,15 +171,10 @@ def apply_method(model: nn.Module, settings: Settings) -> None:
 
 
 def _check(settings: Settings, chosen: Method) -> None:
-    """Raise ValueError for a fraction where an int belongs, a None not allowed, or another method's setting."""
+    """Raise ValueError for another method's setting."""
     foreign = {name for other in METHODS.values() for name in other.settings} - {*chosen.settings}
     for field in fields(settings):
-        value = getattr(settings, field.name)
-        numbers = value if isinstance(value, tuple) else (value,)
-        fraction = "int" in field.type and any(isinstance(number, float) for number in numbers)
-        if fraction or (value is None and "None" not in field.type):
-            raise ValueError(f"{field.name} must be of type {field.type}; found {value!r}")
-        if field.name in foreign and value != field.default:
+        if field.name in foreign and (value := getattr(settings, field.name)) != field.default:
             raise ValueError(f"{field.name}={value!r}: method {settings.method!r} has no such setting; leave it out")
 
 

@@ -10,8 +10,8 @@ from __future__ import annotations
 
 from torch import nn
 
+from families import layers
 from lora import require_plain
-from models import layers
 
 
 def train_top_layers(model: nn.Module, number: int | None) -> None:

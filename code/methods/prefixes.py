@@ -19,8 +19,8 @@ from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import eager_mask
 
+from families import family_of, layers, positions
 from lora import require_plain
-from models import family_of, layers, positions
 
 Pairs = Sequence[tuple[Tensor, Tensor]]  # keys and values of the prefix in each layer
 ATTENTION = "sdpa_with_prefix"  # the name under which transformers finds `_attend`
@@ -49,10 +49,13 @@ class PreEmbed(nn.Module):
         """The input of each layer at the prefix's positions, (1, tokens, d); it does not depend on the text."""
         x = self.embeddings[None]
         unseen = torch.full((1, 1, x.shape[1], x.shape[1]), torch.finfo(x.dtype).min, dtype=x.dtype, device=x.device)
-        outputs = body.forward(
-            inputs_embeds=x, attention_mask=unseen.triu(1), output_hidden_states=True, use_cache=False
-        )
-        return outputs.hidden_states[:-1]
+        inputs: list[Tensor] = []
+        # By hooks that go again: those by which transformers gives hidden states stay, and cannot be pickled.
+        hooks = [layer.register_forward_pre_hook(lambda _, args: inputs.append(args[0])) for layer in layers(body)]
+        body.forward(inputs_embeds=x, attention_mask=unseen.triu(1), use_cache=False)
+        for hook in hooks:
+            hook.remove()
+        return inputs
 
 
 class PreLayer(nn.Module):
@@ -72,7 +75,7 @@ class PreLayer(nn.Module):
 def add_prefix(model: nn.Module, kind: type[PreEmbed] | type[PreLayer], tokens: int | None) -> None:
     """Put trained positions before the input; they alone are trained.
 
-    The input's positions begin after them, as if the prefix were text, and `models.positions` says how many are left.
+    The input's positions begin after them, as if the prefix were text, and `families.positions` says how many are left.
     Masks, caches and outputs cover the input only: each attention adds the prefix's keys and values itself. Raises
     ValueError for an encoder, no token, or so many that no position is left.
     """

@@ -13,9 +13,9 @@ from typing import Any, Protocol
 from torch import nn
 from transformers import TrainerCallback, TrainerControl, TrainerState
 
+from families import head_parameters
 from lora import count_parameters
 from methods.stacked_lora import fold, ranks
-from models import head_parameters
 
 
 class RankSchedule(Protocol):

@@ -23,7 +23,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from pickle import UnpicklingError
 from typing import Any
 
 import torch
@@ -32,7 +31,7 @@ from transformers.models.deberta_v2.modeling_deberta_v2 import DisentangledSelfA
 
 from adapter_files import base_parameters, not_for_this_model
 from files import download, find_file
-from lora import LoRAConfig, add_lora, lora_layers, projections, remove_lora
+from lora import LoRAConfig, LoRALinear, add_lora, lora_layers, projections, remove_lora
 
 RELEASES = {  # model -> the release, and the files in it
     "gpt2-medium": ("GPT-2", "gpt2_md_lora_{}.pt"),
@@ -62,17 +61,23 @@ def read_state_dict(file: str | Path) -> dict[str, Tensor]:
     The E2E training script saves {"model_state_dict": ...} with names that begin with `module.`; both are undone.
     Raises ValueError for anything else.
     """
+    remedy = "download it again from the releases of github.com/microsoft/LoRA"
     try:
         state = torch.load(file, map_location="cpu", weights_only=True)
-    except (OSError, EOFError, RuntimeError, UnpicklingError) as error:
-        raise ValueError(
-            f"expected a state dict of tensors alone in {file}, found {type(error).__name__}: {str(error)[:80]}; "
-            "download it again from the releases of github.com/microsoft/LoRA"
-        ) from error
+    except Exception as error:  # damaged bytes raise whatever the reader of pickles stumbles over
+        found = f"{type(error).__name__}: {str(error)[:80]}"
+        raise ValueError(f"expected a state dict of tensors alone in {file}, found {found}; {remedy}") from error
     state = state.get("model_state_dict", state) if isinstance(state, dict) else state
-    named = isinstance(state, dict) and all(isinstance(tensor, Tensor) for tensor in state.values())
+    named = isinstance(state, dict) and all(
+        isinstance(name, str) and isinstance(tensor, Tensor) for name, tensor in state.items()
+    )
     if not named or not any(".lora_" in name for name in state):
-        raise ValueError(f"expected lora_A and lora_B tensors by name in {file}, found {str(state)[:80]}")
+        raise ValueError(f"expected lora_A and lora_B tensors by name in {file}, found {str(state)[:80]}; {remedy}")
+    for name, tensor in state.items():
+        numbers = tensor.device.type != "meta" and tensor.is_floating_point() and tensor.isfinite().all()
+        if not numbers or (".lora_" in name and tensor.dim() != 2):
+            found = f"{name} of shape {tuple(tensor.shape)} and type {tensor.dtype}"
+            raise ValueError(f"expected matrices of finite numbers in {file}, found {found}; {remedy}")
     return {name.removeprefix("module."): tensor for name, tensor in state.items()}
 
 
@@ -80,7 +85,8 @@ def load_released_adapter(model: nn.Module, file: str | Path, alpha: float, rank
     """Add the pairs, and the trained head, of a `loralib` state dict to its plain base model of transformers.
 
     `alpha` is not in the file; `rank` is, and a given one is only compared. Returns the names of the adapted modules,
-    which are trainable like the head. Raises ValueError, and leaves the model plain, if a name or a shape does not fit.
+    which are trainable like the head. DeBERTa's can be neither merged nor saved as plain LoRA: its query is adapted for
+    words and not for positions. Raises ValueError, and leaves the model plain, if a name or a shape does not fit.
     """
     state = read_state_dict(file)
     ranks = {tensor.shape[-1] for name, tensor in state.items() if name.endswith(".lora_B")}
@@ -103,6 +109,7 @@ def load_released_adapter(model: nn.Module, file: str | Path, alpha: float, rank
     for attention in (module for module in model.modules() if isinstance(module, DisentangledSelfAttention)):
         plain = partial(_by_frozen_query, attention, attention.disentangled_attention_bias)
         attention.disentangled_attention_bias = plain
+        attention.query_proj.apart = "DeBERTa's positions see the query without it, and no plain model could do that"
     return list(lora_layers(model))
 
 
@@ -110,7 +117,10 @@ def _by_frozen_query(attention: nn.Module, bias: Callable[..., Tensor], *inputs:
     """DeBERTa's bias for relative positions, without the query's pair, as in the adapters' training.
 
     The authors' code projects positions by the frozen weight; transformers sends words and positions through one layer.
+    After `remove_lora` there is one weight for both.
     """
+    if not isinstance(attention.query_proj, LoRALinear):
+        return bias(*inputs)
     adapted, attention.query_proj = attention.query_proj, attention.query_proj.base_layer
     try:
         return bias(*inputs)

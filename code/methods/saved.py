@@ -12,10 +12,19 @@ from dataclasses import asdict
 from pathlib import Path
 
 import torch
-from safetensors.torch import save_file
 from torch import nn
 
-from adapter_files import base_fingerprint, load_lora, not_for_this_model, read_tensors, save_lora
+from adapter_files import (
+    base_fingerprint,
+    checksum,
+    inside,
+    load_lora,
+    not_for_this_model,
+    read_tensors,
+    save_lora,
+    whole_folder,
+    write_tensors,
+)
 from experiments.settings import Settings
 from lora import require_plain
 from methods.catalogue import apply_method, method
@@ -41,32 +50,36 @@ def load_adapter(model: nn.Module, folder: Path) -> None:
 
 
 def save_trained(model: nn.Module, settings: Settings, folder: Path) -> None:
-    """Write what the method trained, with the head, and nothing else: TRAINED_FILE in `folder`.
+    """Write what the method trained, with the head, and nothing else: TRAINED_FILE in `folder`, whole or not.
 
-    Its header has the settings, by which the model is changed, and the fingerprint of all other parameters.
+    Its header has the settings, by which the model is changed, the fingerprint of all other parameters, and a checksum.
+    Raises ValueError for numbers that are not finite.
     """
-    trained = {name: p.detach() for name, p in model.named_parameters() if p.requires_grad}
+    trained = {name: p for name, p in inside(model).named_parameters() if p.requires_grad}
     header = {"settings": asdict(settings), "base_sha256": base_fingerprint(model, without=trained)}
-    folder.mkdir(parents=True, exist_ok=True)
-    save_file(trained, folder / TRAINED_FILE, {"method": json.dumps(header)})
+    header["sha256"] = checksum(trained, header)
+    with whole_folder(folder) as new:
+        write_tensors(trained, new / TRAINED_FILE, {"method": json.dumps(header)})
 
 
 def load_trained(model: nn.Module, folder: Path) -> Settings:
     """Apply the saved method to the plain base model and put in what was trained; returns the settings.
 
-    Raises ValueError if the file is incomplete, if its base, names or shapes are not this model's, or if the model is
-    not plain. The model then stays as it is.
+    Raises ValueError if the file is incomplete or damaged, if its base, names or shapes are not this model's, or if the
+    model is not plain. The model then stays as it is.
     """
     require_plain(model)
     header, tensors = read_tensors(folder / TRAINED_FILE, "method")
     try:
         saved = {key: tuple(value) if isinstance(value, list) else value for key, value in header["settings"].items()}
-        settings, base_sha256 = Settings(**saved), header["base_sha256"]
-    except (KeyError, TypeError) as error:
+        settings, base_sha256, sha256 = Settings(**saved), header["base_sha256"], header.pop("sha256")
+    except (KeyError, TypeError, AttributeError, ValueError) as error:
         raise ValueError(
             f"expected the settings of save_trained in the header of {folder / TRAINED_FILE}, found {error!r}; "
             "save or copy it again"
         ) from error
+    if sha256 != checksum(tensors, header):
+        raise ValueError(f"expected in {folder} what was saved, found it damaged or edited since; copy it again")
     with torch.device("meta"):
         changed = type(model)(copy.deepcopy(model.config))
     apply_method(changed, settings)

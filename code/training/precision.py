@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
 from experiments.settings import Settings
-from models import family_of, layers
+from families import family_of, layers
 from training.machine import has_fast_bfloat16
 
 

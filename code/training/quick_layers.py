@@ -11,8 +11,8 @@ from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.masking_utils import eager_mask
 from transformers.models.llama.modeling_llama import LlamaRMSNorm
 
+from families import family_of
 from lora import lora_layers
-from models import family_of
 
 
 class QuickDropout(nn.Dropout):
@@ -34,6 +34,9 @@ class QuickDropout(nn.Dropout):
             kept = bits.view(torch.int16)[: x.numel()].view(x.shape) >= round(self.p * 2**16) - 2**15
             self.last = x, x * (kept * x.new_tensor(1 / (1 - self.p)))
         return self.last[1]
+
+    def __getstate__(self) -> dict[str, Any]:
+        return self.__dict__ | {"last": None}  # tensors of a graph can be neither copied nor pickled
 
 
 class _RMSNorm(torch.autograd.Function):
