@@ -299,6 +299,14 @@ def test_a_cap_that_leaves_no_room_for_the_context_is_refused():
         generate(tiny_model(0), Letters(), ["a"], replace(SETTINGS, max_new_tokens=64))
 
 
+@pytest.mark.parametrize(
+    "contexts", ["ab", None, ["ab", None], [["ab"]], [[4, 5]], torch.tensor([4, 5]), {"ab"}], ids=str
+)
+def test_what_is_no_list_of_contexts_is_refused(contexts):
+    with pytest.raises(TypeError, match="expected a list of texts as contexts, found a"):
+        generate(tiny_model(0), Letters(), contexts, SETTINGS, progress=False)
+
+
 @pytest.mark.parametrize("name", ["beams", "max_new_tokens", "batch_size"])
 def test_a_search_without_beams_steps_or_batch_is_refused(name):
     with pytest.raises(ValueError, match=f"{name} must be at least 1, found 0"):

@@ -152,6 +152,8 @@ def test_parse_mr_keeps_order_and_values_with_commas():
         "name[Blue Spice], colour[red]",
         "name[Blue Spice], name[Aromi]",
         "name : Blue Spice | area : riverside",
+        "name[Blue Spice], near[-]",
+        None,
     ],
 )
 @pytest.mark.parametrize("protocol", e2e_data.PROTOCOLS)

@@ -5,16 +5,28 @@ from __future__ import annotations
 import csv
 import json
 import math
+import multiprocessing
+import os
 import random
 import re
+import subprocess
 import sys
+import threading
 from itertools import groupby
 from pathlib import Path
 
+import numpy as np
+import pandas as pd
 import pytest
+import torch
 
+from experiments.catalogue import EXPERIMENTS
+from experiments.settings import Job
 from files import ROOT
+from runs import e2e as e2e_run
+from tasks.e2e import data as e2e_data
 from tasks.e2e import meteor
+from tasks.e2e.beam_search import Generation
 from tasks.e2e.metrics import course_score, meteor_unavailable, mteval_tokenize, output_lengths, score
 
 SYSTEMS = ("adapt", "chen", "dangnt", "harv", "tuda", "zhaw1")
@@ -23,7 +35,7 @@ WITHOUT_METEOR = ("BLEU", "NIST", "ROUGE_L", "CIDEr")
 
 @pytest.fixture
 def no_meteor(monkeypatch):
-    monkeypatch.setattr(meteor.METEOR, "failure", "switched off for this test")
+    monkeypatch.setattr(meteor.METEOR, "score", lambda *_: None)
 
 
 @pytest.fixture(scope="module")
@@ -147,20 +159,48 @@ def test_bleu_and_nist_see_the_tokens_of_mteval(text, tokens):
     assert mteval_tokenize(text) == tokens.split()
 
 
+SCORED = """
+import random
+from tasks.e2e import meteor
+from tasks.e2e.metrics import score
+
+meteor.METEOR.score = lambda *_: None
+draw = random.Random(0)
+texts = [" ".join(map(str, draw.choices(range(90), range(1, 91), k=60))) for _ in range(200)]
+print(score(texts[:100], [[text] for text in texts[100:]]))
+"""
+
+
+def test_two_processes_give_the_same_scores_to_the_last_bit():
+    """Python orders sets of strings anew in each process, and a sum depends on the order of its terms."""
+    environment = os.environ | {"PYTHONPATH": str(ROOT / "code")}
+    scores = {
+        subprocess.check_output([sys.executable, "-c", SCORED], env=environment | {"PYTHONHASHSEED": seed})
+        for seed in "1234"
+    }
+    assert len(scores) == 1
+
+
 # ------------------------------------------------------------------------------------------------------ METEOR
-def test_meteor_is_the_jars_one_process_for_many_evaluations():
+def test_meteor_is_the_jars_one_process_for_many_evaluations(monkeypatch):
+    monkeypatch.setattr(meteor, "METEOR", meteor.Meteor())
     if reason := meteor_unavailable():
         pytest.skip(reason)
+    for variable in ("JAVA_TOOL_OPTIONS", "_JAVA_OPTIONS"):  # as on a machine that writes 0,5
+        monkeypatch.setenv(variable, "-Duser.language=it -Duser.country=IT")
     references = [["Café Rouge is a cheap pub near the river."], ["There is a family friendly place."]]
     same = score([texts[0] for texts in references], references)["METEOR"]
-    process = meteor.METEOR.process.pid
+    process = meteor.METEOR.process
     paraphrase = score(["Café Rouge is an inexpensive pub near the river.", "There is a place."], references)["METEOR"]
     nothing = score(["", ""], references)["METEOR"]
     assert same == pytest.approx(1.0)
-    assert 0.3 < paraphrase < 0.9
+    assert paraphrase == pytest.approx(0.4684, abs=1e-4)
     assert nothing == 0.0
     assert score(["Caf\u00e9"], [["Caf\u00e9"]])["METEOR"] > 0  # the pipe to Java is UTF-8
-    assert meteor.METEOR.process.pid == process
+    assert score(["a \ud83d pub"], [["a pub"]])["METEOR"] > 0  # half a character, which UTF-8 cannot write
+    assert score([texts[0] for texts in references], references)["METEOR"] == same
+    assert meteor.METEOR.process is process
+    meteor.METEOR.close()
 
 
 def test_without_java_meteor_has_no_value_but_a_reason(monkeypatch):
@@ -192,6 +232,8 @@ HONEST = """
 import sys
 for line in sys.stdin:
     kind, *fields = line.rstrip("\\n").split(" ||| ")
+    if "fatal" in fields:
+        raise SystemExit("unreadable: fatal")
     scores = [len(fields[-1].split())] if kind == "SCORE" else [float(f) for f in fields]
     print(*scores, *([sum(scores)] if kind == "EVAL" else []), sep="\\n")
 """
@@ -218,23 +260,127 @@ def test_a_jar_that_hangs_is_killed_and_reported(jar_folder):
     assert jar.score([["a"]], [[["a"]]], limit=0.2) is None
     assert "took more than 0.2 s" in jar.unavailable()
     assert jar.process is None
-    assert jar.score([["a"]], [[["a"]]]) is None  # not tried again
 
 
 @pytest.mark.parametrize(
-    "program", ["raise SystemExit(1)", "print('Error: no such option'); input(); input(); input()"]
+    ("program", "reason"),
+    [
+        ("raise SystemExit('no room for the heap')", "no room for the heap"),
+        ("print('Error: no such option'); input(); input()", "Error: no such option"),
+        ("print('NaN'); input(); input()", "expected 1 lines of numbers, found NaN"),
+        ("import sys; input(); sys.stdout.write('1')", "expected 1 lines of numbers, found 1"),  # the beginning of 12
+        ("import sys; input(); sys.stdout.write('1\\n2\\n'); input()", "expected 1 lines of numbers, found 2"),
+    ],
 )
-def test_a_jar_that_breaks_off_or_answers_nonsense_gives_no_figure(program, jar_folder):
+def test_a_jar_that_breaks_off_or_answers_nonsense_gives_no_figure_but_the_reason(program, reason, jar_folder):
     jar = FakeJar(program)
     assert jar.score([["a"]], [[["a"]]]) is None
-    assert "broke off" in jar.unavailable()
+    assert "broke off" in jar.unavailable() and reason in jar.unavailable()
+
+
+def test_a_java_that_cannot_be_started_is_a_reason(jar_folder, monkeypatch):
+    jar = FakeJar(HONEST)
+    monkeypatch.setattr(jar, "command", (str(ROOT),))
+    monkeypatch.setattr(meteor.shutil, "which", lambda name: name)
+    assert jar.score([["a"]], [[["a"]]]) is None
+    assert "Permission denied" in jar.unavailable()
+
+
+def test_one_failure_does_not_take_meteor_from_the_evaluations_after_it(jar_folder):
+    jar = FakeJar(HONEST)
+    assert jar.score([["fatal"]], [[["a"]]]) is None
+    assert "unreadable: fatal" in jar.unavailable()
+    assert jar.score([["a", "b"]], [[["a"]]]) == 2.0
+    assert jar.unavailable() is None
+    jar.close()
+
+
+@pytest.mark.parametrize("noticed", [True, False])
+def test_a_jar_that_has_died_since_is_started_anew(noticed, jar_folder):
+    jar = FakeJar(HONEST)
+    assert jar.score([["a"]], [[["a"]]]) == 1.0
+    dead = jar.process
+    dead.kill()
+    if noticed:
+        dead.wait()
+    assert jar.score([["a", "b"]], [[["a"]]]) == 2.0
+    assert jar.process is not dead
+    jar.close()
+
+
+INTERRUPTED = """
+import os, signal, sys
+from pathlib import Path
+from tasks.e2e import meteor
+
+(Path.cwd() / "meteor-1.5.jar").touch()
+meteor.meteor_jar = lambda: Path.cwd() / "meteor-1.5.jar"
+meteor.METEOR.command = (sys.executable, "-u", "-c", {program!r})
+print(meteor.METEOR.score([["a"]], [[["a"]]]))
+process = meteor.METEOR.process
+signal.signal(signal.SIGINT, lambda *_: None)
+os.killpg(0, signal.SIGINT)
+try:
+    process.wait(1)
+except meteor.subprocess.TimeoutExpired:
+    print(meteor.METEOR.score([["a"]], [[["a"]]]), meteor.METEOR.process is process)
+"""
+
+
+@pytest.mark.skipif(not hasattr(os, "killpg"), reason="a notebook interrupts in another way here")
+def test_the_interrupt_of_a_notebook_does_not_reach_the_jar(tmp_path):
+    """Jupyter sends SIGINT to the kernel's whole process group."""
+    done = subprocess.run(
+        [sys.executable, "-c", INTERRUPTED.replace("{program!r}", repr(HONEST))],
+        capture_output=True, text=True, cwd=tmp_path, env=os.environ | {"PYTHONPATH": str(ROOT / "code")},
+        start_new_session=True,
+    )  # fmt: skip
+    assert done.stdout.split() == ["1.0", "1.0", "True"], done.stderr
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="nothing forks here")
+@pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")
+def test_a_forked_worker_starts_a_jar_of_its_own(jar_folder):
+    jar, (ours, theirs) = FakeJar(HONEST), multiprocessing.Pipe()
+    assert jar.score([["a"]], [[["a"]]]) == 1.0
+
+    def work() -> None:
+        theirs.send((jar.score([["a", "b"]], [[["a"]]]), jar.process.pid))
+        jar.close()
+
+    parents = jar.process.pid
+    with jar.lock:  # as a thread that scores at that moment has it
+        worker = multiprocessing.get_context("fork").Process(target=work)
+        worker.start()
+    assert ours.poll(60)
+    value, childs = ours.recv()
+    worker.join()
+    assert value == 2.0 and childs != parents and worker.exitcode == 0
+    assert jar.score([["a", "b", "c"]], [[["a"]]]) == 3.0
+    assert jar.process.pid == parents
+    jar.close()
+
+
+def test_threads_that_score_at_once_read_their_own_answers(jar_folder):
+    jar, values = FakeJar(HONEST), {}
+
+    def work(words: int) -> None:
+        values[words] = {jar.score([["a"] * words] * 100, [[["a"]]] * 100) for _ in range(5)}
+
+    threads = [threading.Thread(target=work, args=(words,)) for words in (1, 2, 3)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert values == {1: {100.0}, 2: {200.0}, 3: {300.0}}
+    jar.close()
 
 
 def test_after_an_interruption_no_stale_answer_is_read(jar_folder, monkeypatch):
     jar = FakeJar(HONEST)
 
     def interrupted(*fields):
-        jar.process.stdin.write("SCORE ||| a ||| b b b b b\n")
+        jar.process.stdin.write(b"SCORE ||| a ||| b b b b b\n")
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
@@ -246,19 +392,37 @@ def test_after_an_interruption_no_stale_answer_is_read(jar_folder, monkeypatch):
     jar.close()
 
 
+@pytest.mark.parametrize(("program", "reason"), [("raise SystemExit('no memory')", "no memory"), ("HONEST", None)])
+def test_a_record_says_why_it_has_no_meteor(program, reason, jar_folder, monkeypatch, tmp_path):
+    settings, rows = EXPERIMENTS["table3/gpt2-mini/lora-r4"].settings, e2e_data.load_builtin("test")[:8]
+    monkeypatch.setattr(meteor, "METEOR", FakeJar(HONEST if program == "HONEST" else program))
+    monkeypatch.setattr(e2e_run, "finish", lambda model: None)
+    monkeypatch.setattr(
+        e2e_run, "generate", lambda model, _, contexts, __: [Generation("A pub.", 3, True)] * len(contexts)
+    )
+    measured, _ = e2e_run._decode_and_score(torch.nn.Linear(1, 1), None, rows, Job(settings, 0, tmp_path))
+    assert (measured["scores"]["METEOR"] is None) == ("meteor_unavailable" in measured) == (reason is not None)
+    assert (reason or "") in measured.get("meteor_unavailable", "")
+    meteor.METEOR.close()
+
+
 # --------------------------------------------------------------------------------------------------- bad input
 @pytest.mark.parametrize("function", [score, course_score, output_lengths])
 @pytest.mark.parametrize(
     ("predictions", "references", "message"),
     [
-        ([], [], "nothing to score: 0 predictions"),
+        ([], [], "expected something to score, found 0 predictions"),
         (["A pub."], [], "0 lists of references"),
         (
             ["A pub.", "A bar."],
             [["A pub."]],
-            "2 predictions but 1 lists of references: give one prediction for each MR",
+            "found 2 predictions but 1 lists: give one prediction for each MR",
         ),
-        (["A pub.", "A bar."], [["A pub."], []], r"at least one reference; none at index \[1\]"),
+        (
+            ["A pub.", "A bar."],
+            [["A pub."], []],
+            r"at least one reference for each prediction, found none at index \[1\]",
+        ),
     ],
 )
 def test_missing_predictions_or_references_are_named(function, predictions, references, message):
@@ -266,10 +430,35 @@ def test_missing_predictions_or_references_are_named(function, predictions, refe
         function(predictions, references)
 
 
-@pytest.mark.parametrize("arguments", [("A pub.", [["A pub."]]), (["A pub."], ["A pub."])])
-def test_a_plain_string_is_not_taken_for_a_list_of_texts(arguments):
-    with pytest.raises(TypeError, match="list of lists of references, found a plain string"):
-        score(*arguments)
+@pytest.mark.parametrize("function", [score, course_score, output_lengths])
+@pytest.mark.parametrize(
+    ("predictions", "references", "message"),
+    [
+        ("A pub.", [["A pub."]], "a list of texts as predictions, found a plain string, 'A pub.': make it a list"),
+        (["A pub."], ["A pub."], r"a list of texts as references\[0\], found a plain string, 'A pub.'"),
+        (["A pub."], "A pub.", "a list of lists of texts as references, found a plain string, 'A pub.'"),
+        (None, [["A pub."]], "predictions, found an object of type NoneType, None: make it a list"),
+        (["A pub."], None, "a list of lists of texts as references, found an object of type NoneType"),
+        (["A pub.", None], [["A pub."]] * 2, "predictions, found an object of type NoneType, None at index 1"),
+        ([math.nan], [["A pub."]], "predictions, found an object of type float, nan at index 0"),
+        ([["A pub."]], [["A pub."]], r"predictions, found an object of type list, \['A pub.'\] at index 0"),
+        ([b"A pub."], [["A pub."]], "predictions, found an object of type bytes"),
+        (["A pub."], [[None]], r"references\[0\], found an object of type NoneType, None at index 0"),
+        (["A pub."], [[["A pub."]]], r"references\[0\], found an object of type list"),
+        (np.array(["A pub."]), [["A pub."]], "predictions, found an object of type ndarray"),
+        (pd.Series(["A pub."]), [["A pub."]], "predictions, found an object of type Series"),
+        (["A pub."], np.array([["A pub."]]), "references, found an object of type ndarray"),
+        ({"A pub."}, [["A pub."]], "predictions, found an object of type set"),
+        (["A pub."], {0: ["A pub."]}, "references, found an object of type dict"),
+    ],
+)
+def test_what_is_no_list_of_texts_is_named(function, predictions, references, message):
+    with pytest.raises(TypeError, match=f"expected .*{message}"):
+        function(predictions, references)
+
+
+def test_tuples_of_texts_are_lists_of_texts(no_meteor):
+    assert score(("A pub.",), (("A pub.", "A bar."),)) == score(["A pub."], [["A pub.", "A bar."]])
 
 
 def test_an_empty_output_is_scored_and_costs_points(no_meteor):
@@ -316,7 +505,7 @@ def test_lengths_are_mean_words_of_outputs_and_of_all_references():
     assert lengths["prediction_length"] == 1.5 and lengths["reference_length"] == pytest.approx(10 / 3)
 
 
-def test_the_brevity_penalty_is_what_bleu_loses_by_short_outputs():
+def test_the_brevity_penalty_is_what_bleu_loses_by_short_outputs(no_meteor):
     outputs, references = ["a cheap pub by the river ."], [["a cheap pub by the river in the city ."]]
     penalty = output_lengths(outputs, references)["brevity_penalty"]
     assert penalty == pytest.approx(math.exp(1 - 10 / 7))

@@ -5,7 +5,9 @@ from __future__ import annotations
 import csv
 import json
 import re
+import unicodedata
 
+import numpy as np
 import pytest
 
 from tasks.e2e import slot_errors as matching
@@ -107,6 +109,66 @@ def test_the_rate_is_all_errors_over_all_slots():
     assert (counts["added"], counts["missing"], counts["slots"]) == (1, 2, 3)
 
 
+# ------------------------------------------------------------------------------------------------------- spellings
+CAFE_MR = "name[Café Brazil], eatType[coffee shop], priceRange[£20-25], familyFriendly[yes], near[Fitzbillies' Hall]"
+CAFE = "Café Brazil is a family-friendly coffee shop near Fitzbillies' Hall. It costs £20-25."
+SPELLINGS = {
+    "composed accents": str,
+    "decomposed accents": lambda text: unicodedata.normalize("NFD", text),
+    "no accents": lambda text: text.replace("é", "e"),
+    "en dashes": lambda text: text.replace("-", "\u2013"),
+    "minus signs": lambda text: text.replace("-", "\u2212"),
+    "non-breaking hyphens": lambda text: text.replace("-", "\u2011"),
+    "typographic apostrophes": lambda text: text.replace("'", "\u2019"),
+    "acute accents as apostrophes": lambda text: text.replace("'", "\u00b4"),
+    "non-breaking spaces": lambda text: text.replace(" ", "\u00a0"),
+    "full-width letters": lambda text: "".join(chr(ord(c) + 0xFEE0) if "!" <= c <= "~" else c for c in text),
+    "soft hyphens": lambda text: text.replace("coffee", "cof\u00adfee"),
+    "a byte order mark": lambda text: f"\ufeff{text}",
+    "typographic quotation marks": lambda text: text.replace("Café Brazil", "\u201cCafé Brazil\u201d"),
+    "capitals": str.upper,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("spelling", SPELLINGS.values(), ids=SPELLINGS)
+def test_a_text_has_no_error_however_unicode_writes_it(spelling):
+    assert errors(CAFE_MR, spelling(CAFE)) == {}
+    assert errors(CAFE_MR, spelling(CAFE.replace("25", "30").replace("Café", "Casa"))) == {"missing": 2}  # the control
+
+
+@pytest.mark.parametrize("spelling", ["decomposed accents", "en dashes", "typographic apostrophes"])
+def test_an_mr_asks_for_the_same_however_unicode_writes_it(spelling):
+    assert errors(SPELLINGS[spelling](CAFE_MR), CAFE) == {}
+
+
+def test_a_name_may_end_in_punctuation():
+    assert errors("name[Yum!], near[Strada (Soho)]", "Yum! is near Strada (Soho).") == {}
+    assert errors("name[Yum!], near[Strada (Soho)]", "Yum! is near Soho.") == {"missing": 1}
+
+
+# ------------------------------------------------------------------------------------------------------ other rows
+@pytest.mark.parametrize(
+    "other",
+    [
+        ("food[Indian fusion]", "Indian fusion food."),
+        ("food[fast]", "Fast."),
+        ("priceRange[cheap and cheerful]", "Cheap and cheerful."),
+        ("eatType[coffee]", "Coffee."),
+        ("food[Thai]", "Thai food."),
+    ],
+)
+@pytest.mark.parametrize("step", [1, -1])
+def test_a_value_that_no_pattern_knows_leaves_the_other_rows_as_they_are(other, step):
+    known = ("name[Zizzi], food[Fast food], area[city centre]", "Zizzi serves fast food in the city centre.")
+    mrs, texts = zip(*(known, ("food[Indian]", "Indian food."), other)[::step], strict=True)
+    assert slot_errors(mrs, texts)["per_output"] == [0, 0, 0]
+
+
+def test_the_order_of_the_rows_changes_no_error():
+    mrs, texts = ["familyFriendly[yes]", "familyFriendly[no]"], ["It welcomes kids.", "Bringing kids is not allowed."]
+    assert slot_errors(mrs, texts)["per_output"] == slot_errors(mrs[::-1], texts[::-1])["per_output"] == [0, 0]
+
+
 # ------------------------------------------------------------------------------------------ the independent matcher
 def read_system(folder, system: str) -> tuple[list[str], list[str]]:
     """MRs and outputs as the official script reads them (see test_e2e_metrics.py)."""
@@ -161,13 +223,20 @@ def test_pre_tokenised_and_lower_cased_references_are_read_like_the_raw_ones(sha
         "name[Zizzi], cuisine[Italian]",
         "name[Zizzi], name[Cotto]",
         "name : Zizzi | Type : pub",
+        "name[Zizzi], near[-]",  # these values would be found in the texts of the other rows
+        "name[Zizzi], near[ ]",
+        "name[Zizzi], food[']",
+        "name[Zizzi], food[\u2026]",
+        "name[Zizzi], near[\u200b]",
+        None,
+        ["name[Zizzi]"],
     ],
 )
 def test_a_malformed_mr_is_named_with_the_format_it_should_have(mr):
     with pytest.raises(
         ValueError, match=re.escape(f"malformed meaning representation {mr!r}: expected `slot[value], ")
     ):
-        slot_errors(["name[Zizzi]", mr], ["Zizzi.", "Zizzi."])
+        parse_mr(mr)
 
 
 def test_the_slots_of_an_mr_are_read_in_order():
@@ -181,4 +250,20 @@ def test_the_slots_of_an_mr_are_read_in_order():
 def test_mrs_and_predictions_must_be_as_many_and_at_least_one(mrs, predictions):
     message = f"expected one prediction for each MR, found {len(mrs)} MRs and {len(predictions)} predictions"
     with pytest.raises(ValueError, match=message):
+        slot_errors(mrs, predictions)
+
+
+@pytest.mark.parametrize(
+    ("mrs", "predictions", "message"),
+    [
+        ("name[Zizzi]", ["Zizzi."], "mrs, found a plain string, 'name[Zizzi]': make it a list"),
+        (["name[Zizzi]"], "Zizzi.", "predictions, found a plain string, 'Zizzi.': make it a list"),
+        ([None], ["Zizzi."], "mrs, found an object of type NoneType, None at index 0"),
+        (["name[Zizzi]"], [["Zizzi."]], "predictions, found an object of type list, ['Zizzi.'] at index 0"),
+        (["name[Zizzi]"], np.array(["Zizzi."]), "predictions, found an object of type ndarray"),
+        ([{"name": "Zizzi"}], ["Zizzi."], "mrs, found an object of type dict"),
+    ],
+)
+def test_what_is_no_list_of_texts_is_named(mrs, predictions, message):
+    with pytest.raises(TypeError, match=re.escape(f"expected a list of texts as {message}")):
         slot_errors(mrs, predictions)

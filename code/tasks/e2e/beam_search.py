@@ -32,8 +32,9 @@ from torch import Tensor
 from tqdm.auto import tqdm
 from transformers import DynamicCache, PreTrainedModel, PreTrainedTokenizerBase
 
-from models import positions
+from families import positions
 from tasks.e2e.data import separator_id
+from tasks.e2e.texts import require_texts
 
 OFFICIAL_LENGTH = 512  # context and generated tokens together: the official `--seq_len`
 BLANK_LINE = "\n\n"
@@ -91,9 +92,11 @@ def generate(
     line, and stripped.
 
     Raises:
+        TypeError: `contexts` is no list of strings.
         ValueError: `max_new_tokens` leaves no room for a prompt.
         FloatingPointError: the model's logits are not finite.
     """
+    require_texts(contexts, "contexts")
     longest = min(OFFICIAL_LENGTH, positions(model))
     room = longest - settings.max_new_tokens
     if room < 1:

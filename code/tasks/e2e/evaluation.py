@@ -7,6 +7,7 @@ metrics (`metrics.py`). Beside them stands what the paper does not print: slot e
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
@@ -22,13 +23,18 @@ from training.precision import autocast
 
 @torch.no_grad()
 def validation_loss(model: nn.Module, rows: list[dict[str, list[int]]], settings: Settings) -> float:
-    """Unsmoothed cross-entropy per completion token (end token included) over all rows, in nats."""
+    """Unsmoothed cross-entropy per completion token (end token included) over all rows, in nats.
+
+    Raises FloatingPointError if it is not finite.
+    """
     total, tokens = 0.0, 0
     for _, batch in batches_by_length(model, rows, pad_right):
         count = int((batch["labels"] != IGNORED).sum())
         with autocast(settings, batch["labels"].device):
             total += completion_loss(model, batch).item() * count
         tokens += count
+    if not math.isfinite(total):
+        raise FloatingPointError(f"expected a finite loss on {len(rows)} rows, found {total / tokens}")
     return total / tokens
 
 

@@ -31,6 +31,7 @@ from tasks.e2e import meteor
 from tasks.e2e.meteor import meteor_unavailable
 from tasks.e2e.ptb_tokenizer import ptb_tokenize
 from tasks.e2e.slot_errors import slot_errors
+from tasks.e2e.texts import require_lists_of_texts, require_texts
 
 __all__ = ["course_score", "meteor_unavailable", "mteval_tokenize", "output_lengths", "score", "slot_errors"]
 
@@ -41,7 +42,8 @@ def score(predictions: Sequence[str], references: Sequence[Sequence[str]]) -> di
     """BLEU, NIST, METEOR, ROUGE_L and CIDEr of a corpus, as the official E2E script prints them (BLEU 0.6593).
 
     `references[i]` are all the references of `predictions[i]`. METEOR is None if `meteor_unavailable()` says why. An
-    empty prediction is a legitimate output and scores low. Raises ValueError for empty lists or different lengths.
+    empty prediction is a legitimate output and scores low. Raises ValueError for empty lists or different lengths,
+    and TypeError for anything but lists of strings.
     """
     _check(predictions, references)
     words, reference_words = _tokenize_all(mteval_tokenize, predictions, references)
@@ -58,7 +60,7 @@ def course_score(predictions: Sequence[str], references: Sequence[Sequence[str]]
 
     NLTK's corpus BLEU on lower-cased word tokens; rouge_score's ROUGE-L F1 with stemming, best reference, mean over
     outputs. Their `nltk.word_tokenize` downloads a sentence splitter; here a sentence ends at `.`, `!` or `?` before
-    white space, and NLTK's word tokenizer, which needs no data, does the rest. Raises ValueError as `score` does.
+    white space, and NLTK's word tokenizer, which needs no data, does the rest. Raises as `score` does.
     """
     from nltk.tokenize import NLTKWordTokenizer
     from nltk.translate.bleu_score import corpus_bleu
@@ -103,17 +105,20 @@ def output_lengths(predictions: Sequence[str], references: Sequence[Sequence[str
 
 
 def _check(predictions: Sequence[str], references: Sequence[Sequence[str]]) -> None:
-    if isinstance(predictions, str) or any(isinstance(texts, str) for texts in references):
-        raise TypeError("expected a list of predictions and a list of lists of references, found a plain string")
+    require_texts(predictions, "predictions")
+    require_lists_of_texts(references, "references")
     if not predictions or not references:
-        raise ValueError(f"nothing to score: {len(predictions)} predictions, {len(references)} lists of references")
+        raise ValueError(
+            f"expected something to score, found {len(predictions)} predictions and {len(references)} lists of "
+            "references: give at least one of each"
+        )
     if len(predictions) != len(references):
         raise ValueError(
-            f"{len(predictions)} predictions but {len(references)} lists of references: "
-            "give one prediction for each MR, with all the references of that MR in one list"
+            f"expected as many predictions as lists of references, found {len(predictions)} predictions but "
+            f"{len(references)} lists: give one prediction for each MR, with all the references of that MR in one list"
         )
     if without := [index for index, texts in enumerate(references) if not texts]:
-        raise ValueError(f"every prediction needs at least one reference; none at index {without[:10]}")
+        raise ValueError(f"expected at least one reference for each prediction, found none at index {without[:10]}")
 
 
 def _tokenize_all(
@@ -161,8 +166,9 @@ def _bleu_and_nist(outputs: list[Tokens], references: list[list[Tokens]]) -> tup
             grams, clipped = Counter(_ngrams(output, n)), Counter()
             for target in targets:
                 target_grams = Counter(_ngrams(target, n))
-                for gram in grams.keys() & target_grams.keys():
-                    clipped[gram] = max(clipped[gram], min(grams[gram], target_grams[gram]))
+                for gram in grams:  # in order: a set's differs between processes, and so would the sum's last bit
+                    if gram in target_grams:
+                        clipped[gram] = max(clipped[gram], min(grams[gram], target_grams[gram]))
             matches.update(clipped)
         counts.update(gram for targets in references for target in targets for gram in _ngrams(target, n))
         # The script lets an output shorter than n count a negative number of n-grams: BLEU may then exceed 1. Not here.
@@ -231,8 +237,8 @@ def _cider(outputs: list[Tokens], references: list[list[Tokens]]) -> float:
         for target in targets:
             cosines = 0.0
             for (weights, norm), (target_weights, target_norm) in zip(weighed, map(weigh, target), strict=True):
-                common = weights.keys() & target_weights.keys()
                 if norm and target_norm:
+                    common = [gram for gram in weights if gram in target_weights]  # in order, as in NIST
                     product = sum(min(weights[gram], target_weights[gram]) * target_weights[gram] for gram in common)
                     cosines += product / (norm * target_norm)
             difference = by_order[1].total() - target[1].total()  # like the script, in bigrams

@@ -7,8 +7,9 @@ for token on every reference of the E2E train, dev and test sets, on the LoRA au
 outputs of six systems of the E2E challenge (`tests/test_ptb_tokenizer.py`).
 
 Known differences, none of them in those texts: tags, web addresses, emoticons, mixed fractions (`3 1/2` is one token in
-Java), rare abbreviations, apostrophes inside mistyped words, and a single letter with a full stop before a common
-sentence opener (`plan b. The`: Java drops the full stop, even when the opener starts the next line of its input).
+Java), rare abbreviations, apostrophes inside mistyped words, accents as characters of their own, invisible characters
+(soft hyphen, zero-width space), the non-breaking hyphen, and a single letter with a full stop before a common sentence
+opener (`plan b. The`: Java drops the full stop, even when the opener starts the next line of its input).
 """
 
 from __future__ import annotations

@@ -11,7 +11,8 @@ BLEU hardly notices a wrong price; this does. Over the slots of the MR and the t
 The rate is all errors over all slots of the MRs.
 
 What counts as stating a value:
-* Raw, lower-cased and pre-tokenised text (`£ 20 - 25`, `it 's`) are read alike.
+* Raw, lower-cased and pre-tokenised text (`£ 20 - 25`, `it 's`) are read alike, and so are the ways in which Unicode
+  writes an accent, a dash, an apostrophe or a blank.
 * Places are the names found in the MRs given, with or without `The`. They are taken out before the other slots are
   looked for, so that Raja Indian Cuisine serves no Indian food. A place that is not the MR's is a `near` after words of
   nearness, else a `name`.
@@ -48,13 +49,16 @@ although the train references pair the two 656 times of 660.
 from __future__ import annotations
 
 import re
+import unicodedata
 from collections import Counter
 from collections.abc import Mapping, Sequence
+
+from tasks.e2e.texts import require_texts
 
 SLOTS = ("name", "eatType", "food", "priceRange", "customer rating", "area", "familyFriendly", "near")
 TAKEN_UP = ("name", "eatType")
 
-# All patterns are matched against `_normalise`d text: lower case, no hyphens, no apostrophes.
+# All patterns and values are matched against `_normalise`d text: lower case, no hyphens, no apostrophes.
 LOW = r"low(?:er|est|ly)?"
 MIDDLE = r"(?:average|moderate|medium|mid|mid range|reasonable|ok|okay|decent|fair|standard)(?:ly)?"
 HIGH = r"(?:high(?:er|est|ly)?|top)"
@@ -138,24 +142,32 @@ PATTERNS: dict[str, dict[str, str]] = {
 }
 LEVELS = {
     **dict.fromkeys(("cheap", "less than £20", "low", "1 out of 5"), "low"),
-    **dict.fromkeys(("moderate", "£20-25", "average", "3 out of 5"), "middle"),
+    **dict.fromkeys(("moderate", "£20 25", "average", "3 out of 5"), "middle"),
     **dict.fromkeys(("high", "more than £30", "5 out of 5"), "high"),
 }
 NEARNESS = re.compile(
     r"(?:near|nearby|close|next|by|beside|around|opposite|from|vicinity|proximity|adjacent|across|outside|behind)"
     r"(?: (?:to|of|from|the|is|it|you|will|find|can|be|located|at|by))*$"
 )
+APOSTROPHES = re.compile("[\u2018\u2019\u02bc\u2032\u00b4`]")
+DASHES = re.compile("[-\u2010-\u2015\u2212]")
 ITEM = r"\s*([A-Za-z][A-Za-z ]*)\[([^\[\]]+)\]\s*"
 
 
 def parse_mr(mr: str) -> dict[str, str]:
-    """The slots of a raw MR, `name[Blue Spice], area[city centre]`, in order; ValueError for another form."""
-    pairs = re.findall(ITEM, mr) if re.fullmatch(rf"{ITEM}(?:,{ITEM})*", mr) else []
+    """The slots of a raw MR, `name[Blue Spice], area[city centre]`, in order; ValueError for another form.
+
+    A value needs a letter or a digit: `near[-]` names no place, and a dash is in many a text.
+    """
+    well_formed = isinstance(mr, str) and re.fullmatch(rf"{ITEM}(?:,{ITEM})*", mr)
+    pairs = re.findall(ITEM, mr) if well_formed else []
     slots = dict(pairs)
-    if not slots or len(slots) < len(pairs) or not slots.keys() <= set(SLOTS):
+    blank = [slot for slot, value in pairs if not any(map(str.isalnum, _normalise(value)))]
+    if not slots or len(slots) < len(pairs) or not slots.keys() <= set(SLOTS) or blank:
         raise ValueError(
             f"malformed meaning representation {mr!r}: expected `slot[value], slot[value], ...`, each slot at most "
-            f"once and one of {', '.join(SLOTS)}; for example `name[Blue Spice], area[city centre]`"
+            f"once and one of {', '.join(SLOTS)}, each value with a letter or digit; for example "
+            "`name[Blue Spice], area[city centre]`"
         )
     return slots
 
@@ -164,7 +176,8 @@ def slot_errors(mrs: Sequence[str], predictions: Sequence[str]) -> dict[str, flo
     """Slot errors of each prediction against its raw MR: rate, per_output, and the totals of the four kinds.
 
     Returns `rate` (errors / slots), `per_output` (errors of each, in order), `added`, `missing`, `wrong`, `repeated`,
-    `slots`. Raises ValueError for empty lists, lists of different lengths, and a malformed MR.
+    `slots`. Raises ValueError for empty lists, lists of different lengths, and a malformed MR; TypeError for anything
+    but lists of strings.
     """
     errors = errors_by_slot(mrs, predictions)
     kinds = Counter(kind for text_errors in errors for _, kind in text_errors)
@@ -179,14 +192,16 @@ def slot_errors(mrs: Sequence[str], predictions: Sequence[str]) -> dict[str, flo
 
 def errors_by_slot(mrs: Sequence[str], predictions: Sequence[str]) -> list[list[tuple[str, str]]]:
     """The errors of each prediction against its raw MR, as (slot, kind). Raises as `slot_errors` does."""
+    require_texts(mrs, "mrs")
+    require_texts(predictions, "predictions")
     if not mrs or len(mrs) != len(predictions):
         raise ValueError(
             f"expected one prediction for each MR, found {len(mrs)} MRs and {len(predictions)} predictions"
         )
     parsed = [parse_mr(mr) for mr in mrs]
-    places = {_place(slots[slot]) for slots in parsed for slot in ("name", "near") if slot in slots}
+    places = {_value(slot, slots[slot]) for slots in parsed for slot in ("name", "near") if slot in slots}
     longest_first = "|".join(sorted(map(re.escape, places), key=len, reverse=True)) or "(?!)"
-    place_pattern = re.compile(rf"\b(?:the )?({longest_first})\b")
+    place_pattern = re.compile(rf"(?<!\w)(?:the )?({longest_first})(?!\w)")
     value_patterns = {slot: _value_pattern(slot, parsed) for slot in PATTERNS}
     return [
         _errors(slots, _statements(text, slots, place_pattern, value_patterns))
@@ -220,7 +235,7 @@ def _statements(
     statements: dict[str, list[tuple[str, str]]] = {"name": [], "near": []}
 
     def take_out(match: re.Match) -> str:
-        own = [slot for slot in ("name", "near") if slot in slots and _place(slots[slot]) == match[1]]
+        own = [slot for slot in ("name", "near") if slot in slots and _value(slot, slots[slot]) == match[1]]
         slot = own[0] if own else "near" if NEARNESS.search(text[: match.start()].rstrip()) else "name"
         statements[slot].append((match[1], match[1]))
         return "<place>"
@@ -234,25 +249,29 @@ def _statements(
 
 def _value_pattern(slot: str, parsed: Sequence[Mapping[str, str]]) -> tuple[list[str], re.Pattern]:
     """The values of a slot and a pattern whose n-th group matches the n-th value."""
-    literal = {_value(slot, slots[slot]): re.escape(_normalise(slots[slot])) for slots in parsed if slot in slots}
-    patterns = literal | PATTERNS[slot]
+    known = PATTERNS[slot]
+    written = {_value(slot, slots[slot]) for slots in parsed if slot in slots}
+    literal = {value: re.escape(value) for value in sorted(written - known.keys(), key=len, reverse=True)}
+    # The first group that matches wins: `Indian fusion` before `Indian`, but `fast` after `fast food`.
+    longer = [value for value in literal if any(re.match(rf"(?:{pattern})(?!\w)", value) for pattern in known.values())]
+    patterns = {value: literal[value] for value in longer} | known | literal
     return list(patterns), re.compile("|".join(rf"(?<!\w)({pattern})(?!\w)" for pattern in patterns.values()))
 
 
 def _value(slot: str, value: str) -> str:
     """The name under which `value` is compared: its level, its place without the article, or itself."""
+    value = _normalise(value)
     if slot in ("name", "near"):
-        return _place(value)
-    return LEVELS.get(value.lower(), value.lower()) if slot in ("priceRange", "customer rating") else value.lower()
-
-
-def _place(value: str) -> str:
-    return _normalise(value).removeprefix("the ")
+        return value.removeprefix("the ")
+    return LEVELS.get(value, value) if slot in ("priceRange", "customer rating") else value
 
 
 def _normalise(text: str) -> str:
-    """Lower case, without hyphens, apostrophes and é: `it 's` is `its`, `is n't` is `isnt`, `£ 20` is `£20`."""
-    text = text.lower().replace("’", "'").replace("é", "e").replace("-", " ").replace(" n't", "n't")
+    """Lower case, without hyphens, apostrophes and accents: `it 's` is `its`, `is n't` is `isnt`, `£ 20` is `£20`."""
+    text = unicodedata.normalize("NFKD", APOSTROPHES.sub("'", text)).casefold()  # `é` is now `e` and an accent
+    if not text.isascii():
+        text = "".join(letter for letter in text if unicodedata.category(letter) not in ("Mn", "Cf"))
+    text = DASHES.sub(" ", text).replace(" n't", "n't")
     text = re.sub(r" ?'(?=(?:s|t|re|ll|ve|d|m)\b)", "", text).replace("'", " ")
-    text = re.sub(r"([.,;:!?()/\"])", r" \1 ", text)
+    text = re.sub(r"([.,;:!?()/\"“”])", r" \1 ", text)
     return re.sub(r"£ +", "£", " ".join(text.split()))
