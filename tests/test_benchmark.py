@@ -1,8 +1,11 @@
 """The benchmarks: what is timed side by side computes the same, on rows like the data's."""
 
+import sys
+
 import numpy as np
 import pytest
 
+import benchmark
 from costs import benchmark_glue
 from costs.benchmark_e2e import LABEL_SMOOTHING, e2e_like_rows, full_logits_loss
 from lora import count_parameters
@@ -36,3 +39,11 @@ def test_on_glue_our_model_and_pefts_train_as_many_parameters(monkeypatch):
     ours, pefts = (benchmark_glue.adapted("minilm", by) for by in ("ours", "peft"))
     assert count_trained(ours)[0] == 2 * 8 * (16 + 16)  # pairs of rank 8 on query and value
     assert count_parameters(ours)[0] == count_parameters(pefts)[0]
+
+
+@pytest.mark.parametrize("repetitions", ["0", "-3"])
+def test_fewer_than_one_repetition_is_refused(monkeypatch, capsys, repetitions):
+    monkeypatch.setattr(sys, "argv", ["benchmark.py", "glue", f"--repetitions={repetitions}"])
+    with pytest.raises(SystemExit):
+        benchmark.main()
+    assert f"--repetitions must be 1 or more, found {repetitions}" in capsys.readouterr().err

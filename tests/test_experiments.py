@@ -2,8 +2,10 @@
 
 import json
 import math
+import re
 from dataclasses import fields, replace
 
+import numpy as np
 import pandas as pd
 import pytest
 
@@ -15,7 +17,7 @@ from experiments import glue as glue_experiments
 from experiments import other_methods, smollm2
 from experiments.catalogue import EXPERIMENTS, by_name, find, select
 from experiments.glue import FURTHER_RATES
-from experiments.settings import CHOICES, SCALES, Experiment, Settings
+from experiments.settings import CHOICES, SCALES, Experiment, Job, Settings
 from methods.catalogue import METHODS, apply_method
 from models import BASES, architecture
 from runs import records
@@ -364,28 +366,53 @@ def test_every_record_is_of_an_experiment_as_it_is_declared_now_and_stands_under
 # the range of each setting
 
 COUNTS = ("epochs", "batch_size", "rank", "top_layers", "bottleneck", "prefix_tokens", "train_rows", "beams",
-          "max_new_tokens", "max_length")  # fmt: skip
+          "max_new_tokens", "max_length", "schedule_every", "patience", "rank_budget")  # fmt: skip
 ABOVE_ZERO = ("learning_rate", "alpha", "b_learning_rate_ratio", "adam_epsilon", *COUNTS)
-FROM_ZERO = ("warmup_steps", "dropped_layers", "weight_decay", "max_grad_norm", "length_penalty", "no_repeat_ngram")
+FROM_ZERO = ("warmup_steps", "dropped_layers", "weight_decay", "max_grad_norm", "length_penalty", "no_repeat_ngram",
+             "min_improvement", "grace")  # fmt: skip
 SHARES = ("warmup_ratio", "lora_dropout", "label_smoothing", "head_dropout")
 OUT_OF_RANGE = [
-    *((name, value) for name in ABOVE_ZERO for value in (-1, 0, math.inf, math.nan)),
-    *((name, value) for name in FROM_ZERO for value in (-1, math.inf, math.nan)),
+    *((name, value) for name in ABOVE_ZERO for value in (-1, 0, 10**9, 10**400, math.inf, math.nan)),
+    *((name, value) for name in FROM_ZERO for value in (-1, 10**9, 10**400, math.inf, math.nan)),
     *((name, value) for name in SHARES for value in (-0.1, 1, math.nan)),
+    *(("old_stages", value) for value in (-0.1, 1.1, math.nan)),
+    *(("rank_stages", value) for value in ((0, 2), (2, -4), (2, 10**400))),
+    *(("adam_betas", value) for value in ((0.9, 1.0), (-0.1, 0.9), (math.nan, 0.9), (0.9,), ())),
 ]
 SETTINGS = Settings("mrpc", "minilm", "lora", learning_rate=1e-3, epochs=1, batch_size=8)
 
 
 @pytest.mark.parametrize(("name", "value"), OUT_OF_RANGE)
 def test_a_number_out_of_its_range_is_refused_by_its_name(name, value):
-    with pytest.raises(ValueError, match=rf"^{name} must be .*, found {value}$"):
+    with pytest.raises(ValueError, match=rf"^{name} must be .*, found {re.escape(str(value))}$"):
         replace(SETTINGS, **{name: value})
 
 
 def test_the_ends_of_a_range_are_in_it():
-    for names, value in ((ABOVE_ZERO, 1), (FROM_ZERO, 0), (SHARES, 0), (SHARES, 0.99)):
+    for names, value in ((ABOVE_ZERO, 1), (FROM_ZERO, 0), (SHARES, 0.0), (SHARES, 0.99), (("old_stages",), 1)):
         for name in names:
             assert getattr(replace(SETTINGS, **{name: value}), name) == value
+
+
+WRONG_TYPES = {  # the type of a setting -> values of another
+    "int": (2.5, "2", True, None, np.int64(2)), "float": ("0.1", True, None, [0.1]), "str": (2, None, ("linear",)),
+    "bool": (1, "no", None), "tuple[str, ...]": ("query", ["query"], {"query"}, (1,), None),
+    "tuple[int, ...]": (2, [2, 4], (2.5, 4), ("2", "4")), "tuple[float, float]": (0.9, [0.9, 0.99], ("0.9", "0.99")),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("field", fields(Settings), ids=lambda field: field.name)
+def test_a_value_of_another_type_is_refused_by_the_settings_name(field):
+    for value in WRONG_TYPES[field.type.removesuffix(" | None")]:
+        if value is not None or "None" not in field.type:
+            with pytest.raises(ValueError, match=rf"^{field.name} must be of type {re.escape(field.type)}; found "):
+                replace(SETTINGS, **{field.name: value})
+
+
+@pytest.mark.parametrize("seed", [-1, 2**32, 1.5, math.nan, True, "0", None])
+def test_a_seed_that_is_no_whole_number_of_its_range_is_refused(seed, tmp_path):
+    with pytest.raises(ValueError, match=f"a seed is a whole number from 0 to 4,294,967,295, found {seed}"):
+        Job(SETTINGS, seed, tmp_path)
 
 
 @pytest.mark.parametrize("name", CHOICES)
@@ -401,8 +428,7 @@ def test_every_setting_that_is_a_word_has_its_words_and_every_number_its_range()
     words = {f.name for f in fields(Settings) if f.type.startswith("str")} - of_catalogues
     assert words == {*CHOICES}
     numbers = {f.name for f in fields(Settings) if f.type.removesuffix(" | None") in ("int", "float")}
-    checked_by_method = {"old_stages", "schedule_every", "patience", "min_improvement", "grace", "rank_budget"}
-    assert numbers == {*ABOVE_ZERO, *FROM_ZERO, *SHARES} | checked_by_method
+    assert numbers == {*ABOVE_ZERO, *FROM_ZERO, *SHARES, "old_stages"}
 
 
 @pytest.mark.parametrize(

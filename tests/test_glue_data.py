@@ -38,10 +38,10 @@ def places(tmp_path, monkeypatch):
     return folders
 
 
-def put(folder, rows, task="mrpc", split="validation"):
+def put(folder, rows, task="mrpc", split="validation", **options):
     path = folder / "glue" / task / f"{split}-00000-of-00001.parquet"
     path.parent.mkdir(parents=True, exist_ok=True)
-    pd.DataFrame(rows).to_parquet(path)
+    pd.DataFrame(rows).to_parquet(path, **options)
     return path
 
 
@@ -197,22 +197,46 @@ def test_a_missing_column_is_named_with_those_there_are(places, column):
         ("mrpc", 0.5, "the class ids 0 to 1, found 0.5"),
         ("stsb", 5.25, "a number from 0 to 5, found 5.25"),
         ("stsb", float("nan"), "a number from 0 to 5, found nan"),
+        ("mrpc", None, "the class ids 0 to 1, found nan"),
     ],
 )
 def test_a_label_out_of_the_tasks_range_is_refused_with_its_row(places, task, label, expected):
-    put(places["cache"], [ROWS[0], ROWS[1] | {"label": label}], task)
-    with pytest.raises(ValueError, match=f"row 1: expected as label {expected}"):
+    path = put(places["cache"], [ROWS[0], ROWS[1] | {"label": label}], task)
+    with pytest.raises(ValueError, match=f"{path}, row 1: expected as label {expected}"):
         load_glue(task, "validation")
 
 
 @pytest.mark.parametrize(
     ("task", "label", "expected"),
-    [("mrpc", "1", "the class ids 0 to 1, found '1'"), ("stsb", "3.2", "a number from 0 to 5, found '3.2'")],
+    [
+        ("mrpc", "1", "the class ids 0 to 1, found '1'"),
+        ("stsb", "3.2", "a number from 0 to 5, found '3.2'"),
+        ("mrpc", [1], r"the class ids 0 to 1, found array\(\[1\]\)"),
+        ("stsb", [3.2], r"a number from 0 to 5, found array\(\[3.2\]\)"),
+        ("mrpc", {"id": 1}, "the class ids 0 to 1, found {'id': 1}"),
+        ("mrpc", True, "the class ids 0 to 1, found True"),
+        ("stsb", True, "a number from 0 to 5, found True"),
+        ("mrpc", None, "the class ids 0 to 1, found None"),
+    ],
 )
-def test_a_label_that_is_text_is_shown_as_text(places, task, label, expected):
-    put(places["cache"], [row | {"label": label} for row in ROWS], task)
-    with pytest.raises(ValueError, match=f"row 0: expected as label {expected}"):
+def test_a_label_that_is_no_number_is_shown_as_what_it_is(places, task, label, expected):
+    path = put(places["cache"], [row | {"label": label} for row in ROWS], task)
+    with pytest.raises(ValueError, match=f"{path}, row 0: expected as label {expected}"):
         load_glue(task, "validation")
+
+
+@pytest.mark.parametrize("task", ["mrpc", "stsb"])
+def test_a_null_in_a_column_of_nullable_integers_is_refused_with_its_row(places, task):
+    labels = pd.array([1, None], dtype="Int64")
+    path = put(places["cache"], pd.DataFrame(ROWS).assign(label=labels), task)
+    with pytest.raises(ValueError, match=f"{path}, row 1: expected as label .*, found <NA>"):
+        load_glue(task, "validation")
+
+
+def test_a_column_of_nullable_integers_without_a_null_is_read(places):
+    put(places["cache"], pd.DataFrame(ROWS).astype({"label": "Int64"}))
+    labels = [example.label for example in load_glue("mrpc", "validation").examples]
+    assert labels == [1, 0] and {*map(type, labels)} == {int}
 
 
 def test_a_file_that_is_no_parquet_is_named(places):
@@ -227,6 +251,14 @@ def test_a_parquet_file_with_a_broken_byte_is_named(places):
     content = bytearray(path.read_bytes())
     content[-20:-12] = b"\xff" * 8
     path.write_bytes(content)
+    with pytest.raises(ValueError, match=rf"{path} cannot be read as parquet"):
+        load_glue("mrpc", "validation")
+
+
+def test_a_parquet_file_whose_text_is_no_utf_8_is_named(places):
+    path = put(places["cache"], ROWS, compression=None)
+    content = path.read_bytes()
+    path.write_bytes(content.replace(b"e f", b"e\xff\xfe"))
     with pytest.raises(ValueError, match=rf"{path} cannot be read as parquet"):
         load_glue("mrpc", "validation")
 
@@ -276,9 +308,22 @@ def test_the_longer_sentence_is_cut_first_and_the_cut_rows_are_counted():
     assert encoded.truncated == 2
 
 
-def test_more_tokens_than_the_model_takes_are_refused():
-    with pytest.raises(ValueError, match="max_length 33 is more than the 32 tokens the model takes"):
-        encode([Example(("a",), 0)], bert(), 33)
+@pytest.mark.parametrize("max_length", [33, None])
+def test_more_tokens_than_the_model_takes_or_no_number_of_them_are_refused(max_length):
+    with pytest.raises(ValueError, match=f"max_length must be from 3, .*, to the 32 tokens .*; found {max_length}"):
+        encode([Example(("a",), 0)], bert(), max_length)
+
+
+@pytest.mark.parametrize(
+    ("tokenizer", "texts", "least"), [(bert, ("a b",), 3), (bert, ("a b", "c d"), 5), (roberta, ("ab", "cd"), 6)]
+)
+def test_a_length_that_leaves_no_token_of_a_sentence_is_refused_and_the_next_cuts_to_it(tokenizer, texts, least):
+    examples = [Example(texts, 0)]
+    for length in range(least):
+        with pytest.raises(ValueError, match=f"max_length must be from {least}, a token of each .*; found {length}"):
+            encode(examples, tokenizer(), length)
+    encoded = encode(examples, tokenizer(), least)
+    assert (len(encoded.rows[0]["input_ids"]), encoded.truncated) == (least, 1)
 
 
 # --- tokens -> batches ------------------------------------------------------------------------------------------------
@@ -330,6 +375,12 @@ def test_a_tenth_of_the_rows_is_held_out_and_the_rest_is_kept():
     assert len(held_out) == 249 and sorted(kept + held_out) == list(range(2_490))
     assert kept == sorted(kept) and held_out == sorted(held_out)
     assert max(held_out) - min(held_out) > 2_000  # from all over the file
+
+
+def test_a_single_training_row_cannot_be_held_out_and_trained_on():
+    with pytest.raises(ValueError, match=r"expected two or more training rows, .*, found 1"):
+        held_out_tenth(["a row"])
+    assert held_out_tenth(["a", "b"]) in ((["a"], ["b"]), (["b"], ["a"]))
 
 
 def test_the_tenth_depends_on_its_seed_alone():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 
+import numpy as np
 import pytest
 
 from tasks.catalogue import TASKS
@@ -120,6 +121,13 @@ def test_labels_that_are_all_the_same_have_no_correlation_either():
     assert score(STSB, [0.0, 1.0, 2.0], [3.0, 3.0, 3.0])["pearson"] == 0.0
 
 
+@pytest.mark.parametrize("guesses", [[1, 0, 0], [1, 1, 1]], ids=["classes that differ", "one class"])
+@pytest.mark.parametrize("kind", [np.float32, np.float64, np.int8, list], ids=["float32", "float64", "int8", "list"])
+def test_class_ids_score_the_same_whatever_numbers_they_are(guesses, kind):
+    labels = [0, 1, 0]
+    assert score(MRPC, kind(guesses), kind(labels)) == score(MRPC, guesses, labels)
+
+
 # --- bad input --------------------------------------------------------------------------------------------------------
 
 
@@ -129,9 +137,23 @@ def test_labels_that_are_all_the_same_have_no_correlation_either():
         (MRPC, [0, 1], [0, 1, 1], r"one prediction for each label, found \(2,\) for labels \(3,\)"),
         (MRPC, [], [], "one prediction for each label"),
         (MRPC, [[0.2, 0.8]], [[0, 1]], "one prediction for each label"),
-        (MRPC, [0, 2], [0, 1], "expected predictions that are class ids 0 to 1, found 2 among them"),
+        (MRPC, [0, 2], [0, 1], "row 1: expected as prediction the class ids 0 to 1, found 2"),
         (MNLI, [0, -1], [0, 1], "class ids 0 to 2, found -1"),
-        (STSB, [0.5, float("nan")], [0.0, 1.0], "expected predictions that are finite numbers, found nan"),
+        (MRPC, [0, 0.5], [0, 1], "row 1: expected as prediction the class ids 0 to 1, found 0.5"),
+        (MRPC, [True, True], [0, 1], "row 0: expected as prediction the class ids 0 to 1, found True"),
+        (MRPC, [1, None], [0, 1], "row 1: expected as prediction the class ids 0 to 1, found None"),
+        (MRPC, ["1", "0"], [0, 1], "row 0: expected as prediction the class ids 0 to 1, found '1'"),
+        (STSB, [0.5, float("nan")], [0.0, 1.0], "row 1: expected as prediction a finite number, found nan"),
+        (STSB, [0.5, float("inf")], [0.0, 1.0], "row 1: expected as prediction a finite number, found inf"),
+        (STSB, [True, False], [0.0, 1.0], "row 0: expected as prediction a finite number, found True"),
+        (MRPC, [0, 1], [-1, -1], "row 0: expected as label the class ids 0 to 1, found -1; .* hidden labels"),
+        (MRPC, [0, 1], [0, 2], "row 1: expected as label the class ids 0 to 1, found 2"),
+        (MNLI, [0, 1], [1, 3], "row 1: expected as label the class ids 0 to 2, found 3"),
+        (MRPC, [0, 1], [0, float("nan")], "row 1: expected as label the class ids 0 to 1, found nan"),
+        (MRPC, [0, 1], [False, True], "row 0: expected as label the class ids 0 to 1, found False"),
+        (STSB, [0.5, 1.0], [1.0, -1.0], "row 1: expected as label a number from 0 to 5, found -1.0"),
+        (STSB, [0.5, 1.0], [1.0, float("nan")], "row 1: expected as label a number from 0 to 5, found nan"),
+        (STSB, [0.5, 1.0], [1.0, 5.5], "row 1: expected as label a number from 0 to 5, found 5.5"),
     ],
 )
 def test_what_cannot_be_scored_is_refused(task, guesses, labels, message):

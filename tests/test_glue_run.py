@@ -15,11 +15,12 @@ from adapter_files import load_lora, save_lora
 from experiments.catalogue import find
 from experiments.glue import GLUE, LORA
 from experiments.settings import Job
+from families import FAMILIES, head_parameters
 from lora import lora_layers
 from methods import saved
 from methods.catalogue import apply_method
 from methods.saved import save_trained
-from models import BASES, FAMILIES, MINILM_PACKAGE, head_parameters, load_model, load_tokenizer
+from models import BASES, MINILM_PACKAGE, load_model, load_tokenizer
 from runs import execute, records
 from runs import glue as glue_run
 from runs.glue import HELD_OUT, mean_training_loss
@@ -177,6 +178,14 @@ def test_predictions_stand_in_the_order_of_the_rows_and_the_loss_is_their_mean(n
     assert len(set(expected)) > 1  # else the order would not show
     assert predictions == pytest.approx(expected, abs=1e-5)
     assert loss == pytest.approx(sum(o.loss.item() for o in alone) / 13, abs=1e-5)
+
+
+@pytest.mark.parametrize("labels", [(0, 1), (0.5, 4.0)], ids=["classes", "numbers"])
+def test_outputs_that_are_not_finite_are_no_predictions(labels):
+    model = tiny("minilm", outputs=2 if labels == (0, 1) else 1)
+    model.classifier.weight.data.fill_(float("nan"))
+    with pytest.raises(FloatingPointError, match="expected a finite loss on 13 rows, found nan"):
+        classify(model, some_rows(13, labels), collate, FULL)
 
 
 def test_training_loss_of_an_epoch_is_the_mean_of_its_logs_by_their_share():
@@ -349,6 +358,7 @@ def test_the_experiment_that_a_run_starts_from_is_run_first_once_for_all_seeds(r
         return {}, []
 
     monkeypatch.setattr(execute, "measure", measure)
+    monkeypatch.setattr(execute, "data_fingerprint", lambda job: {})
     name, first = f"table2/roberta-base/mrpc/{row}", f"table2/roberta-base/mnli/{row.removesuffix('-from-mnli')}"
     start, said = Run(find(first), 0), []
     for seed in (3, 4):
@@ -365,6 +375,63 @@ def test_the_experiment_that_a_run_starts_from_is_run_first_once_for_all_seeds(r
     assert asked == [("mnli", 0, None, True), ("mrpc", 5, start.adapter, False)]
     assert f"{start}: recorded, but {start.adapter} is missing: it is trained again" in said
     assert start.record.read_bytes() == before
+
+
+@pytest.fixture
+def data(tmp_path, monkeypatch):
+    """What stands for the data of every task, to be changed; and the folders of the trainings on them."""
+    monkeypatch.setattr(files, "RESULTS", tmp_path / "results")
+    monkeypatch.setattr(files, "CHECKPOINTS", tmp_path / "checkpoints")
+    now, trained = {"train": "first", "validation": "same"}, []
+
+    def measure(job, adapter, start, keep_whole):
+        trained.append(job.folder)
+        if len(trained) == 1:
+            raise KeyboardInterrupt
+        adapter.mkdir(parents=True, exist_ok=True)
+        return {"data_fingerprint": dict(now)}, []
+
+    monkeypatch.setattr(execute, "measure", measure)
+    monkeypatch.setattr(execute, "data_fingerprint", lambda job: dict(now))
+    return now, trained
+
+
+def test_a_stopped_run_continues_on_its_own_data_only(data):
+    now, trained = data
+    run = Run(find("table2/roberta-base/mnli/lora-r8"), 0)
+    with pytest.raises(KeyboardInterrupt):
+        execute.do(run)
+    now["train"] = "second"
+    execute.do(run)
+    run.record.unlink()
+    now["train"] = "first"
+    execute.do(run)
+    assert trained[0] == trained[2] != trained[1]
+
+
+def test_a_record_does_not_answer_for_other_data_and_no_run_starts_from_it(data):
+    now, trained = data
+    trained.append("none is interrupted")
+    start, run = Run(find("table2/roberta-base/mnli/lora-r8"), 0), Run(find("table2/roberta-base/mrpc/lora-r8"), 3)
+    execute.do(start)
+    before, number = start.record.read_bytes(), len(trained)
+    now["train"] = "second"
+    for asked, for_adapter in ((start, False), (start, True), (run, False)):
+        with pytest.raises(ValueError, match=rf"{start}: recorded with other data \(train first, not second\)"):
+            execute.do(asked, for_adapter=for_adapter)
+    assert (start.record.read_bytes(), len(trained)) == (before, number)
+    now["train"] = "first"
+    said = []
+    execute.do(start, said.append)
+    assert said == [f"{start}: recorded already"]
+    execute.do(run)
+
+
+def test_a_start_that_is_damaged_says_what_to_delete(mnli_adapter):
+    settings, _, model, folder = mnli_adapter("roberta-base")
+    (folder / "adapter_config.json").write_bytes(b"")
+    with pytest.raises(ValueError, match=rf"or delete {folder}, and `reproduce.py run` makes it anew"):
+        execute._carry_over(model, settings, folder)
 
 
 # a real run

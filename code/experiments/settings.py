@@ -8,22 +8,26 @@ beside this one; `catalogue.py` finds them by name.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
-from math import inf
+from dataclasses import dataclass, fields
+from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args, get_type_hints
 
 SCALES = ("quick", "cpu", "paper")
 OFFICIAL = "official-code"  # the variant of an experiment that follows the official code
 
+LIMIT = 1e9  # no number of a sensible run reaches it, and far above it torch has no such integers
 BOUNDS: tuple[tuple[tuple[str, ...], Callable[[float], bool], str], ...] = (  # settings, what they may be, in words
     (("learning_rate", "batch_size", "rank", "alpha", "b_learning_rate_ratio", "top_layers", "bottleneck",
-      "prefix_tokens", "adam_epsilon", "train_rows", "beams", "max_new_tokens", "max_length"),
-     lambda value: 0 < value < inf, "above 0 and finite"),
-    (("epochs", "warmup_steps", "dropped_layers", "weight_decay", "max_grad_norm", "length_penalty", "no_repeat_ngram"),
-     lambda value: 0 <= value < inf, "0 or above and finite"),
-    (("warmup_ratio", "lora_dropout", "label_smoothing", "head_dropout"),
+      "prefix_tokens", "adam_epsilon", "train_rows", "beams", "max_new_tokens", "max_length", "rank_stages",
+      "schedule_every", "patience", "rank_budget"),
+     lambda value: 0 < value < LIMIT, "above 0 and below 1e9"),
+    (("epochs", "warmup_steps", "dropped_layers", "weight_decay", "max_grad_norm", "length_penalty", "no_repeat_ngram",
+      "min_improvement", "grace"),
+     lambda value: 0 <= value < LIMIT, "0 or above and below 1e9"),
+    (("warmup_ratio", "lora_dropout", "label_smoothing", "head_dropout", "adam_betas"),
      lambda value: 0 <= value < 1, "from 0 to below 1"),
+    (("old_stages",), lambda value: 0 <= value <= 1, "a share of the learning rate, from 0 (frozen) to 1"),
 )  # fmt: skip
 
 CHOICES = {  # setting -> the words that it may be
@@ -35,7 +39,7 @@ CHOICES = {  # setting -> the words that it may be
 
 @dataclass(frozen=True)
 class Settings:
-    """Everything besides seed and data that decides a run's result; ValueError for a value out of its range."""
+    """All besides seed and data that decides a run's result; ValueError for a value of another type or out of range."""
 
     task: str
     model: str
@@ -104,21 +108,35 @@ class Settings:
         for names, allows, expected in BOUNDS:
             for name in names:
                 value = getattr(self, name)
-                if isinstance(value, int | float) and not allows(value):
-                    raise ValueError(f"{name} must be {expected}, found {value}")
+                for number in value if isinstance(value, tuple) else (value,):
+                    if type(number) in (int, float) and not allows(number):
+                        raise ValueError(f"{name} must be {expected}, found {value}")
+        for field in fields(self):
+            value = getattr(self, field.name)
+            several = type(value) is tuple
+            types = {*map(type, value if several else (value,))}
+            if several != field.type.startswith("tuple") or not types <= _types()[field.name]:
+                raise ValueError(f"{field.name} must be of type {field.type}; found {value!r}")
         if not self.epochs and not self.start_from:
             raise ValueError("epochs must be above 0 in a run that starts from no other, found 0")
-        if len(self.adam_betas) != 2 or not all(0 <= beta < 1 for beta in self.adam_betas):
-            raise ValueError(f"adam_betas must be two numbers from 0 to below 1, found {self.adam_betas}")
+        if len(self.adam_betas) != 2:
+            raise ValueError(f"adam_betas must be two numbers, found {self.adam_betas}")
         for name, words in CHOICES.items():
             if getattr(self, name) not in words:
                 known = ", ".join(word for word in words if word)
                 raise ValueError(f"{name} must be one of {known}, found {getattr(self, name)!r}")
 
 
+@cache
+def _types() -> dict[str, set[Any]]:
+    """The types of each setting's value, or of its tuple's items. An int is a float too; a bool is no number."""
+    types = {name: {*(get_args(hint) or (hint,))} for name, hint in get_type_hints(Settings).items()}
+    return {name: each | {int} if float in each else each for name, each in types.items()}
+
+
 def check_seed(seed: int) -> None:
     """Raise ValueError if every random generator of a run cannot be started with this seed."""
-    if not 0 <= seed < 2**32:
+    if type(seed) is not int or not 0 <= seed < 2**32:
         raise ValueError(f"a seed is a whole number from 0 to {2**32 - 1:,}, found {seed}")
 
 

@@ -148,7 +148,9 @@ class GlueTask(Task):
         return f"the class ids 0 to {len(self.labels) - 1}" if self.labels else "a number from 0 to 5"
 
     def has_label(self, label: object) -> bool:
-        return label in range(len(self.labels)) if self.labels else isinstance(label, Real) and 0 <= label <= 5
+        """Whether a label is one of the class ids, or a number from 0 to 5; a bool is neither."""
+        number = isinstance(label, Real) and not isinstance(label, bool)
+        return number and (label in range(len(self.labels)) if self.labels else 0 <= label <= 5)
 
     def is_subset(self, split: str, rows: int) -> bool:
         """Whether `rows` are fewer than the released split has; KeyError for an unknown split."""

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils import get_total_norm
 from torch.optim.lr_scheduler import LambdaLR
 
 from experiments.settings import Settings
@@ -61,6 +62,18 @@ def trained_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
 def trained_state(model: nn.Module) -> dict[str, Tensor]:
     """The trained parameters by name, detached: the content of a checkpoint."""
     return {name: p.detach() for name, p in trained_parameters(model).items()}
+
+
+def gradients(model: nn.Module) -> dict[str, Tensor]:
+    """The gradients of a step by what an error calls them."""
+    return {f"the gradient of {n}": p.grad for n, p in trained_parameters(model).items() if p.grad is not None}
+
+
+def first_not_finite(tensors: Mapping[str, Tensor]) -> str | None:
+    """The name of the first tensor with a NaN or an infinity, if there is one."""
+    if get_total_norm(tensors.values()).isfinite():  # ten times as fast as to look at every number
+        return None
+    return next((name for name, tensor in tensors.items() if not tensor.isfinite().all()), None)  # a norm may overflow
 
 
 def parameter_groups(

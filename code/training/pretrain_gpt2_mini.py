@@ -136,7 +136,10 @@ def learning_rate(step: int, steps: int) -> float:
 
 
 def train(model: GPT2LMHeadModel, tokens: np.ndarray, steps: int, work: Path) -> float:
-    """Train up to `steps` batches, from the checkpoint if there is one; return the hours of all sittings."""
+    """Train up to `steps` batches, from the checkpoint if there is one; return the hours of all sittings.
+
+    Raises FloatingPointError for a loss or gradient that is not finite.
+    """
     optims = optimizers(model)
     blocks = tokens[: len(tokens) // BLOCK * BLOCK].reshape(-1, BLOCK)
     checkpoint = work / "checkpoint.pt"
@@ -157,7 +160,11 @@ def train(model: GPT2LMHeadModel, tokens: np.ndarray, steps: int, work: Path) ->
         with torch.autocast("cpu", torch.bfloat16, enabled=has_fast_bfloat16()):
             loss = forward(input_ids=batch, labels=batch).loss
         loss.backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        if not torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0).isfinite():
+            raise FloatingPointError(
+                f"the loss is {loss.item()} and its gradient not finite at step {step + 1} of {steps}; the last good "
+                f"state is that of {checkpoint}, if there is one. Try a lower LEARNING_RATE"
+            )
         for optim in optims:
             for group in optim.param_groups:
                 group["lr"] = learning_rate(step, steps)
@@ -220,8 +227,10 @@ def pretrain(corpus: Path, steps: int, output: Path, start_from: Path | None = N
     """Train the model on the text files of `corpus`, write it to `output`, and return the measurements.
 
     `steps` are batches of BATCH sequences of BLOCK tokens; `start_from` is the folder of an earlier model, if its
-    checkpoint is gone. Raises FileNotFoundError for a corpus without text files.
+    checkpoint is gone. Raises FileNotFoundError for a corpus without text files, ValueError for fewer than two steps.
     """
+    if steps < 2:
+        raise ValueError(f"expected 2 steps or more, of which the learning rate decays in the last half, found {steps}")
     work = CHECKPOINTS / "pretrain-gpt2-mini"
     work.mkdir(parents=True, exist_ok=True)
     tokens, held_out = prepare(corpus, work, start_from)

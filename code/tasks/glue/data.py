@@ -104,7 +104,10 @@ def held_out_tenth(examples: Sequence[Any], seed: int = 0) -> tuple[list[Any], l
 
     The paper chooses the epoch on the validation split it reports. The held-out figure beside it chooses on these rows
     and scores the validation split once. Drawn uniformly and not by class: a tenth of the smallest task is 249 rows.
+    Raises ValueError for fewer than two rows, which leave none to train on.
     """
+    if len(examples) < 2:
+        raise ValueError(f"expected two or more training rows, of which a tenth is held out, found {len(examples)}")
     chosen = set(random.Random(seed).sample(range(len(examples)), math.ceil(len(examples) / 10)))
     kept = [example for i, example in enumerate(examples) if i not in chosen]
     return kept, [examples[i] for i in sorted(chosen)]
@@ -116,13 +119,16 @@ def encode(examples: list[Example], tokenizer: PreTrainedTokenizerBase, max_leng
     A row longer than `max_length` loses tokens one by one, each from the end of the sentence that is longer then
     (`longest_first`, the rule of the official code, run_glue.py of microsoft/LoRA at c4593f0, examples/NLU).
     Token types (which sentence a token is of) are included if the tokenizer's model reads them.
-    Raises ValueError if `max_length` is more than the tokenizer's model can take.
+    Raises ValueError if `max_length` is more than the tokenizer's model can take, or leaves no token of a sentence: the
+    tokenizer does not cut at all below the number of its special tokens.
     """
-    if max_length > tokenizer.model_max_length:
-        raise ValueError(
-            f"max_length {max_length} is more than the {tokenizer.model_max_length} tokens the model takes"
-        )
     columns = [list(column) for column in zip(*(example.texts for example in examples), strict=True)]
+    least = tokenizer.num_special_tokens_to_add(pair=len(columns) == 2) + len(columns)
+    if not least <= (max_length or 0) <= tokenizer.model_max_length:
+        raise ValueError(
+            f"max_length must be from {least}, a token of each sentence beside the special ones, to the "
+            f"{tokenizer.model_max_length} tokens the model takes; found {max_length}"
+        )
     tokens = tokenizer(*columns, truncation="longest_first", max_length=max_length, return_attention_mask=False)
     rows = [{key: tokens[key][i] for key in tokens} | {"label": e.label} for i, e in enumerate(examples)]
     return Encoded(rows, sum(bool(encoding.overflowing) for encoding in tokens.encodings))
@@ -155,27 +161,29 @@ def _download(key: str, file: str) -> bytes:
 
 
 def _read(path: Path, task: GlueTask) -> list[Example]:
+    needed = (*task.columns, "label")
     try:
         table = pd.read_parquet(path)
-    except (ValueError, OSError) as error:
+        columns = {name: table[name].tolist() for name in needed if name in table}  # text is decoded only here
+    except Exception as error:  # a damaged file raises errors of many kinds
         raise ValueError(f"{path} cannot be read as parquet ({error}); use the file of {REPOSITORY}") from error
-    missing = [column for column in (*task.columns, "label") if column not in table]
-    if missing:
+    if missing := [name for name in needed if name not in columns]:
         raise ValueError(
             f"{path} has no column {', '.join(missing)}: {task.name} needs {', '.join(task.columns)} and label, "
-            f"found {', '.join(table)}; use the file of {REPOSITORY}"
+            f"found {', '.join(map(str, table))}; use the file of {REPOSITORY}"
         )
-    for number, label in enumerate(table["label"]):
+    *sentences, labels = columns.values()
+    for number, label in enumerate(labels):
         if not task.has_label(label):
             raise ValueError(
                 f"{path}, row {number}: expected as label {task.label_range}, found {label!r}; "
                 "-1 stands for hidden labels, which only GLUE's test splits have"
             )
-    if table.empty or not all(isinstance(text, str) for column in task.columns for text in table[column]):
+    if not labels or not all(isinstance(text, str) for sentence in sentences for text in sentence):
         raise ValueError(
             f"{path} has {len(table)} rows: expected one or more, each with text in {', '.join(task.columns)}; use the "
             f"file of {REPOSITORY}"
         )
-    texts = zip(*(table[column] for column in task.columns), strict=True)
-    labels = table["label"].astype(int if task.labels else float)
-    return [Example(*row) for row in zip(texts, labels.tolist(), strict=True)]
+    kind = int if task.labels else float
+    texts = zip(*sentences, strict=True)
+    return [Example(pair, kind(label)) for pair, label in zip(texts, labels, strict=True)]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -20,7 +21,10 @@ def classify(
     collate: Callable[[list[dict[str, Any]]], Batch],
     settings: Settings,
 ) -> tuple[list[float], float]:
-    """Predictions in the rows' order (class ids, or numbers where the head has one output), and the mean loss."""
+    """Predictions in the rows' order (class ids, or numbers where the head has one output), and the mean loss.
+
+    Raises FloatingPointError if the loss is not finite: the class with the highest of logits that are NaN is no answer.
+    """
     predictions: list[float] = [0.0] * len(rows)
     total = 0.0
     for chosen, batch in batches_by_length(model, rows, collate):
@@ -31,4 +35,6 @@ def classify(
         for i, answer in zip(chosen, answers.tolist(), strict=True):
             predictions[i] = answer
         total += output.loss.item() * len(chosen)
+    if not math.isfinite(total):
+        raise FloatingPointError(f"expected a finite loss on {len(rows)} rows, found {total / len(rows)}")
     return predictions, total / len(rows)

@@ -11,7 +11,8 @@ reproductions have shown such runs as results. The alarm stands beside a score w
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import math
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol
 
 import numpy as np
@@ -19,6 +20,10 @@ from scipy.stats import pearsonr, spearmanr
 from sklearn.metrics import accuracy_score, matthews_corrcoef, precision_recall_fscore_support
 
 DOMINANT = 0.95  # alarm above this share of predictions for one class
+REMEDIES = {
+    "prediction": "give what `tasks.glue.evaluation.classify` returns",
+    "label": "-1 stands for hidden labels, which only GLUE's test splits have",
+}
 
 
 class Scored(Protocol):
@@ -27,6 +32,9 @@ class Scored(Protocol):
     labels: tuple[str, ...]
     metrics: Mapping[str, object]
     main_metric: str
+    label_range: str
+
+    def has_label(self, label: object) -> bool: ...
 
 
 def score(task: Scored, predictions: Sequence[float], labels: Sequence[float]) -> dict[str, Any]:
@@ -40,16 +48,17 @@ def score(task: Scored, predictions: Sequence[float], labels: Sequence[float]) -
     mean little: over 95% of the predictions are the same, or the main metric is no better than with the most frequent
     label as every answer (0 for a correlation).
 
-    Raises ValueError if there is not one prediction for each label, and for predictions that are no class id or are
-    not finite.
+    Raises ValueError if there is not one prediction for each label, and for a label or prediction that is no class id,
+    no similarity from 0 to 5, or no finite number. 1.0 is the class id 1; True is none.
     """
     guesses, truth = np.asarray(predictions), np.asarray(labels)
     if guesses.shape != truth.shape or guesses.ndim != 1 or not guesses.size:
         raise ValueError(f"expected one prediction for each label, found {guesses.shape} for labels {truth.shape}")
-    possible = np.isin(guesses, range(len(task.labels))) if task.labels else np.isfinite(guesses)
-    if not possible.all():
-        kind = f"class ids 0 to {len(task.labels) - 1}" if task.labels else "finite numbers"
-        raise ValueError(f"expected predictions that are {kind}, found {guesses[~possible][0]} among them")
+    is_answer, answer = (task.has_label, task.label_range) if task.labels else (_is_finite, "a finite number")
+    _check("prediction", guesses, is_answer, answer)
+    _check("label", truth, task.has_label, task.label_range)
+    dtype = int if task.labels else float
+    guesses, truth = guesses.astype(dtype), truth.astype(dtype)
     measured = _classification(guesses, truth, len(task.labels)) if task.labels else _similarity(guesses, truth)
     scores: dict[str, Any] = {metric: measured[metric] for metric in task.metrics}
     per_class = {name: int((guesses == number).sum()) for number, name in enumerate(task.labels)} or None
@@ -57,6 +66,16 @@ def score(task: Scored, predictions: Sequence[float], labels: Sequence[float]) -
         "predictions_per_class": per_class,
         "alarm": _alarm(task, scores[task.main_metric], guesses, truth),
     }
+
+
+def _is_finite(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def _check(kind: str, column: np.ndarray, allows: Callable[[object], bool], expected: str) -> None:
+    for row, value in enumerate(column.tolist()):
+        if not allows(value):
+            raise ValueError(f"row {row}: expected as {kind} {expected}, found {value!r}; {REMEDIES[kind]}")
 
 
 def _classification(guesses: np.ndarray, truth: np.ndarray, classes: int) -> dict[str, float]:
