@@ -20,6 +20,7 @@ import os
 import re
 import shutil
 import sys
+from contextlib import suppress
 from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
@@ -27,7 +28,7 @@ from typing import Any
 from analysis.quantities import shown_scores
 from experiments.catalogue import EXPERIMENTS
 from experiments.settings import SCALES, Job, Settings
-from files import write_atomically
+from files import read_json, write_atomically, write_json
 from runs.run import RunTaken, lock
 from tasks.catalogue import TASKS
 
@@ -97,32 +98,40 @@ def free_settings(arguments: argparse.Namespace) -> tuple[str, Settings]:
 def train(job: Job, folder: Path) -> dict[str, Any]:
     """Do the run in `folder`, continue it there, or return the record of a finished one.
 
-    Raises ValueError where `folder` holds a run of other settings, which stays as it is.
+    Raises ValueError where `folder` holds a run of other settings or other data, which stays as it is.
     """
     import pandas as pd
 
-    from runs.execute import begin, measure, unfinished
+    from runs.execute import begin, data_fingerprint, measure, other_data, unfinished
 
     path, settings = folder / "record.json", job.settings
     row = f"lora-r{settings.rank}" if settings.method == "lora" else settings.method
     record = begin(f"train/{settings.model}/{settings.task}/{row}", SCALE, job.seed, settings)
-    if path.exists():
-        earlier = json.loads(path.read_text(encoding="utf-8"))
+    earlier = read_json(path) if path.exists() else {}
+    if earlier:
         _refuse_another(earlier, record, folder)
-        if earlier["status"] == "finished":
-            print(f"{folder} holds this run, finished; nothing to do")
-            return earlier
-    _write(path, record | {"status": "interrupted"})  # its status if the process is killed
+    if not (finished := earlier.get("status") == "finished"):
+        record["data_fingerprint"] = data_fingerprint(job)  # fetches what is not on this machine
+    if differing := other_data(earlier, job):
+        raise ValueError(
+            f"{folder} holds a run ({earlier['status']}) of other data: {differing}. Name its data (--data-dir, "
+            "LORA_DATA_DIR), choose another --output_dir, or delete that one"
+        )
+    if finished:
+        print(f"{folder} holds this run, finished; nothing to do")
+        return earlier
+    write_json(path, record | {"status": "interrupted"})  # its status if the process is killed
     try:
         measured, predictions = measure(job, folder / "adapter")
     except (Exception, KeyboardInterrupt) as error:
-        _write(path, record | unfinished(error))
+        with suppress(OSError):  # on a full disk `error` says so
+            write_json(path, record | unfinished(error))
         raise
     lines = [json.dumps(prediction, ensure_ascii=False) + "\n" for prediction in predictions]
     write_atomically(folder / "predictions.jsonl", "".join(lines))
     record |= measured | {"predictions": "predictions.jsonl"}
     write_atomically(folder / "metrics.csv", pd.DataFrame(metrics(record)).to_csv(index=False, lineterminator="\n"))
-    _write(path, record)
+    write_json(path, record)
     shutil.rmtree(job.folder, ignore_errors=True)
     return record
 
@@ -157,10 +166,6 @@ def _refuse_another(earlier: dict[str, Any], record: dict[str, Any], folder: Pat
             f"{folder} holds a run ({earlier['status']}) of other settings: {'; '.join(differing)}. "
             "Choose another --output_dir, or delete that one"
         )
-
-
-def _write(path: Path, record: dict[str, Any]) -> None:
-    write_atomically(path, json.dumps(record, indent=1, ensure_ascii=False) + "\n")
 
 
 def _folder(text: str) -> Path:
@@ -234,13 +239,14 @@ def _run(arguments: argparse.Namespace) -> None:
 
 
 def main() -> None:
+    sys.stdout.reconfigure(errors="backslashreplace")  # a terminal that cannot show ± gets \\xb1
     try:
         _run(_parser().parse_args())
     except BrokenPipeError:  # `| head` has read enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except KeyboardInterrupt as stop:
         sys.exit(f"\nstopped: {stop or 'interrupted'}")
-    except (ValueError, FileNotFoundError, FloatingPointError, RunTaken) as error:
+    except (ValueError, OSError, FloatingPointError, RunTaken) as error:
         sys.exit(f"error: {error}")
 
 

@@ -1,10 +1,14 @@
 """Peak memory is that of what followed `forget_peak_memory`."""
 
 import os
+import subprocess
+import sys
+from types import SimpleNamespace
 
 import pytest
 import torch
 
+from files import ROOT
 from training import machine
 
 resettable = pytest.mark.skipif(
@@ -39,3 +43,24 @@ def test_without_linux_it_is_the_peak_of_the_process(tmp_path, monkeypatch):
     peak = machine.peak_memory_gib()
     monkeypatch.setattr(machine, "PEAK", tmp_path / "none")
     assert machine.peak_memory_gib() >= peak - 0.05 > 0
+
+
+def test_on_windows_it_is_the_peak_of_the_process_too(tmp_path, monkeypatch):
+    monkeypatch.setattr(machine, "PEAK", tmp_path / "none")
+    monkeypatch.setattr(machine.sys, "platform", "win32")
+    process = SimpleNamespace(memory_info=lambda: SimpleNamespace(peak_wset=3 * 2**29))
+    monkeypatch.setitem(sys.modules, "psutil", SimpleNamespace(Process=lambda: process))
+    assert machine.peak_memory_gib() == 1.5
+
+
+def test_no_command_needs_what_windows_lacks():
+    code = (
+        "import os, sys, filelock, pandas, peft, torch, transformers.trainer\n"  # they know Windows by themselves
+        "for name in ('fcntl', 'resource', 'pwd', 'grp', 'termios'): sys.modules[name] = None\n"
+        "for name in ('EX_TEMPFAIL', 'fork', 'getpgid', 'killpg', 'setsid'): delattr(os, name)\n"
+        f"sys.path.insert(0, {str(ROOT / 'code')!r})\n"
+        "import benchmark, make, reproduce, train, runs.execute, runs.workers\n"
+        "from training.machine import peak_memory_gib\n"
+        "assert peak_memory_gib() > 0"
+    )
+    subprocess.run([sys.executable, "-W", "ignore", "-c", code], check=True)

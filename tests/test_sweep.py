@@ -178,6 +178,37 @@ def test_a_record_that_does_not_count_keeps_its_place_and_its_run_is_open_but_no
     assert run.recorded and run.obstacle is None
 
 
+def test_what_is_recorded_on_other_data_is_named_as_not_finished_and_is_no_result(place, monkeypatch):
+    now, asked = {"train": "new"}, []
+    monkeypatch.setattr(execute, "data_fingerprint", lambda job: asked.append(job.settings.rank) or now)
+    for run in place.runs("a", seeds=(0, 1, 2)):
+        records.write_record(place.record(run) | {"data_fingerprint": now})
+    old, _ = place.runs("b", seeds=(0, 1))
+    path = records.write_record(place.record(old) | {"data_fingerprint": {"train": "old"}})
+    place.start_from("c", "b")
+    sweep = place.sweep("abc", Processes(1), seeds=(0, 1, 2))
+    sweep.run()
+    assert asked == [1, 2]  # the same data are read once
+    obstacle = sweep.failed["t/m/b seed 0"]
+    assert obstacle.startswith("recorded with other data (train old, not new)") and f"delete {path} to" in obstacle
+    assert all("which it starts from" in sweep.failed[f"t/m/c seed {seed}"] for seed in (0, 1, 2))
+    cells = {line.split()[0]: line.split()[1:] for line in sweep.summary().splitlines()}
+    assert cells["t/m/a"][1] == "3"
+    assert cells["t/m/b"] == ["BLEU", "2", "65.00", "60.00", "70.00", "failed", "60.00", "70.00"]
+
+
+def test_data_that_cannot_be_compared_with_a_records_do_not_end_the_sweep(place, monkeypatch):
+    def unreadable(job):
+        raise ValueError("train.parquet cannot be read")
+
+    monkeypatch.setattr(execute, "data_fingerprint", unreadable)
+    records.write_record(place.record(place.runs("a")[0]) | {"data_fingerprint": {"train": "old"}})
+    sweep = place.sweep("ab", Processes(1))
+    sweep.run()
+    assert sweep.failed == {"t/m/a seed 0": "train.parquet cannot be read"}
+    assert [run for what, run in place.happened() if what == "ends"] == ["t/m/b seed 0"]
+
+
 def test_the_runs_of_all_seeds_wait_for_the_one_they_start_from(place):
     place.start_from("a", "c")
     sweep = place.sweep("ab", Processes(3), seeds=(0, 1))

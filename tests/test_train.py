@@ -15,6 +15,7 @@ from adapter_files import load_lora
 from experiments import e2e as e2e_experiments
 from experiments import glue as glue_experiments
 from experiments.settings import Job, Settings
+from files import read_json, write_json
 from methods.catalogue import METHODS
 from models import MINILM_PACKAGE, load_model
 from runs import e2e as e2e_run
@@ -190,9 +191,25 @@ def test_a_warm_up_that_is_no_share_of_the_steps_is_refused(ratio):
 
 def test_a_negative_number_of_layers_without_adapter_is_refused():
     adapters = ("--task", "mrpc", "--method", "adapter-p", "--dropped_layers")
-    with pytest.raises(ValueError, match="dropped_layers must be 0 or above and finite, found -1"):
+    with pytest.raises(ValueError, match="dropped_layers must be 0 or above and below 1e9, found -1"):
         settings_of(*adapters, "-1")
     assert settings_of(*adapters, "0").dropped_layers == 0
+
+
+BAD_NUMBERS = {
+    "learning_rate": ("-1e-3", "0", "nan", "inf"), "weight_decay": ("-1", "nan", "1e9"), "lora_dropout": ("nan", "1"),
+    "label_smoothing": ("nan", "-0.1"), "max_grad_norm": ("-1", "inf"), "adam_epsilon": ("0", "nan"),
+    "alpha": ("0", "nan"), "rank": ("0", "-4"), "batch_size": ("0", "9" * 400), "train_rows": ("0", "-5"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("setting", "value"), [(name, value) for name, each in BAD_NUMBERS.items() for value in each])
+def test_a_number_that_no_training_can_have_is_refused_before_anything_is_written(
+    monkeypatch, capsys, tmp_path, setting, value
+):
+    with pytest.raises(SystemExit, match=f"error: {setting} must be "):
+        command(monkeypatch, capsys, "--task=mrpc", f"{train.flag(setting)}={value}", "--output_dir", tmp_path / "out")
+    assert not (tmp_path / "out").exists()
 
 
 @pytest.mark.parametrize("below", ["", "deep/er"])
@@ -245,16 +262,24 @@ def test_help_needs_no_torch():
 # the folder
 
 
+def load_first(rows, flip=False):
+    """`load_glue`, but the first rows only, their labels exchanged on demand."""
+    load = glue_data.load_glue
+
+    def load_some(name, split, data_dir=None):
+        examples = (whole := load(name, split, data_dir)).examples[:rows]
+        return replace(whole, examples=[replace(e, label=1 - e.label) if flip else e for e in examples])
+
+    return load_some
+
+
 @pytest.fixture(scope="module")
 def minilm_folder(tmp_path_factory):
     """The folder of a finished LoRA run of MiniLM on 32 rows, which was stopped once; and both outputs."""
     if find_spec(MINILM_PACKAGE) is None:
         pytest.skip(f"needs MiniLM's weights: the package {MINILM_PACKAGE} of requirements.txt is not installed")
     folder, validated = tmp_path_factory.mktemp("train") / "out", []
-    load, measure_rows = glue_data.load_glue, glue_run.classify
-
-    def load_some(name, split, data_dir=None):
-        return replace(whole := load(name, split, data_dir), examples=whole.examples[:60])
+    load_some, measure_rows = load_first(60), glue_run.classify
 
     def stop_in_second_epoch(*arguments):
         validated.append(1)
@@ -271,10 +296,10 @@ def minilm_folder(tmp_path_factory):
         stopped = json.loads((folder / "record.json").read_text(encoding="utf-8"))
         checkpoints = [path.name for path in (folder / "checkpoints").glob("checkpoint-*")]
         record = train.train(job_of(settings, folder), folder)
-    return {
-        "folder": folder, "settings": settings, "stopped": stopped, "checkpoints": checkpoints, "record": record,
-        "validated": len(validated),
-    }  # fmt: skip
+        yield {
+            "folder": folder, "settings": settings, "stopped": stopped, "checkpoints": checkpoints, "record": record,
+            "validated": len(validated),
+        }  # fmt: skip
 
 
 def test_a_stopped_run_is_marked_and_continued_from_its_checkpoint(minilm_folder):
@@ -288,7 +313,8 @@ def test_a_stopped_run_is_marked_and_continued_from_its_checkpoint(minilm_folder
 
 def test_the_folder_holds_record_predictions_and_adapter(minilm_folder):
     folder, record = minilm_folder["folder"], minilm_folder["record"]
-    assert json.loads((folder / "record.json").read_text(encoding="utf-8")) == json.loads(json.dumps(record))
+    held = read_json(folder / "record.json")
+    assert {key: value for key, value in held.items() if key != "digest"} == json.loads(json.dumps(record))
     assert record["name"] == "train/minilm/paraphrase-builtin/lora-r2"
     assert (record["scale"], record["status"], record["seed"]) == ("free", "finished", 0)
     assert record["parameters"]["trainable"] == 6 * 2 * 2 * (384 + 384)
@@ -310,7 +336,7 @@ def test_a_finished_run_is_not_done_again(minilm_folder, monkeypatch, capsys):
     monkeypatch.setattr(execute, "measure", None)  # to call it would fail
     folder = minilm_folder["folder"]
     again = train.train(job_of(minilm_folder["settings"], folder), folder)
-    assert again == json.loads(json.dumps(minilm_folder["record"]))
+    assert again == read_json(folder / "record.json")
     assert "finished; nothing to do" in capsys.readouterr().out
 
 
@@ -325,6 +351,40 @@ def test_a_folder_of_another_run_is_refused_and_stays_as_it_is(minilm_folder):
     assert (folder / "record.json").read_bytes() == before
 
 
+@pytest.mark.parametrize("status", ["finished", "interrupted"])
+def test_a_folder_of_a_run_on_other_data_is_refused_and_stays_as_it_is(minilm_folder, tmp_path, monkeypatch, status):
+    folder = tmp_path / "out"
+    write_json(folder / "record.json", minilm_folder["record"] | {"status": status})
+    before = (folder / "record.json").read_bytes()
+    monkeypatch.setattr(execute, "measure", None)  # to call it would fail
+    monkeypatch.setattr(glue_data, "load_glue", load_first(60, flip=True))
+    message = rf"holds a run \({status}\) of other data: train \w{{16}}, not \w{{16}}, validation .*Name its data"
+    with pytest.raises(ValueError, match=message):
+        train.train(job_of(minilm_folder["settings"], folder), folder)
+    assert (folder / "record.json").read_bytes() == before
+
+
+def test_a_run_that_was_stopped_says_which_data_it_is_of(minilm_folder):
+    assert minilm_folder["stopped"]["data_fingerprint"] == minilm_folder["record"]["data_fingerprint"]
+
+
+def test_a_finished_run_answers_where_its_data_are_gone_and_nothing_is_fetched(minilm_folder, tmp_path, monkeypatch):
+    def load(*_):
+        files.find_file("glue/none.parquet", tmp_path, lambda: pytest.fail("fetched"), "nowhere")
+
+    monkeypatch.setattr(glue_data, "load_glue", load)
+    folder = minilm_folder["folder"]
+    assert train.train(job_of(minilm_folder["settings"], folder), folder)["status"] == "finished"
+
+
+def test_the_checkpoints_of_another_base_model_are_not_continued(minilm_folder, tmp_path):
+    folder = tmp_path / "out"
+    (folder / "checkpoints").mkdir(parents=True)
+    (folder / "checkpoints" / "base_fingerprint.txt").write_text("another")
+    with pytest.raises(ValueError, match=r"expected the base model of the checkpoints in .*, found other weights"):
+        train.train(job_of(minilm_folder["settings"], folder), folder)
+
+
 def test_a_run_that_fails_says_so_in_its_folder(tmp_path, monkeypatch):
     def fail(*_):
         raise FileNotFoundError("glue/mrpc is nowhere")
@@ -334,6 +394,14 @@ def test_a_run_that_fails_says_so_in_its_folder(tmp_path, monkeypatch):
         train.train(job_of(settings_of(*PARAPHRASES), tmp_path), tmp_path)
     held = json.loads((tmp_path / "record.json").read_text(encoding="utf-8"))
     assert (held["status"], held["error"]) == ("failed", "FileNotFoundError: glue/mrpc is nowhere")
+
+
+def test_a_score_that_is_no_number_is_never_recorded_as_finished(tmp_path, monkeypatch):
+    measured = {"history": [], "scores": {"loss": float("nan")}}
+    monkeypatch.setattr(execute, "measure", lambda *_: (measured, []))
+    with pytest.raises(ValueError, match="Out of range float"):
+        train.train(job_of(settings_of(*PARAPHRASES), tmp_path), tmp_path)
+    assert json.loads((tmp_path / "record.json").read_text(encoding="utf-8"))["status"] == "interrupted"
 
 
 def test_sts_b_has_its_own_metrics_in_the_csv():

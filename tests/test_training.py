@@ -1,13 +1,17 @@
 """The training loop: its loss, its optimizer, its schedule, its order of rows, and what a stop leaves behind."""
 
+import json
 import math
 import os
 import random
+import shutil
 import signal
-from dataclasses import replace
+from dataclasses import asdict, replace
 from functools import partial
+from itertools import count
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -18,11 +22,13 @@ from adapter_files import load_lora, save_lora
 from experiments.e2e import LORA
 from experiments.settings import Job, Settings
 from methods.catalogue import apply_method
+from tasks.e2e.evaluation import validation_loss
 from tasks.e2e.loss import completion_loss
-from training import checkpoints, trainer
+from training import checkpoints, pretrain_gpt2_mini, trainer
 from training.batches import IGNORED, RowsByLength, pad_right
-from training.checkpoints import TrainingInterrupted, newest_checkpoint
-from training.optimizer import OfficialAdamW, trained_state
+from training.checkpoints import SITTINGS_FILE, SIZES_FILE, TrainingInterrupted, newest_checkpoint
+from training.optimizer import OfficialAdamW, first_not_finite, trained_state
+from training.pretrain_gpt2_mini import BATCH, BLOCK
 from training.quick_layers import use_quick_layers
 from training.trainer import WEIGHTS_FILE, TrainingDiverged, train
 
@@ -322,23 +328,125 @@ def test_a_stopped_run_goes_on_where_it_was_and_not_at_its_best_epoch(tmp_path):
     )  # as where what follows the training was cut
 
 
-@pytest.mark.parametrize("name", ["trainer_state.json", "optimizer.pt", WEIGHTS_FILE, "sizes.json"])
-@pytest.mark.parametrize("left", ["a part", "nothing"])
-def test_a_checkpoint_that_is_not_there_whole_is_passed_over(tmp_path, name, left):
-    with pytest.raises(TrainingInterrupted, match="after step 13"):
-        run_training(tmp_path, loss=stop_at_call(13))
-    assert newest_checkpoint(tmp_path) == str(tmp_path / "checkpoint-13")
-    file = tmp_path / "checkpoint-13" / name
-    file.write_bytes(file.read_bytes()[:100]) if left == "a part" else file.unlink()
-    assert newest_checkpoint(tmp_path) == str(tmp_path / "checkpoint-10")
-    assert run_training(tmp_path)[1].steps == 20
+DAMAGES = {  # what is left of a file
+    "a part": lambda content: content[:100],
+    "a flipped bit": lambda content: content[:60] + bytes([content[60] ^ 1]) + content[61:],
+    "zeros": lambda content: bytes(len(content)),
+    "something else": lambda content: b"{}",
+    "nothing": None,
+}
+
+
+def damage(file, how):
+    file.write_bytes(DAMAGES[how](file.read_bytes())) if DAMAGES[how] else file.unlink()
+
+
+def outcome(model, result):
+    """What two runs of the same settings have in common: the weights, and all of the result but time and memory."""
+    return asdict(replace(result, training_seconds=0, peak_memory_gib=0)), trained_state(model)
+
+
+def assert_same(one, other):
+    assert one[0] == other[0]
+    for name, weights in one[1].items():
+        assert torch.equal(weights, other[1][name]), name
+
+
+@pytest.mark.parametrize("step", [13, 15, 20])
+def test_a_stopped_run_has_the_history_and_the_tokens_of_one_in_one_go(tmp_path, step):
+    settings = replace(SETTINGS, epochs=15, label_smoothing=0.0)  # 150 steps, a log every three
+    whole = outcome(*run_training(tmp_path / "whole", settings))
+    with pytest.raises(TrainingInterrupted, match=f"after step {step}"):
+        run_training(tmp_path / "cut", settings, loss=stop_at_call(step))
+    assert_same(outcome(*run_training(tmp_path / "cut", settings)), whole)
+    assert [entry["step"] for entry in whole[0]["history"] if "loss" in entry][3:7] == [10, 12, 15, 18]
+
+
+SCORES = [0.2, 0.9, 0.8, 0.7]  # of four epochs, the first the best
+
+
+def best_of(folder, loss=completion_loss):
+    """A run that keeps its best epoch; each validation writes a file, as those of GLUE do."""
+    model, settings = tiny_model(), replace(SETTINGS, epochs=4, keep="best-epoch")
+    apply_method(model, settings)
+
+    def validate(m, epoch):
+        (folder / f"epoch-{epoch}.json").write_text(json.dumps(list(range(epoch, 99))))
+        return {"loss": SCORES[epoch - 1]}
+
+    return model, train(model, some_rows(), Job(settings, 0, folder), loss, validate)
+
+
+@pytest.fixture(scope="module")
+def cut(tmp_path_factory):
+    """The folder of a run that was stopped in its fourth epoch, with its first the best."""
+    folder = tmp_path_factory.mktemp("cut")
+    with pytest.raises(TrainingInterrupted, match="after step 33"):
+        best_of(folder, stop_at_call(33))
+    shutil.copytree(folder / "checkpoint-33", folder / "checkpoint-33 (1)")  # as a drive does
+    return folder
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    return outcome(*best_of(tmp_path_factory.mktemp("whole")))
+
+
+@pytest.mark.parametrize("name", ["trainer_state.json", "optimizer.pt", WEIGHTS_FILE, SITTINGS_FILE, SIZES_FILE])
+@pytest.mark.parametrize("how", DAMAGES)
+def test_a_checkpoint_that_is_not_whole_is_passed_over(cut, tmp_path, name, how, caplog):
+    shutil.copytree(cut, tmp_path / "cut")
+    assert newest_checkpoint(tmp_path / "cut") == str(tmp_path / "cut" / "checkpoint-33")
+    damage(tmp_path / "cut" / "checkpoint-33" / name, how)
+    assert newest_checkpoint(tmp_path / "cut") == str(tmp_path / "cut" / "checkpoint-10")
+    assert "checkpoint-33 is not whole" in caplog.text
+
+
+@pytest.mark.parametrize("how", DAMAGES)
+@pytest.mark.parametrize("file", [f"checkpoint-10/{WEIGHTS_FILE}", "epoch-1.json"])
+def test_a_checkpoint_whose_best_epoch_or_validation_is_not_whole_is_passed_over(cut, tmp_path, file, how):
+    shutil.copytree(cut, tmp_path / "cut")
+    damage(tmp_path / "cut" / file, how)
+    assert newest_checkpoint(tmp_path / "cut") is None
+
+
+@pytest.mark.parametrize("damaged", [["checkpoint-33"], ["checkpoint-10"], ["checkpoint-33", "checkpoint-10"]])
+def test_a_run_that_continues_from_an_older_checkpoint_ends_as_one_in_one_go(cut, tmp_path, damaged, whole):
+    shutil.copytree(cut, tmp_path / "cut")
+    for checkpoint in damaged:
+        damage(tmp_path / "cut" / checkpoint / WEIGHTS_FILE, "a flipped bit")
+    assert_same(outcome(*best_of(tmp_path / "cut")), whole)  # tokens count once
+
+
+def test_a_stopped_run_whose_folder_was_moved_still_has_its_best_epoch(cut, tmp_path, whole):
+    shutil.copytree(cut, tmp_path / "there")
+    cut.rename(cut.with_name("gone"))
+    try:
+        assert_same(outcome(*best_of(tmp_path / "there")), whole)
+    finally:
+        cut.with_name("gone").rename(cut)
+
+
+def test_validations_later_than_the_checkpoint_are_forgotten_and_nothing_else(cut, tmp_path):
+    shutil.copytree(cut, folder := tmp_path / "cut")
+    shutil.rmtree(folder / "checkpoint-33")
+    (folder / "notes.json").write_text("mine")
+    files = []
+
+    def look(model, batch):
+        files.append(sorted(path.name for path in folder.glob("*.json")))
+        return completion_loss(model, batch)
+
+    best_of(folder, look)
+    assert files[0] == ["epoch-1.json", "notes.json"]
 
 
 def test_checkpoints_are_saved_by_the_clock_and_less_often_where_that_takes_long(tmp_path, monkeypatch):
     now = 0.0
     monkeypatch.setattr(checkpoints, "time", SimpleNamespace(monotonic=lambda: now))
     monkeypatch.setattr(checkpoints, "peak_memory_gib", lambda: 1.0)
-    sitting = checkpoints.Sitting(tmp_path, tokens=lambda: 0, anywhere=lambda *flags: list(flags))
+    quiet = {"tokens": 0, "unlogged": lambda: None, "anywhere": lambda *flags: list(flags)}
+    sitting = checkpoints.Sitting(SimpleNamespace(args=SimpleNamespace(output_dir=tmp_path), **quiet), None)
     state = SimpleNamespace(epoch=0.5, log_history=[], is_world_process_zero=True, global_step=7)
     (tmp_path / "checkpoint-7").mkdir()
 
@@ -409,11 +517,89 @@ def breaking_backward(at_call):
     return loss
 
 
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+@pytest.mark.parametrize("max_grad_norm", [0.0, 1.0])
+def test_a_gradient_that_is_not_finite_is_named_and_stops_before_its_step(tmp_path, value, max_grad_norm):
+    model, steps = tiny_model(), count(1)
+    broken = model.transformer.h[1].mlp.c_fc.weight
+    broken.register_hook(lambda gradient: gradient * (value if next(steps) == 7 else 1.0))
+    named = r"the gradient of transformer\.h\.1\.mlp\.c_fc\.weight is not finite at step 7 of 20; "
+    with pytest.raises(TrainingDiverged, match=named):
+        run_training(tmp_path, replace(SETTINGS, max_grad_norm=max_grad_norm), model)
+    assert all(p.isfinite().all() for p in model.parameters())
+
+
+def breaking_weights(at_call, unused=False):
+    """The loss; at its call of that number a position's weights become infinite, the first or one that no row has."""
+    calls = count(1)
+
+    def loss(model, batch):
+        if next(calls) == at_call:
+            model.transformer.wpe.weight.data[-1 if unused else 0] = math.inf
+        return completion_loss(model, batch)
+
+    return loss
+
+
 @pytest.mark.parametrize(("step", "kept"), [(10, "the one before training"), (20, "checkpoint-10")])
-def test_weights_that_a_step_broke_are_neither_saved_nor_the_end_of_a_run(tmp_path, step, kept):
-    with pytest.raises(TrainingDiverged, match=rf"is not finite after step {step} of 20; .* is (.*/)?{kept}\. Try"):
-        run_training(tmp_path, loss=breaking_backward(step))
+def test_broken_weights_that_no_loss_shows_are_neither_saved_nor_the_end_of_a_run(tmp_path, step, kept):
+    named = rf"transformer\.wpe\.weight is not finite after step {step} of 20; .* is (.*/)?{kept}\. Try"
+    with pytest.raises(TrainingDiverged, match=named):
+        run_training(tmp_path, loss=breaking_weights(step, unused=True))
     assert not (tmp_path / f"checkpoint-{step}").exists()
+
+
+def test_of_a_loss_that_is_not_finite_the_broken_weights_are_named(tmp_path):
+    with pytest.raises(TrainingDiverged, match=r"^transformer\.wpe\.weight is not finite after step 14 of 20; "):
+        run_training(tmp_path, loss=breaking_weights(15))
+
+
+def no_loss(*_):
+    raise FloatingPointError("expected a finite loss on 8 rows, found nan")
+
+
+@pytest.mark.parametrize(
+    ("validate", "found"), [(no_loss, "finite loss on 8 rows, found nan"), (lambda *_: {"loss": math.inf}, "loss inf")]
+)
+def test_a_validation_that_is_not_finite_ends_a_run_as_diverged_with_its_step(tmp_path, validate, found):
+    with pytest.raises(TrainingDiverged, match=f"{found} after step 10 of 20; .* is the one before training"):
+        train(tiny_model(), some_rows(), Job(SETTINGS, 0, tmp_path), completion_loss, validate)
+    assert not list(tmp_path.glob("checkpoint-*"))
+
+
+def test_a_schedules_validation_that_is_not_finite_ends_a_run_as_diverged_with_its_step(tmp_path):
+    schedule = SimpleNamespace(rate_factors=lambda model: {}, after_step=no_loss)
+    with pytest.raises(TrainingDiverged, match="finite loss on 8 rows, found nan after step 1 of 20; "):
+        run_training(tmp_path, schedule=schedule)
+
+
+def test_a_validation_loss_that_is_not_finite_is_refused():
+    model = tiny_model()
+    assert math.isfinite(validation_loss(model, some_rows(8), SETTINGS))
+    model.transformer.wpe.weight.data[0] = math.nan
+    with pytest.raises(FloatingPointError, match="expected a finite loss on 8 rows, found nan"):
+        validation_loss(model, some_rows(8), SETTINGS)
+
+
+def test_pre_training_stops_at_the_step_whose_loss_is_not_finite(tmp_path, monkeypatch):
+    monkeypatch.setattr(pretrain_gpt2_mini.shutil, "which", lambda _: None)  # compiling would take longer
+    model = tiny_model(n_positions=BLOCK)
+    model.transformer.wpe.weight.data[0] = math.nan
+    with pytest.raises(FloatingPointError, match=r"the loss is nan .* at step 1 of 3; .*checkpoint\.pt"):
+        pretrain_gpt2_mini.train(model, np.ones(BATCH * BLOCK), steps=3, work=tmp_path)
+
+
+@pytest.mark.parametrize("steps", [-1, 0, 1])
+def test_pre_training_of_no_step_leaves_the_model_that_is_there(tmp_path, steps):
+    with pytest.raises(ValueError, match=f"expected 2 steps or more, .*, found {steps}"):
+        pretrain_gpt2_mini.pretrain(tmp_path, steps, tmp_path / "gpt2-mini")
+    assert not list(tmp_path.iterdir())
+
+
+def test_large_numbers_whose_norm_overflows_are_finite():
+    large, broken = torch.full((3,), 3e38), torch.tensor([0.0, -math.inf])
+    assert first_not_finite({}) is first_not_finite({"large": large, "zero": torch.zeros(2)}) is None
+    assert first_not_finite({"large": large, "broken": broken, "other": broken}) == "broken"
 
 
 def test_the_state_that_is_named_is_the_newest_also_where_an_earlier_epoch_was_better(tmp_path):

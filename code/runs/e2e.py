@@ -14,14 +14,15 @@ from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from experiments.settings import Job
+from families import positions
 from methods.catalogue import finish, schedule_of, trains
 from methods.rank_changes import conclude
-from models import positions
 from tasks.catalogue import TASKS
 from tasks.e2e import data as e2e_data
 from tasks.e2e.beam_search import OFFICIAL_LENGTH, DecodingSettings, generate
 from tasks.e2e.evaluation import validation_loss
 from tasks.e2e.loss import completion_loss
+from tasks.e2e.meteor import meteor_unavailable
 from training.batches import pad_right
 from training.precision import autocast, keep_frozen_in_bfloat16, uses_bfloat16
 from training.trainer import train
@@ -50,13 +51,22 @@ def load_splits(job: Job) -> Splits:
     return splits
 
 
+def data_fingerprint(job: Job) -> dict[str, str]:
+    """The fingerprint of each split that the job reads."""
+    return _fingerprints(load_splits(job))
+
+
+def _fingerprints(splits: Splits) -> dict[str, str]:
+    return {name: e2e_data.data_fingerprint(rows) for name, rows in splits.items()}
+
+
 def train_and_score(
     model: nn.Module, tokenizer: PreTrainedTokenizerBase, job: Job, keep_adapter: Callable[[nn.Module], None]
 ) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     """Train and test; return facts for the record, and predictions. `keep_adapter(model)` is called before folding."""
     settings, splits = job.settings, load_splits(job)
     measured: dict[str, Any] = {
-        "data_fingerprint": {name: e2e_data.data_fingerprint(rows) for name, rows in splits.items()},
+        "data_fingerprint": _fingerprints(splits),
         "rows": {name: len(rows) for name, rows in splits.items()},
     }
     if settings.new_tokens:
@@ -113,5 +123,7 @@ def _decode_and_score(
         {"mr": item.mr, "context": item.context, "prediction": output.text, "ended": output.ended, **judgement}
         for item, output, judgement in zip(inputs, outputs, judgements, strict=True)
     ]
-    seconds = round(time.monotonic() - started, 1)
-    return {"evaluation_seconds": seconds, "scores": scores, "inputs": len(inputs)}, predictions
+    results = {"evaluation_seconds": round(time.monotonic() - started, 1), "scores": scores, "inputs": len(inputs)}
+    if scores.get("METEOR", 0) is None:  # a task of its own may lack it
+        results["meteor_unavailable"] = meteor_unavailable()
+    return results, predictions

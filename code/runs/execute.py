@@ -11,7 +11,7 @@ import hashlib
 import os
 import shutil
 from collections.abc import Callable
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
@@ -23,10 +23,11 @@ import files
 from adapter_files import base_fingerprint
 from experiments.catalogue import EXPERIMENTS, find
 from experiments.settings import Experiment, Job, Settings
+from families import family_of, head_parameters
 from methods.catalogue import apply_method, count_trained, trains
 from methods.released_adapters import load_released_adapter, released_file
 from methods.saved import load_adapter, save_adapter
-from models import family_of, head_parameters, load_model, load_tokenizer
+from models import load_model, load_tokenizer
 from runs import e2e, glue, records
 from runs.run import Run, first_process, run_lock
 from tasks.catalogue import TASKS
@@ -35,6 +36,7 @@ from training.quick_layers import use_quick_layers
 from training.trainer import ShareDone, TrainingDiverged
 
 WORKFLOWS = {"e2e": e2e.train_and_score, "glue": glue.train_and_score}  # `Task.workflow` -> its function
+FINGERPRINTS = {"e2e": e2e.data_fingerprint, "glue": glue.data_fingerprint}
 
 
 def do(run: Run, say: Callable[[str], None] = print, for_adapter: bool = False) -> dict[str, Any]:
@@ -45,12 +47,14 @@ def do(run: Run, say: Callable[[str], None] = print, for_adapter: bool = False) 
     its record stands.
 
     Raises RunTaken where another process is doing the run or its start. Raises ValueError where a record of other
-    settings or of another task version has its path. Under `accelerate launch` the processes share this one run, so
-    it raises ValueError where its start's adapter is missing.
+    settings, other data or another task version has its path, or its start's. Under `accelerate launch` the processes
+    share this one run, so it raises ValueError where its start's adapter is missing.
     """
-    if run.obstacle:
-        raise ValueError(f"{run}: {run.obstacle}")
-    if run.lacks_start and (for_adapter or not run.recorded):
+    trained = for_adapter or not run.recorded
+    for needed in (run, run.start) if run.start and trained else (run,):
+        if obstacle := needed.obstacle or of_other_data(needed):
+            raise ValueError(f"{needed}: {obstacle}")
+    if run.lacks_start and trained:
         if int(os.environ.get("WORLD_SIZE", "1")) > 1:
             raise ValueError(f"{run} starts from {run.start}, found no {run.start.adapter}: run that one first")
         do(run.start, say, for_adapter=True)
@@ -68,25 +72,29 @@ def _do(run: Run, say: Callable[[str], None], for_adapter: bool) -> dict[str, An
     if not trains(settings) and not first_process():
         raise ShareDone  # there is nothing to share
     start = run.start.adapter if run.start else None
+    if first_process() and not recorded:
+        files.check_room(run.record.parent)  # before all the training
     record = begin(experiment.name, experiment.scale, run.seed, settings)
-    # A stopped run with other settings is another run: its checkpoints are not continued.
-    digest = hashlib.sha256(repr(settings).encode()).hexdigest()[:8]
-    folder = files.CHECKPOINTS / experiment.scale / f"{run.record.stem}--{digest}"
     try:
-        job = Job(settings, run.seed, folder, run.data_dir)
+        # A stopped run with other settings or data is another run: its checkpoints are not continued.
+        identity = repr((settings, trains(settings) and data_fingerprint(_job(run)))).encode()
+        folder = run.log.with_name(f"{run.record.stem}--{hashlib.sha256(identity).hexdigest()[:8]}")
+        job = replace(_job(run), folder=folder)
         measured, predictions = measure(job, run.adapter, start, keep_whole=_is_a_start(experiment))
     except (Exception, KeyboardInterrupt) as error:
         if first_process():
             ended = unfinished(error)
-            path = records.write_unfinished(record | ended)
-            say(f"{run}: {ended['status']}, noted in {path}")
+            try:
+                say(f"{run}: {ended['status']}, noted in {records.write_unfinished(record | ended)}")
+            except OSError as unwritten:
+                say(f"{run}: {ended['status']}, not noted: {unwritten}")
         raise
     if recorded:
         record = records.read_record(run.record)
     else:
         if predictions:
             path = records.write_predictions(experiment.name, experiment.scale, run.seed, predictions)
-            measured["predictions"] = path.name
+            measured |= {"predictions": path.name, "predictions_digest": files.digest(predictions)}
         record |= measured
         records.write_record(record)
     shutil.rmtree(folder, ignore_errors=True)
@@ -101,6 +109,37 @@ def leave_process_group() -> None:
 
 def _is_a_start(experiment: Experiment) -> bool:
     return any(other.settings.start_from == experiment.name for other in EXPERIMENTS.values())
+
+
+def _job(run: Run) -> Job:
+    return Job(run.experiment.settings, run.seed, run.log.parent, run.data_dir)
+
+
+def data_fingerprint(job: Job) -> dict[str, str]:
+    """The fingerprint of each split that the job reads; raises as the loading of its task's data does."""
+    return FINGERPRINTS[TASKS[job.settings.task].workflow](job)
+
+
+def other_data(record: dict[str, Any], job: Job) -> str | None:
+    """The splits whose rows in the record are not those that the job reads now; None where all are the same.
+
+    Nothing is fetched for it: None too where the data are not on this machine, or no fingerprint is in the record.
+    """
+    try:
+        with files.nothing_fetched():
+            present = data_fingerprint(job) if "data_fingerprint" in record else {}
+    except FileNotFoundError:
+        return None
+    theirs = record.get("data_fingerprint", {})
+    differing = [split for split in theirs if theirs[split] != present.get(split, theirs[split])]
+    return ", ".join(f"{split} {theirs[split]}, not {present[split]}" for split in differing) or None
+
+
+def of_other_data(run: Run) -> str | None:
+    """Why the record of a run does not answer for it: it is of other data than the run reads now."""
+    differing = other_data(records.read_record(run.record), _job(run)) if run.recorded else None
+    remedy = f"name the data of the record (--data-dir, LORA_DATA_DIR), or delete {run.record} to measure anew"
+    return f"recorded with other data ({differing}); {remedy}" if differing else None
 
 
 def begin(name: str, scale: str, seed: int, settings: Settings) -> dict[str, Any]:
@@ -144,7 +183,7 @@ def measure(
         "processes": int(os.environ.get("WORLD_SIZE", "1")),
     }
     if not settings.epochs:
-        load_adapter(model, start)
+        _load_start(model, start)
     elif trains(settings):
         apply_method(model, settings)
         if start:
@@ -166,10 +205,32 @@ def measure(
         if trained < total - head or keep_whole:
             save_adapter(trained_model, settings, adapter)
 
-    results, predictions = WORKFLOWS[task.workflow](
-        model.to(device), load_tokenizer(settings.model, job.data_dir), job, keep_adapter
-    )
+    if trains(settings):
+        _require_base(job.folder, measured["base_fingerprint"])
+    checkpoint = 12 * trained + files.MEGABYTE  # in bytes: weights, the optimizer's two moments, and small files
+    with files.room(job.folder, checkpoint if trains(settings) else files.MEGABYTE):
+        results, predictions = WORKFLOWS[task.workflow](
+            model.to(device), load_tokenizer(settings.model, job.data_dir), job, keep_adapter
+        )
     return measured | results, predictions
+
+
+def _require_base(folder: Path, fingerprint: str) -> None:
+    """Keep beside the checkpoints which base model they are of; ValueError where it was another one."""
+    base = folder / "base_fingerprint.txt"
+    if base.exists() and base.read_text(encoding="utf-8") != fingerprint:
+        raise ValueError(
+            f"expected the base model of the checkpoints in {folder}, found other weights; bring that model back, or "
+            "delete the folder to start anew"
+        )
+    files.write_atomically(base, fingerprint)
+
+
+def _load_start(model: nn.Module, folder: Path) -> None:
+    try:
+        load_adapter(model, folder)
+    except ValueError as error:
+        raise ValueError(f"{error}; or delete {folder}, and `reproduce.py run` makes it anew") from error
 
 
 def _carry_over(model: nn.Module, settings: Settings, folder: Path) -> None:
@@ -179,7 +240,7 @@ def _carry_over(model: nn.Module, settings: Settings, folder: Path) -> None:
     the official code carries its pooler over. Raises ValueError where the model has no such parameters.
     """
     start = load_model(settings.model, TASKS[find(settings.start_from).settings.task].outputs)
-    load_adapter(start, folder)
+    _load_start(start, folder)
     fresh = f"{family_of(model).head[-1]}."  # the classifier
     parameters = dict(model.named_parameters())
     carried = {n: p for n, p in start.named_parameters() if p.requires_grad and not n.startswith(fresh)}

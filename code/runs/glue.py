@@ -32,6 +32,11 @@ from training.trainer import train
 HELD_OUT = "held_out"
 
 
+def data_fingerprint(job: Job) -> dict[str, str]:
+    """The fingerprint of each split that the job reads."""
+    return _load(glue_task(job.settings.task), job)[1]["data_fingerprint"]
+
+
 def train_and_score(
     model: nn.Module, tokenizer: PreTrainedTokenizerBase, job: Job, keep_adapter: Callable[[nn.Module], None]
 ) -> tuple[dict[str, Any], list[dict[str, Any]]]:

@@ -56,10 +56,11 @@ class Run:
 
     @property
     def obstacle(self) -> str | None:
-        """Why it cannot be recorded: a record of other settings or of another task version has its path."""
+        """Why it cannot be recorded: a record that is damaged, or of other settings or task version, has its path."""
         if not self.record.exists() or self.recorded:
             return None
-        return f"recorded with other settings or of another task version; delete {self.record} to measure anew"
+        other = f"recorded with other settings or of another task version; delete {self.record} to measure anew"
+        return records.damage(self.record) or other
 
     @property
     def log(self) -> Path:
@@ -105,9 +106,9 @@ def lock(path: Path, what: str) -> Iterator[None]:
     if not first_process():
         yield  # the first process holds it for all
         return
-    path.parent.mkdir(parents=True, exist_ok=True)
     file_lock, holder = FileLock(path, timeout=0), path.with_suffix(".holder")
     try:
+        path.parent.mkdir(parents=True, exist_ok=True)
         file_lock.acquire()
     except Timeout:
         name = holder.read_text(encoding="utf-8") if holder.exists() else "another process"

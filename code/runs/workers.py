@@ -22,7 +22,7 @@ from typing import Any
 import files
 from runs.run import Run, RunTaken, taken
 
-TAKEN = os.EX_TEMPFAIL  # exit code of a run that another process is doing
+TAKEN = 75  # exit code of a run that another process is doing: EX_TEMPFAIL, which Windows has no name for
 INTERRUPTED = 128 + signal.SIGINT  # exit code of a run that was stopped, as shells have it
 POLL_SECONDS = 0.5
 
@@ -54,6 +54,9 @@ class InProcess:
             do(run)
         except RunTaken:
             return TAKEN
+        except (ValueError, OSError, FloatingPointError) as error:
+            print(f"error: {error}", file=sys.stderr)
+            return 1
         except Exception:
             traceback.print_exc()
             return 1

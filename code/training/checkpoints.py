@@ -1,26 +1,36 @@
-"""The sittings of a run: checkpoints by the clock, a stop on a signal, the time and memory of all sittings."""
+"""The sittings of a run: checkpoints by the clock, a stop on a signal, the time and memory of all sittings.
+
+A checkpoint is whole where SIZES_FILE, written last, fits the bytes of all files that a run continues from.
+"""
 
 from __future__ import annotations
 
+import hashlib
 import json
+import logging
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from transformers import ProgressCallback, TrainerCallback
+from transformers import ProgressCallback, Trainer, TrainerCallback
+from transformers.trainer import TRAINER_STATE_NAME
 
 from files import write_atomically
 from methods.rank_changes import ended
 from training.machine import peak_memory_gib
 
 CHECKPOINT_SECONDS = 300
-SIZES_FILE = "sizes.json"  # in a checkpoint: the sizes of its other files
+SIZES_FILE = "sizes.json"  # in a checkpoint: size and SHA-256 of every file that training continues from
+VALIDATIONS = "epoch-*.json"  # beside the checkpoints: what was measured after each epoch
+SITTINGS_FILE = "sittings.json"  # in a checkpoint: what all sittings until then took, and the loss since the last log
 SAVING_SHARE = 0.05  # at most so much of the time is spent saving: large checkpoints on a slow disk are rarer
+
+logger = logging.getLogger(__name__)
 
 
 class TrainingInterrupted(KeyboardInterrupt):
@@ -47,13 +57,14 @@ def _midway(state: Any) -> bool:
 class Sitting(TrainerCallback):
     """Checkpoints by the clock, stops after a finished step on a signal, and adds up what all sittings took.
 
-    `tokens()` counts this sitting's tokens; `anywhere(*flags)` says for each flag whether any process has set it.
+    `checkpoint` is the one that training continues from, `trainer` a `ProtocolTrainer`.
     """
 
-    def __init__(self, folder: Path, tokens: Callable[[], int], anywhere: Callable[..., list[bool]]):
-        self.folder, self.clock, self.tokens, self.anywhere = folder, folder / "clock.json", tokens, anywhere
+    def __init__(self, trainer: Trainer, checkpoint: str | None):
+        self.trainer, self.folder = trainer, Path(trainer.args.output_dir)
         nothing = {"seconds": 0.0, "tokens": 0, "peak_memory_gib": 0.0}
-        self.earlier = nothing | (json.loads(self.clock.read_text()) if self.clock.exists() else {})
+        self.earlier = nothing | (_read(Path(checkpoint, SITTINGS_FILE)) if checkpoint else {})
+        self.contents = _read(Path(checkpoint, SIZES_FILE)) if checkpoint else {}
         self.started, self.stop = time.monotonic(), False
         self.next = self.started + CHECKPOINT_SECONDS
 
@@ -71,15 +82,24 @@ class Sitting(TrainerCallback):
 
     def spent(self) -> dict[str, float]:
         seconds = self.earlier["seconds"] + time.monotonic() - self.started
+        tokens = self.earlier["tokens"] + self.trainer.tokens
         peak = max(self.earlier["peak_memory_gib"], peak_memory_gib())
-        return {"seconds": seconds, "tokens": self.earlier["tokens"] + self.tokens(), "peak_memory_gib": peak}
+        return {"seconds": seconds, "tokens": tokens, "peak_memory_gib": peak}
 
     def on_signal(self, signum: int, frame: FrameType | None) -> None:
         self.stop = True
 
+    def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        if unlogged := self.earlier.get("unlogged"):
+            self.trainer.continue_log(**unlogged)
+        if state.is_world_process_zero:
+            for file in self.folder.glob(VALIDATIONS):
+                if f"../{file.name}" not in self.contents:  # later than the checkpoint: it is measured anew
+                    file.unlink()
+
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         self.saving_since = time.monotonic()
-        self.stop, due = self.anywhere(self.stop, self.saving_since > self.next)
+        self.stop, due = self.trainer.anywhere(self.stop, self.saving_since > self.next)
         control.should_save = control.should_save or ((self.stop or due) and _midway(state))
         control.should_training_stop = control.should_training_stop or self.stop
 
@@ -92,24 +112,49 @@ class Sitting(TrainerCallback):
             control.should_evaluate = control.should_save = False
 
     def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        progress = self.spent() | {"unlogged": self.trainer.unlogged()}  # waits until every process has saved its part
+        if state.is_world_process_zero:
+            saved = self.folder / f"checkpoint-{state.global_step}"
+            write_atomically(saved / SITTINGS_FILE, json.dumps(progress))
+            own = {file.name: _content(file) for file in saved.iterdir() if file.is_file() and file.name != SIZES_FILE}
+            beside = {f"../{file.name}": _content(file) for file in self.folder.glob(VALIDATIONS)}
+            write_atomically(saved / SIZES_FILE, json.dumps(own | beside))
         now = time.monotonic()
         self.next = now + max(CHECKPOINT_SECONDS, (now - self.saving_since) / SAVING_SHARE)
-        if state.is_world_process_zero:
-            write_atomically(self.clock, json.dumps(self.spent()))
-            saved = self.folder / f"checkpoint-{state.global_step}"
-            sizes = {file.name: file.stat().st_size for file in saved.iterdir() if file.is_file()}
-            write_atomically(saved / SIZES_FILE, json.dumps(sizes))
 
 
 def newest_checkpoint(folder: Path) -> str | None:
-    """The newest complete checkpoint, if any: a kill, or a mounted drive that was cut off, may leave a part of one."""
-    whole = [p for p in folder.glob("checkpoint-*") if _whole(p)]
-    return str(max(whole, key=lambda p: int(p.name.split("-")[1]))) if whole else None
+    """The newest checkpoint that is whole and, if one is kept, whose best epoch's is; None if there is none.
+
+    A kill, or a mounted drive that was cut off, may leave a part of one; a disk may change its bytes.
+    """
+    names = [path.name.removeprefix("checkpoint-") for path in folder.glob("checkpoint-*")]
+    steps = [int(name) for name in names if name.isdecimal()]  # a drive's copy is called "checkpoint-5 (1)"
+    for step in sorted(steps, reverse=True):
+        checkpoint = folder / f"checkpoint-{step}"
+        if _whole(checkpoint):
+            best = _read(checkpoint / TRAINER_STATE_NAME)["best_global_step"]
+            if not best or _whole(folder / f"checkpoint-{best}"):
+                return str(checkpoint)
+        logger.warning("%s is not whole, or the best epoch before it is not: it is passed over", checkpoint)
+    return None
 
 
 def _whole(checkpoint: Path) -> bool:
     try:
-        sizes = json.loads((checkpoint / SIZES_FILE).read_text(encoding="utf-8"))
-        return all((checkpoint / name).stat().st_size >= size for name, size in sizes.items())
-    except (FileNotFoundError, ValueError):
+        contents = _read(checkpoint / SIZES_FILE)
+        return bool(contents) and all([*_content(checkpoint / name)] == content for name, content in contents.items())
+    except (OSError, ValueError, AttributeError):
         return False
+
+
+def _read(file: Path) -> dict[str, Any]:
+    return json.loads(file.read_text(encoding="utf-8"))
+
+
+def _content(file: Path) -> tuple[int, str]:
+    digest = hashlib.sha256()
+    with file.open("rb") as opened:
+        while block := opened.read(2**20):
+            digest.update(block)
+    return file.stat().st_size, digest.hexdigest()

@@ -6,7 +6,6 @@ import ctypes
 import gc
 import os
 import re
-import resource
 import sys
 from pathlib import Path
 
@@ -38,5 +37,11 @@ def peak_memory_gib() -> float:
         return torch.cuda.max_memory_allocated() / 2**30
     if peak := re.search(r"VmHWM:\s*(\d+) kB", PEAK.read_text(encoding="ascii") if PEAK.exists() else ""):
         return int(peak[1]) / 2**20
+    if sys.platform == "win32":
+        import psutil  # accelerate brings it
+
+        return psutil.Process().memory_info().peak_wset / 2**30
+    import resource  # Windows has none
+
     unit = 1 if sys.platform == "darwin" else 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**30

@@ -32,7 +32,7 @@ from methods.stacked_lora import resize
 from training.batches import Batch, RowsByLength, pad_right, share_of
 from training.checkpoints import Bar, Sitting, TrainingInterrupted, newest_checkpoint
 from training.machine import forget_peak_memory
-from training.optimizer import OfficialAdamW, parameter_groups, regroup, trained_state
+from training.optimizer import OfficialAdamW, first_not_finite, gradients, parameter_groups, regroup, trained_state
 from training.precision import uses_bfloat16
 
 WEIGHTS_FILE = "trained_parameters.safetensors"  # of a checkpoint
@@ -40,7 +40,7 @@ LOGGED = {"loss", "eval_loss", "validation_loss", "ranks"}  # what the record's 
 
 
 class TrainingDiverged(FloatingPointError):
-    """The loss or a weight is no longer a number; the message names the step and the state that was kept."""
+    """A loss, gradient or weight is not finite; the message names it, the step and the state that was kept."""
 
 
 class ShareDone(SystemExit):
@@ -124,7 +124,19 @@ class ProtocolTrainer(Trainer):
 
     def _init_training_state(self, max_steps: int, steps_per_epoch: int, epochs: int, *others: Any) -> tuple[int, int]:
         place = super()._init_training_state(max_steps, steps_per_epoch, epochs, *others)
+        if best := self.state.best_global_step:  # the folder may have been moved
+            self.state.best_model_checkpoint = str(Path(self.args.output_dir) / f"checkpoint-{best}")
         return (epochs, 0) if ended(self.state.log_history) else place  # as if all epochs were trained
+
+    def unlogged(self) -> dict[str, float]:
+        """The sum of the losses since the last log, a mean over processes, and that log's step."""
+        loss = self.accelerator.reduce(self._tr_loss, "mean").item()
+        return {"loss": loss, "since": self._globalstep_last_logged}
+
+    def continue_log(self, loss: float, since: int) -> None:
+        """Take up what `unlogged` gave when the checkpoint was saved; Trainer itself forgets it at a stop."""
+        self._tr_loss += loss
+        self._globalstep_last_logged = since
 
     def compute_loss(self, model: nn.Module, inputs: Batch, return_outputs: bool = False, **_: Any) -> Tensor:
         self.tokens += inputs["input_ids"].numel()
@@ -133,8 +145,18 @@ class ProtocolTrainer(Trainer):
             loss = self.loss(model, share) if model is self.model else weight * through_wrapper(model, self.loss, share)
         whole = self.accelerator.reduce(loss.detach(), "mean")
         if not torch.isfinite(whole):
+            self.require_finite(trained_state(self.model), f"after step {self.state.global_step}")  # else the loss is
             raise self.diverged(f"the loss is {whole.item()} at step {self.state.global_step + 1}")
         return loss
+
+    def training_step(self, *arguments: Any, **others: Any) -> Tensor:
+        loss = super().training_step(*arguments, **others)
+        self.require_finite(gradients(self.model), f"at step {self.state.global_step + 1}")
+        return loss
+
+    def require_finite(self, tensors: dict[str, Tensor], when: str) -> None:
+        if name := first_not_finite(tensors):
+            raise self.diverged(f"{name} is not finite {when}")
 
     def diverged(self, what: str) -> TrainingDiverged:
         kept = newest_checkpoint(Path(self.args.output_dir))
@@ -145,13 +167,13 @@ class ProtocolTrainer(Trainer):
 
     def _maybe_log_save_evaluate(self, *arguments: Any, **others: Any) -> None:
         if self.control.should_evaluate or self.control.should_save:  # no loss has seen the last step yet
-            for name, weights in trained_state(self.model).items():
-                if not weights.isfinite().all():
-                    raise self.diverged(f"{name} is not finite after step {self.state.global_step}")
+            self.require_finite(trained_state(self.model), f"after step {self.state.global_step}")
         super()._maybe_log_save_evaluate(*arguments, **others)
 
     def evaluate(self, *_: Any, **__: Any) -> dict[str, float]:
         measured = self.validate(self.model, math.ceil(self.state.epoch))  # a schedule may end within an epoch
+        if odd := [f"{name} {value}" for name, value in measured.items() if not math.isfinite(value)]:
+            raise FloatingPointError(f"the validation has {odd[0]}")
         metrics = {f"eval_{name}": value for name, value in measured.items()}
         self.log(metrics)
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
@@ -192,9 +214,9 @@ def train(
 
     `loss(model, batch)` is minimised; `validate(model, epoch)` is measured after every epoch. If the
     best epoch is kept, `best` says by which of these numbers, and whether higher is better. Training
-    continues from the newest checkpoint. Raises TrainingDiverged for a loss that is not finite, and for
-    such weights before they are validated or saved. Raises TrainingInterrupted after SIGINT or SIGTERM,
-    once the state is saved.
+    continues from the newest checkpoint. Raises TrainingDiverged for a loss or gradient that is not finite,
+    for such weights before they are validated or saved, and where a validation raises FloatingPointError.
+    Raises TrainingInterrupted after SIGINT or SIGTERM, once the state is saved.
 
     Under `accelerate launch` the processes share each batch's rows and take the steps that one process
     would. The first returns the result; the others end with ShareDone. A `schedule` changes ranks during
@@ -249,13 +271,17 @@ def train(
     )
     trainer.remove_callback(DEFAULT_PROGRESS_CALLBACK)  # another one in a notebook
     trainer.remove_callback(PrinterCallback)
-    sitting = Sitting(folder, tokens=lambda: trainer.tokens, anywhere=trainer.anywhere)
+    sitting = Sitting(trainer, checkpoint := newest_checkpoint(folder))
     trainer.add_callback(Bar())
     if schedule:
         trainer.add_callback(RankChanges(schedule, trainer.regroup))
     trainer.add_callback(sitting)
-    with sitting.listening():
-        trainer.train(resume_from_checkpoint=newest_checkpoint(folder))
+    try:
+        with sitting.listening():
+            trainer.train(resume_from_checkpoint=checkpoint)
+    except FloatingPointError as error:  # of a validation, a schedule's too, which knows no step
+        known = isinstance(error, TrainingDiverged)
+        raise error if known else trainer.diverged(f"{error} after step {trainer.state.global_step}") from error
     trainer.accelerator.wait_for_everyone()
     if not trainer.is_world_process_zero():
         raise ShareDone
