@@ -14,14 +14,14 @@ alternate, medians are printed, and `results/benchmark/` keeps them.
 from __future__ import annotations
 
 import argparse
-import json
+import sys
 from pathlib import Path
 
 import torch
 
 import files
 from costs import benchmark_e2e, benchmark_glue, benchmark_smollm2
-from files import write_atomically
+from files import write_json
 from runs.records import provenance
 
 BENCHMARKS = {  # name -> benchmark, its usual repetitions
@@ -36,11 +36,18 @@ BENCHMARKS = {  # name -> benchmark, its usual repetitions
 
 
 def main() -> None:
+    sys.stdout.reconfigure(errors="backslashreplace")
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("which", nargs="*", default=[*BENCHMARKS], choices=BENCHMARKS, help="all when none is named")
     parser.add_argument("--repetitions", type=int, help="of each variant (default: 15 steps, 3 of the others)")
     parser.add_argument("--data-dir", type=Path, help="folder with e2e/*.csv; else LORA_DATA_DIR, data/cache")
     arguments = parser.parse_args()
+    if arguments.repetitions is not None and arguments.repetitions < 1:
+        parser.error(f"--repetitions must be 1 or more, found {arguments.repetitions}")
+    try:
+        files.check_room(files.RESULTS)  # before anything is measured
+    except OSError as error:
+        sys.exit(f"error: {error}")
     for name in arguments.which:
         call, usual_repetitions = BENCHMARKS[name]
         repetitions = arguments.repetitions or usual_repetitions
@@ -49,8 +56,7 @@ def main() -> None:
         for quantity, value in measured.items():
             print(f"  {quantity:58} {value:8.3f}", flush=True)
         facts = {"threads": torch.get_num_threads(), "repetitions": repetitions, **provenance()}
-        text = json.dumps({"measured": measured, **facts}, indent=1) + "\n"
-        write_atomically(files.RESULTS / "benchmark" / f"{name}.json", text)
+        write_json(files.RESULTS / "benchmark" / f"{name}.json", {"measured": measured, **facts})
 
 
 if __name__ == "__main__":

@@ -9,36 +9,123 @@ from __future__ import annotations
 
 import csv
 import hashlib
+import json
 import os
+import shutil
 import subprocess
 import sys
 import urllib.request
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from functools import cache
 from http.client import HTTPException
 from pathlib import Path
-from tempfile import TemporaryDirectory
+from tempfile import TemporaryDirectory, TemporaryFile
+from typing import Any
 from zipfile import ZipFile
 
 ROOT = Path(__file__).resolve().parent.parent
 DATA = ROOT / "data"
 CACHE = DATA / "cache"
 MODELS = DATA / "models"
-RESULTS = Path(os.environ.get("LORA_RESULTS_DIR", ROOT / "results"))
-CHECKPOINTS = Path(os.environ.get("LORA_CHECKPOINT_DIR", ROOT / "checkpoints"))
+RESULTS = Path(os.environ.get("LORA_RESULTS_DIR", ROOT / "results")).absolute()
+CHECKPOINTS = Path(os.environ.get("LORA_CHECKPOINT_DIR", ROOT / "checkpoints")).absolute()
 SHARED = ROOT.parent / "shared" / "data"
 DOWNLOAD_SECONDS = 60  # without a byte
+MEGABYTE = 10**6
 
 
-def write_atomically(path: Path, content: str | bytes) -> None:
-    """Write the file so that it is there whole or, if the process is killed, as it was before."""
+def results_are_own() -> bool:
+    """Whether the results are the project's own, which its README and documents tell of."""
+    return RESULTS.is_relative_to(ROOT)
+
+
+def write_atomically(path: Path, content: str | bytes, new: bool = False) -> None:
+    """Write the file so that it is there whole or, if the process is killed, as it was before.
+
+    With `new`, an existing file is left as it is, and FileExistsError raised.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
     try:
         temporary.write_bytes(content.encode() if isinstance(content, str) else content)
-        os.replace(temporary, path)
+        if new:
+            path.open("x").close()
+        try:
+            os.replace(temporary, path)
+        except OSError:
+            if new:
+                path.unlink()
+            raise
+    except OSError as error:
+        if error.errno and not error.filename:
+            error.filename = str(path)  # "No space left on device" does not say where
+        raise
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def digest(content: Any) -> str:
+    """SHA-256 of the content as JSON; ValueError for NaN or an infinity in it, which no finished run has measured."""
+    return hashlib.sha256(json.dumps(content, allow_nan=False).encode()).hexdigest()
+
+
+def write_json(path: Path, content: dict[str, Any], new: bool = False) -> None:
+    """Write the object and, as its last entry, its `digest`; whole, as `write_atomically` does."""
+    text = json.dumps(content | {"digest": digest(content)}, indent=1, ensure_ascii=False)
+    write_atomically(path, text + "\n", new)
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """The object in a file of `write_json`, with its digest; one that is older than digests has none.
+
+    Raises FileNotFoundError if it is no file, and ValueError, which names it, if it is not what was written.
+    """
+    if not path.is_file():
+        raise FileNotFoundError(f"expected a file, found none: {path}")
+    try:
+        content = json.loads(path.read_bytes())
+        if not isinstance(content, dict):
+            raise ValueError(f"expected an object, found {type(content).__name__}")
+        expected = content.get("digest")
+        found = digest({key: value for key, value in content.items() if key != "digest"})
+        if expected not in (None, found):
+            raise ValueError(f"expected content with the digest {expected}, found {found}")
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{path} is damaged ({error}): restore or delete it") from error
+    return content
+
+
+def check_room(folder: Path, size: int = MEGABYTE) -> None:
+    """Raise OSError, which says what is missing where, if `size` bytes cannot be written into the folder."""
+    remedy = "make room, or choose another folder with LORA_RESULTS_DIR or LORA_CHECKPOINT_DIR (train.py: --output_dir)"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        free = shutil.disk_usage(folder).free
+        if free >= size:
+            with TemporaryFile(dir=folder) as probe:
+                probe.write(b"a byte")
+    except OSError as error:
+        raise OSError(f"nothing can be written into {folder} ({error.strerror}): {remedy}") from error
+    if free < size:
+        needed = f"expected {size / MEGABYTE:.1f} MB free, found {free / MEGABYTE:.1f}"
+        raise OSError(f"no space left in {folder}: {needed}; {remedy}")
+
+
+@contextmanager
+def room(folder: Path, size: int) -> Iterator[None]:
+    """Raise what `check_room` does before the work is begun, and instead of an error that a full disk gave it.
+
+    Libraries report a full disk in words of their own: "unexpected pos 543616 vs 543504".
+    """
+    check_room(folder, size)
+    try:
+        yield
+    except (ValueError, ArithmeticError):
+        raise
+    except Exception:
+        check_room(folder, size)
+        raise
 
 
 @cache
@@ -92,6 +179,20 @@ def check_sha256(content: bytes, expected: str, source: Path | str, remedy: str)
         raise ValueError(f"{source} is not the released file: expected SHA-256 {expected}, found {digest}; {remedy}")
 
 
+_fetching = True
+
+
+@contextmanager
+def nothing_fetched() -> Iterator[None]:
+    """Look for files on this machine only."""
+    global _fetching
+    before, _fetching = _fetching, False
+    try:
+        yield
+    finally:
+        _fetching = before
+
+
 def find_file(file: str, data_dir: Path | None, fetch: Callable[[], bytes], published: str) -> Path:
     """The path of `file` (`e2e/devset.csv`); `published` names the place that `fetch` reads it from.
 
@@ -107,6 +208,8 @@ def find_file(file: str, data_dir: Path | None, fetch: Callable[[], bytes], publ
         if path.is_file():
             return path
     try:
+        if not _fetching:
+            raise OSError("not asked")
         content = fetch()
     except OSError as error:
         tried = "\n  ".join([*map(str, places), f"{published} ({error})"])

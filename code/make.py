@@ -16,7 +16,7 @@ import json
 import sys
 from pathlib import Path
 
-from files import MODELS
+from files import MODELS, results_are_own
 
 
 def make_summary(arguments: argparse.Namespace) -> None:
@@ -24,7 +24,8 @@ def make_summary(arguments: argparse.Namespace) -> None:
     from publish.result_files import write_results
 
     print(write_results())
-    write_readme()
+    if results_are_own():
+        write_readme()
 
 
 def make_documents(arguments: argparse.Namespace) -> None:
@@ -72,8 +73,7 @@ def make_base_model(arguments: argparse.Namespace) -> None:
 def check(arguments: argparse.Namespace) -> None:
     from publish.check import check
 
-    check()
-    print("tables, figures, README, report and poster are what the records give")
+    print(check())
 
 
 def parser() -> argparse.ArgumentParser:
@@ -109,10 +109,11 @@ def parser() -> argparse.ArgumentParser:
 
 
 def main() -> None:
+    sys.stdout.reconfigure(errors="backslashreplace")  # a terminal that cannot show ± gets \\xb1
     arguments = parser().parse_args()
     try:
         arguments.call(arguments)
-    except (FileNotFoundError, ValueError, RuntimeError) as error:
+    except (OSError, ValueError, RuntimeError, FloatingPointError) as error:
         sys.exit(f"error: {error}")
 
 

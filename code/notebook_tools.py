@@ -13,7 +13,6 @@ but records and predictions.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import astuple, dataclass
 from pathlib import Path
@@ -98,9 +97,9 @@ class Work:
         """Show the first seed's texts for the first inputs of E2E, a column for each experiment."""
         columns: dict[str, list[str]] = {}
         for run in self.runs:
-            file = records.predictions_path(run.experiment.name, self.scale, run.seed)
-            written = file.read_text(encoding="utf-8").splitlines() if file.exists() else []
-            lines = [line for line in map(json.loads, written[:number]) if "mr" in line]
+            record = records.read_record(run.record)
+            written = records.read_predictions(record) if record else []
+            lines = [line for line in written[:number] if "mr" in line]
             if lines and run.seed == self.seeds[0]:
                 columns["meaning representation"] = [line["mr"] for line in lines]
                 columns[run.experiment.row] = [line["prediction"] for line in lines]

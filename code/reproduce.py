@@ -16,6 +16,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import files
 from analysis.quantities import shown_scores
 from experiments.catalogue import EXPERIMENTS, find, select
 from experiments.settings import SCALES, Experiment
@@ -58,7 +59,7 @@ def run_command(arguments: argparse.Namespace) -> None:
     run = Run(find(arguments.name, arguments.scale), arguments.seed, arguments.data_dir)
     if arguments.dry_run:
         return dry_run([run])
-    if first_process() and not run.recorded:
+    if first_process() and not run.recorded and not run.obstacle:
         for each in in_order([run]):
             print(f"{each}: about {_estimate(each.experiment).minutes:.1f} min", flush=True)
     from runs.execute import do, leave_process_group
@@ -81,6 +82,8 @@ def sweep_command(arguments: argparse.Namespace) -> None:
         raise ValueError("a sweep does one run a GPU, `accelerate launch` one run on several GPUs: launch `run`")
     runs = in_order(chosen_runs)
     open_runs = [run for run in runs if not run.recorded]
+    for folder in (files.RESULTS, files.CHECKPOINTS) if open_runs else ():
+        files.check_room(folder)
     print(
         f"runs at scale {experiments[0].scale}: {len(runs)}, recorded already: {len(runs) - len(open_runs)}", flush=True
     )
@@ -106,6 +109,8 @@ def table_command(arguments: argparse.Namespace) -> None:
 
     experiments = select(arguments.table, arguments.scale, arguments.rows, arguments.variant)
     print(as_text(table(experiments), arguments.table, experiments[0].scale))
+    if any(records.damage(path) for experiment in experiments for path in records.record_paths(experiment)):
+        sys.exit(1)  # which was named; the table is of the others
 
 
 def figure_command(arguments: argparse.Namespace) -> None:
@@ -176,6 +181,7 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def main() -> None:
+    sys.stdout.reconfigure(errors="backslashreplace")  # a terminal that cannot show ± gets \\xb1
     arguments = _parser().parse_args()
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C: what was done is kept
     try:
@@ -188,7 +194,7 @@ def main() -> None:
     except RunTaken as taken:
         print(f"error: {taken}", file=sys.stderr)
         sys.exit(TAKEN)
-    except (ValueError, FileNotFoundError, FloatingPointError) as error:
+    except (ValueError, OSError, FloatingPointError) as error:
         sys.exit(f"error: {error}")
 
 

@@ -9,7 +9,7 @@ import pytest
 
 import files
 import make
-from publish import check, result_files
+from publish import check, figures, report, result_files
 from publish.readme import BLOCKS
 from runs import records
 from synthetic_records import write_e2e, write_glue
@@ -129,6 +129,70 @@ def test_a_picture_of_other_numbers_is_red(tree):
     pictures = tree / "results" / "figures"
     (pictures / "table3-costs-cpu.pdf").write_bytes((pictures / "table3-parameters-cpu.pdf").read_bytes())
     assert check.differences() == ["figures/table3-costs-cpu.pdf is not drawn from the numbers beside it"]
+
+
+HARMS = {
+    "half": lambda content: content[: len(content) // 2],
+    "all but the end": lambda content: content[:-1],
+    "a bit": lambda content: content[:3000] + bytes([content[3000] ^ 1]) + content[3001:],
+}
+
+
+@pytest.mark.parametrize("suffix", ["png", "pdf"])
+@pytest.mark.parametrize("harm", HARMS.values(), ids=HARMS)
+def test_a_picture_with_damaged_bytes_is_red(tree, suffix, harm):
+    path = tree / f"results/figures/table3-parameters-cpu.{suffix}"
+    path.write_bytes(harm(path.read_bytes()))
+    (line,) = check.differences()
+    assert line.startswith(f"figures/table3-parameters-cpu.{suffix} is ")
+
+
+def test_a_picture_that_cannot_be_written_whole_is_as_it_was(tree, monkeypatch):
+    def full(path, content):
+        with path.open("wb") as file:
+            file.write(content[: len(content) // 2])
+        raise OSError(28, "No space left on device")
+
+    before = {path: path.read_bytes() for path in (tree / "results/figures").iterdir()}
+    write_e2e(LORA, 1, 0.62)
+    monkeypatch.setattr("pathlib.Path.write_bytes", full)
+    with pytest.raises(OSError, match="No space left"):
+        figures.draw("parameters", "table3", "cpu")
+    assert {path: path.read_bytes() for path in (tree / "results/figures").iterdir()} == before
+
+
+@pytest.mark.parametrize("file", ["summary.csv", "tables/table3-cpu.md", "../README.md"])
+def test_a_text_whose_bytes_are_no_text_any_more_is_red_and_named(tree, file):
+    path = tree / "results" / file
+    path.write_bytes(path.read_bytes().replace(b"61.00", b"\xff1.00", 1))
+    (line,) = check.differences()
+    assert line.startswith(f"{path.name if '..' in file else file}, line ")
+
+
+def test_a_damaged_record_is_red_named_and_counted_in_the_list_of_tables(tree, capsys):
+    path = records.record_path(LORA, "cpu", 0)
+    path.write_bytes(path.read_bytes()[:100])
+    summary()
+    damaged = f"runs/cpu/{path.name}"
+    assert f"in no table: 1 ({damaged})" in (tree / "results/tables/README.md").read_text(encoding="utf-8")
+    assert check.differences() == [f"{damaged} is damaged or a copy, and passed over"]
+    assert f"passed over: {path} is damaged" in capsys.readouterr().err
+
+
+def test_results_outside_the_project_are_compared_without_readme_and_documents(tree, tmp_path_factory, monkeypatch):
+    monkeypatch.setattr(check, "stale", lambda: ["the documents are not asked"])
+    with pytest.raises(ValueError, match="the documents are not asked"):
+        check.check()
+    outside = tmp_path_factory.mktemp("outside") / "results"
+    shutil.move(tree / "results", outside)
+    monkeypatch.setattr(files, "RESULTS", outside)
+    page = (tree / "README.md").read_bytes()
+    records.record_path(LORA, "cpu", 0).unlink()
+    summary()
+    assert check.check().endswith(f"README, report and poster are not of {outside}")
+    assert (tree / "README.md").read_bytes() == page  # it tells of the project's own results
+    with pytest.raises(ValueError, match=f"expected results in {tree}, found {outside}"):
+        report.write_documents()
 
 
 def test_figures_of_quick_runs_are_nobodys_business(tree):

@@ -1,6 +1,7 @@
 """Figures: what they show is what was recorded, they say what they show, and drawn twice they are the same bytes."""
 
 import io
+import shutil
 from itertools import pairwise, product
 
 import pandas as pd
@@ -205,6 +206,10 @@ def test_times_of_another_day_or_base_are_in_a_panel_of_their_own():
 
 
 def test_slot_errors_are_counted_by_slot_and_kind():
+    records.predictions_path(LORA, "cpu", 1).write_text('{"mr', encoding="utf-8")  # damaged: of two runs, one counts
+    assert set(data("slots", "table3")[["n", "texts"]].itertuples(index=False, name=None)) == {(1, 2)}
+    records.predictions_path(LORA, "cpu", 1).unlink()
+    shutil.copy(records.predictions_path(LORA, "cpu", 0), records.predictions_path(LORA, "cpu", 1))
     found = data("slots", "table3").set_index(["slot", "kind"])
     assert set(found.label) == {"LoRA r=4"}
     assert found.errors.sum() == 4  # of two seeds

@@ -1,6 +1,8 @@
 """Records are whole, kept, and found again."""
 
 import json
+import os
+import shutil
 import subprocess
 from dataclasses import asdict, replace
 from importlib.metadata import version
@@ -84,6 +86,177 @@ def test_a_write_that_fails_leaves_nothing_behind(results, monkeypatch):
     with pytest.raises(OSError, match="disk full"):
         records.write_record(RECORD)
     assert list((results / "runs" / "quick").iterdir()) == []
+
+
+def test_what_a_killed_process_left_of_a_file_is_removed_when_the_run_writes_it_again(results):
+    paths = (
+        records.record_path(NAME, "quick", 3),
+        records.predictions_path(NAME, "quick", 3),
+        records.record_path(NAME, "quick", 3).parent / "unfinished" / f"{records.run_id(NAME, 3)}--1.json",
+    )
+    for path in paths:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.with_name(f"{path.name}.4711.tmp").write_text('{"half')
+    records.write_unfinished(RECORD | {"status": "failed"})
+    records.write_predictions(NAME, "quick", 3, [{"prediction": "a"}])
+    records.write_record(RECORD)
+    assert {path for path in results.rglob("*") if path.is_file()} == set(paths)
+
+
+def older(name=NAME, scale="quick", seed=3, **changes):
+    """Write a record as it was before digests; return its path."""
+    record = RECORD | {"name": name, "scale": scale, "seed": seed, "started": "2026-11-22T10:00:00+00:00"}
+    record |= {"settings": asdict(SETTINGS), "task_version": 1, "device": "cpu", "threads": 1, "training_seconds": 1.0}
+    record |= {"parameters": {"trainable": 1}, "data_fingerprint": {}, "history": [], "scores": {"accuracy": 0.5}}
+    path = records.record_path(name, scale, seed)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(record | changes), encoding="utf-8")
+    return path
+
+
+def with_digest():
+    return records.write_record(RECORD | {"scores": {"BLEU": 0.6093}, "started": "today"})
+
+
+def test_a_record_that_is_older_than_digests_counts_as_it_is(capsys):
+    path = older()
+    assert records.read_record(path)["scores"] == {"accuracy": 0.5}
+    assert records.damage(path) is None and records.damaged("quick") == []
+    assert capsys.readouterr().err == ""
+
+
+DAMAGES = {
+    "cut off": lambda text: text[: len(text) // 2],
+    "empty": lambda text: "",
+    "a list": lambda text: "[]",
+    "no JSON": lambda text: "\0" * len(text),
+    "nested without end": lambda text: "[" * 100_000,
+    "an entry under another name": lambda text: text.replace('"started"', '"starred"'),
+    "without its name": lambda text: text.replace('"name"', '"nane"'),
+    "a seed that is a list": lambda text: text.replace('"seed": 3', '"seed": [3]'),
+}
+
+
+@pytest.mark.parametrize("write", [older, with_digest], ids=["older", "with a digest"])
+@pytest.mark.parametrize("damage", DAMAGES.values(), ids=DAMAGES)
+def test_a_damaged_record_is_named_once_passed_over_and_counted(write, damage, capsys):
+    path, whole = write(), older(seed=4)
+    path.write_text(damage(path.read_text(encoding="utf-8")), encoding="utf-8")
+    for _ in range(2):
+        assert records.read_record(path) is None
+        assert [record["seed"] for record in records.read_records("quick")] == [4]
+    said = capsys.readouterr().err
+    assert said.count("passed over") == 1 and str(path) in said
+    assert records.damaged("quick") == [path] and records.damage(whole) is None
+    assert str(path) in records.damage(path)
+
+
+def test_one_changed_bit_of_a_score_is_noticed():
+    path = with_digest()
+    path.write_text(path.read_text(encoding="utf-8").replace("0.6093", "0.7093"), encoding="utf-8")
+    assert "expected content with the digest" in records.damage(path)
+
+
+@pytest.mark.parametrize("name", ["seed4.json", "seed3 (1).json", "seed3 (conflicted copy).json", "seed03.json"])
+def test_a_copy_of_a_record_is_no_second_run(name):
+    path = older()
+    copy = path.with_name(path.name.replace("seed3.json", name))
+    copy.write_bytes(path.read_bytes())
+    assert [record["seed"] for record in records.read_records("quick")] == [3]
+    assert records.damage(copy) == f"{copy} is a copy of {path.name}, the file of another run: delete it"
+    elsewhere = older(scale="cpu")
+    elsewhere.write_bytes(path.read_bytes())
+    assert records.read_records("cpu") == []
+
+
+def test_what_is_no_file_is_passed_over(results):
+    folder = records.record_path(NAME, "quick", 0).parent
+    (folder / "a.json").mkdir(parents=True)
+    os.mkfifo(folder / "b.json")  # to read it would wait for ever
+    (folder / "c.json").symlink_to(folder / "nowhere")
+    assert records.read_records("quick") == [] and len(records.damaged("quick")) == 3
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", '{"status": "failed"}'])
+def test_a_damaged_note_is_passed_over_and_the_next_one_written(text):
+    damaged = records.write_unfinished(RECORD | {"status": "failed"})
+    damaged.write_text(text, encoding="utf-8")
+    assert records.write_unfinished(RECORD | {"status": "failed"}).name.endswith("--2.json")
+    assert records.unfinished("quick", "failed") == 1 and records.damaged("quick") == [damaged]
+
+
+@pytest.mark.parametrize("name", ["--1 (1).json", "--2.json", "--1 conflicted.json"])
+def test_a_copy_of_a_note_is_no_second_failure(name):
+    note = records.write_unfinished(RECORD | {"status": "failed"})
+    copy = note.with_name(note.name.replace("--1.json", name))
+    copy.write_bytes(note.read_bytes())
+    assert records.unfinished("quick", "failed") == 1 and records.damaged("quick") == [copy]
+    records.write_unfinished(RECORD | {"status": "failed"})
+    assert records.unfinished("quick", "failed") == 2
+
+
+def test_a_note_that_cannot_be_written_whole_is_not_there(monkeypatch):
+    def broken(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("pathlib.Path.write_bytes", broken)
+    with pytest.raises(OSError, match=r"No space left on device: '.*--1\.json'"):
+        records.write_unfinished(RECORD | {"status": "failed"})
+    assert not list(files.RESULTS.rglob("*.json*"))
+
+
+TEXTS = [{"mr": "name[Zizzi]", "prediction": "Zizzi is\u2028a pub ."}, {"mr": "name[Aromi]", "prediction": "Aromi ."}]
+
+
+@pytest.mark.parametrize("facts", [{"inputs": 2}, {"predictions_digest": files.digest(TEXTS)}])
+def test_texts_are_read_back_whole_or_passed_over(facts, capsys):
+    path = records.write_predictions(NAME, "quick", 3, TEXTS)
+    records.write_record(RECORD | facts)
+    (record,) = records.read_records("quick")
+    assert records.read_predictions(record) == TEXTS
+    whole = path.read_bytes()
+    for damaged in (whole[:-20], whole[: whole.index(b"\n") + 1], whole + b"3\n", b"", b"\xff" + whole):
+        path.write_bytes(damaged)
+        assert records.read_predictions(record) == [] and records.damaged("quick") == [path]
+    assert str(path) in capsys.readouterr().err
+    path.unlink()
+    assert records.read_predictions(record) == records.damaged("quick") == []
+
+
+def test_texts_of_another_run_are_not_those_of_the_record():
+    path = records.write_predictions(NAME, "quick", 3, TEXTS)
+    record = RECORD | {"predictions_digest": files.digest(TEXTS)}
+    path.write_text(path.read_text(encoding="utf-8").replace("Aromi .", "Aromi !"), encoding="utf-8")
+    assert records.read_predictions(record) == []
+
+
+def test_a_score_that_was_not_measured_is_no_number():
+    settings = {"settings": {"task": "e2e"}}
+    assert records.main_score(settings | {"scores": {"BLEU": 0.5}})[2] == 50
+    assert records.main_score(settings | {"scores": {"BLEU": None}})[2] is None
+
+
+def test_a_folder_without_room_or_that_cannot_be_written_is_named_with_what_is_missing(results, monkeypatch):
+    files.check_room(results)
+    with pytest.raises(OSError, match=rf"no space left in {results}: expected 10000000.* MB free, found \d.*make room"):
+        files.check_room(results, 10**19)
+    (results / "file").touch()
+    with pytest.raises(OSError, match=rf"nothing can be written into {results}/file/below \(Not a directory\)"):
+        files.check_room(results / "file" / "below")
+
+
+@pytest.mark.parametrize("error", [RuntimeError("unexpected pos 543616 vs 543504"), OSError(28, "No space left")])
+def test_an_error_on_a_disk_without_room_says_so_and_any_other_stays_itself(results, monkeypatch, error):
+    with pytest.raises(type(error), match=error.args[-1]), files.room(results, 1):
+        raise error
+    usage = shutil.disk_usage(results)
+    with pytest.raises(OSError, match="no space left in"), files.room(results, 10**6):
+        monkeypatch.setattr("shutil.disk_usage", lambda _: usage._replace(free=10))
+        raise error
+    monkeypatch.setattr("shutil.disk_usage", lambda _: usage)
+    with pytest.raises(ValueError, match="another"), files.room(results, 1):
+        monkeypatch.setattr("shutil.disk_usage", lambda _: usage._replace(free=0))
+        raise ValueError("another")
 
 
 def test_predictions_are_one_json_a_line_in_unicode():

@@ -1,7 +1,9 @@
 """From the command line to a record, a table and a figure, with the model and data that ship with the repository."""
 
 import json
+import os
 import re
+import shutil
 import subprocess
 import sys
 from contextlib import nullcontext
@@ -23,6 +25,7 @@ from publish import tables
 from runs import e2e as e2e_run
 from runs import execute, records
 from runs.run import Run
+from synthetic_records import write
 from tasks.catalogue import TASKS
 from training.trainer import ShareDone, TrainingDiverged
 
@@ -151,6 +154,61 @@ def test_a_diverging_run_is_recorded_apart_and_its_error_reaches_the_user(small_
         execute.do(Run(find(FULL), 0), say=lambda _: None)
     assert records.unfinished("quick", "diverged") == 1
     assert records.read_records("quick") == []
+
+
+def test_results_that_cannot_be_written_are_said_before_anything_is_trained(small_runs, monkeypatch, capsys):
+    (small_runs / "results").write_text("a file where the folder should be")
+    monkeypatch.setattr(execute, "measure", lambda *_, **__: pytest.fail("it was trained"))
+    for words in (("run", FULL), ("sweep", "table3", "--scale", "quick", "--rows", "full")):
+        with pytest.raises(SystemExit, match=rf"error: nothing can be written into {small_runs}.*make room"):
+            command(monkeypatch, capsys, *words)
+
+
+def test_a_disk_without_room_for_a_checkpoint_is_said_before_anything_is_trained(small_runs, monkeypatch, capsys):
+    usage = shutil.disk_usage(small_runs)
+    monkeypatch.setattr("shutil.disk_usage", lambda _: usage._replace(free=60 * 10**6))
+    monkeypatch.setattr(e2e_run, "train", lambda *_: pytest.fail("it was trained"))
+    with pytest.raises(SystemExit, match=r"error: no space left in .*expected 64.9 MB free, found 60.0"):
+        command(monkeypatch, capsys, "run", FULL)  # 5,322,240 weights and two moments, of 4 bytes
+
+
+def test_a_note_that_cannot_be_written_does_not_hide_why_the_run_ended(small_runs, monkeypatch, capsys):
+    def fail(error):
+        raise error
+
+    monkeypatch.setattr(execute, "measure", lambda *_, **__: fail(ValueError("the cause")))
+    monkeypatch.setattr(records, "write_unfinished", lambda _: fail(OSError(28, "No space left on device")))
+    with pytest.raises(SystemExit, match="error: the cause"):
+        command(monkeypatch, capsys, "run", FULL)
+    assert "failed, not noted: [Errno 28] No space left on device" in capsys.readouterr().out
+
+
+def test_a_copied_record_answers_for_no_other_seed_and_ends_table_and_sweep_with_an_error(
+    small_runs, monkeypatch, capsys
+):
+    write(LORA, 0, scores={"BLEU": 0.5}, history=[])
+    path = records.record_path(LORA, "quick", 0)
+    shutil.copy(path, records.record_path(LORA, "quick", 1))
+    with pytest.raises(SystemExit, match=f"is a copy of {path.name}, the file of another run: delete it"):
+        command(monkeypatch, capsys, "run", LORA, "--seed", "1")
+    assert "about" not in capsys.readouterr().out
+    for words in (("table",), ("sweep", "--seeds", "0", "1")):
+        with pytest.raises(SystemExit, match="1"):
+            command(monkeypatch, capsys, words[0], "table3", "--scale", "quick", "--rows", "lora-r4", *words[1:])
+    assert command(monkeypatch, capsys, "table", "table3", "--scale", "quick", "--rows", "full")
+
+
+def test_a_score_that_was_not_measured_stops_no_sweep(small_runs, monkeypatch, capsys):
+    write(LORA, 0, scores={"BLEU": None}, history=[])
+    out = command(monkeypatch, capsys, "sweep", "table3", "--scale", "quick", "--rows", "lora-r4")
+    assert re.search(rf"{LORA} +BLEU +0 +- +- +- +-", out)
+
+
+def test_a_table_is_printed_where_the_terminal_has_no_unicode(tmp_path):
+    words = [sys.executable, str(files.ROOT / "code" / "reproduce.py"), "table", "table3", "--scale", "paper"]
+    environment = os.environ | {"PYTHONIOENCODING": "ascii", "LORA_RESULTS_DIR": str(tmp_path)}
+    out = subprocess.run(words, capture_output=True, check=True, env=environment).stdout
+    assert b"\\xb1" in out and out.isascii()
 
 
 def test_a_rank_that_grows_is_announced_with_the_cost_of_its_last_stage():

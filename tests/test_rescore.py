@@ -1,6 +1,7 @@
 """Scores that are newer than a record: computed from its texts, stored beside it, and never instead of its own."""
 
 import json
+import shutil
 from dataclasses import replace
 
 import pytest
@@ -42,6 +43,37 @@ def test_a_record_without_a_score_gets_it_and_keeps_its_own(record):
     assert scores["BLEU_unpenalised"] > 0 and record.read_bytes() == before
     assert "BLEU" not in json.loads(records.rescored_path(record).read_text())["scores"]
     assert rescore("cpu") == 0
+
+
+@pytest.mark.parametrize("spoil", [lambda path: path.write_text('{"mr'), lambda path: path.unlink()])
+def test_a_record_whose_texts_are_damaged_or_lost_is_named_and_the_others_get_their_score(record, spoil, capsys):
+    texts = records.predictions_path(NAME, "cpu", 0)
+    other = records.predictions_path(NAME, "cpu", 1)
+    shutil.copy(texts, other)
+    records.write_record(records.read_record(record) | {"seed": 1, "predictions": other.name})
+    spoil(texts)
+    assert rescore("cpu") == 1
+    assert f"no whole {texts} to score" in capsys.readouterr().err
+    assert not records.rescored_path(record).exists()
+    assert "brevity_penalty" in records.read_records("cpu")[1]["scores"]
+
+
+def test_newer_scores_that_are_damaged_or_of_another_run_do_not_count(record):
+    rescore("cpu")
+    path = records.rescored_path(record)
+    other = path.with_name(path.name.replace("seed0", "seed1"))
+    shutil.copy(path, other)
+    path.write_text(path.read_text().replace('"brevity_penalty": 0', '"brevity_penalty": 1'))
+    assert records.read_record(record)["scores"] == {"BLEU": 0.125, "share_at_cap": 0.0}
+    assert records.damaged("cpu") == [path, other]
+
+
+def test_newer_scores_that_are_older_than_digests_count(record):
+    path = records.rescored_path(record)
+    path.parent.mkdir(parents=True)
+    path.write_text('{"scores": {"brevity_penalty": 0.5}, "python": "3.11.7"}')
+    assert records.read_record(record)["scores"]["brevity_penalty"] == 0.5
+    assert records.damaged("cpu") == []
 
 
 def test_texts_of_other_data_are_not_scored(record, monkeypatch):

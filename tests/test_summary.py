@@ -2,6 +2,7 @@
 
 import csv
 import re
+import shutil
 import subprocess
 import sys
 from dataclasses import replace
@@ -112,6 +113,28 @@ def test_a_record_of_other_settings_or_another_task_version_is_left_out_and_coun
     assert "Left out: 3 records" in as_text(table(select("table3", "cpu")), "table3", "cpu")
 
 
+def test_a_damaged_record_and_copies_are_left_out_counted_and_named(capsys):
+    paths = {}
+    for seed in (0, 1):
+        write_e2e(LORA, seed, 0.6)
+        paths[seed] = records.record_path(LORA, "cpu", seed)
+    paths[1].write_text(paths[1].read_text(encoding="utf-8").replace('"BLEU": 0.6', '"BLEU": 0.7'), encoding="utf-8")
+    for name in ("seed2", "seed0 (1)"):
+        shutil.copy(paths[0], paths[0].with_stem(paths[0].stem.replace("seed0", name)))
+    found = cell(LORA)
+    assert (found["n"], found["seeds"], found["left_out"]) == (1, "0", 3)
+    text = as_text(table(select("table3", "cpu")), "table3", "cpu")
+    assert "Left out: 3 records" in text and text.endswith("kept apart at this scale: 3 damaged")
+    assert capsys.readouterr().err.count("passed over: ") == 3
+
+
+@pytest.mark.parametrize("text", ["", 'table\n"'])
+def test_a_damaged_summary_is_named(results, text):
+    (results / "summary.csv").write_text(text, encoding="utf-8")
+    with pytest.raises(ValueError, match=rf"{results / 'summary.csv'} is damaged \(.*`make summary` makes it"):
+        summary.read_summary()
+
+
 def test_a_setting_newer_than_a_record_had_its_default_then():
     record = write_e2e(LORA, 0, 0.6)
     older = {key: value for key, value in record["settings"].items() if key != "rank_stabilised"}
@@ -181,6 +204,16 @@ def test_seeds_whose_data_differ_are_not_compared_and_a_row_of_several_data_says
     records.record_path(MRPC_LORA, "cpu", 0).unlink()
     found = cell(MRPC_LORA, "accuracy", "paper")
     assert (found["verdict"], found["difference"], found["data"]) == ("other data", None, "whole")
+
+
+def test_runs_of_another_base_are_not_compared_though_it_has_the_same_name():
+    for name, bleu in ((FULL, 0.6), (LORA, 0.7)):
+        for seed in (0, 1):
+            write_e2e(name, seed, bleu, base_fingerprint="damaged" if (name, seed) == (LORA, 1) else "released")
+    found = cell(LORA)
+    assert (found["difference_n"], found["data"], cell(FULL)["data"]) == (1, "mixed", None)
+    records.record_path(LORA, "cpu", 0).unlink()
+    assert (cell(LORA)["verdict"], cell(LORA)["difference"]) == ("other base", None)
 
 
 def test_runs_on_fewer_rows_are_not_compared_with_runs_on_all():

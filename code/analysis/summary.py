@@ -63,7 +63,8 @@ def cells(chosen: Iterable[Experiment]) -> pd.DataFrame:
         settings, runs = experiment.settings, runs_of(experiment)
         reference = _reference(experiment, runs_of)
         their_runs = runs_of(reference) if reference else []
-        other_data = {r["seed"] for r in their_runs for o in runs if r["seed"] == o["seed"] and not _same_data(r, o)}
+        pairs = ((r["seed"], _unlike(r, o)) for r in their_runs for o in runs if r["seed"] == o["seed"])
+        unlike = {seed: verdict for seed, verdict in pairs if verdict}
         row_quantities = quantities(settings)
         if not runs:
             main = row_quantities[0]
@@ -78,7 +79,7 @@ def cells(chosen: Iterable[Experiment]) -> pd.DataFrame:
             if quantity.margin is not None:
                 row |= {"reference": reference.name if reference else None, "margin": quantity.margin}
                 alone = reference == experiment
-                row |= _compared(quantity, ours, theirs, other_data, alone) if runs else {"verdict": "not run"}
+                row |= _compared(quantity, ours, theirs, unlike, alone) if runs else {"verdict": "not run"}
             rows.append(row | _papers(quantity, experiment))
     return pd.DataFrame(rows, columns=list(COLUMNS))
 
@@ -87,7 +88,7 @@ def _identity(experiment: Experiment, runs: list[dict]) -> dict[str, Any]:
     settings = experiment.settings
     parameters = runs[0]["parameters"] if runs else {}
     subset = {"subset" if any(record["subset"].values()) else "whole" for record in runs if "subset" in record}
-    alike = all(_same_data(record, runs[0]) for record in runs)
+    alike = not any(_unlike(record, runs[0]) for record in runs)
     return {
         "table": experiment.table, "experiment": experiment.name, "variant": experiment.variant,
         "scale": experiment.scale, "task": settings.task, "train_rows": settings.train_rows, "model": settings.model,
@@ -163,23 +164,26 @@ def _reference(experiment: Experiment, runs_of: Callable[[Experiment], list]) ->
     return alike[0] if alike else None
 
 
-def _same_data(record: dict[str, Any], other: dict[str, Any]) -> bool:
-    """Whether the splits that both runs had are made of the same rows."""
+def _unlike(record: dict[str, Any], other: dict[str, Any]) -> str | None:
+    """The verdict on runs of other base weights, or of other rows in a split that both had; else None."""
+    if len({r["base_fingerprint"] for r in (record, other) if "base_fingerprint" in r}) > 1:
+        return "other base"
     ours, theirs = (r.get("data_fingerprint", {}) for r in (record, other))
-    return all(ours[split] == theirs[split] for split in ours.keys() & theirs.keys())
+    same = all(ours[split] == theirs[split] for split in ours.keys() & theirs.keys())
+    return None if same else "other data"
 
 
 def _compared(
-    quantity: Quantity, ours: dict[int, float], theirs: dict[int, float], other_data: set[int], itself: bool
+    quantity: Quantity, ours: dict[int, float], theirs: dict[int, float], unlike: dict[int, str], itself: bool
 ) -> dict[str, Any]:
-    """The mean difference and verdict, over the seeds that both have on the same data."""
+    """The mean difference and verdict, over the seeds that both have and that are not `unlike`."""
     if not ours:
         return {"verdict": "not measured"}
     if itself:
         return {"verdict": "reference"}
-    differences = paired_differences({s: value for s, value in ours.items() if s not in other_data}, theirs)
+    differences = paired_differences({s: value for s, value in ours.items() if s not in unlike}, theirs)
     if not differences:
-        return {"verdict": "other data" if other_data else "no seed in common" if theirs else NO_REFERENCE}
+        return {"verdict": next(iter(unlike.values())) if unlike else "no seed in common" if theirs else NO_REFERENCE}
     low, high = difference_interval(differences) or (None, None)
     word = verdict(differences, quantity.margin, quantity.shown_as.higher_is_better)
     return {
@@ -219,11 +223,14 @@ def as_csv(frame: pd.DataFrame) -> str:
 
 
 def read_summary() -> pd.DataFrame:
-    """`results/summary.csv` as `parsed`; FileNotFoundError where it is not made yet."""
+    """`results/summary.csv` as `parsed`; FileNotFoundError where it is not made yet, ValueError where it is damaged."""
     path = files.RESULTS / "summary.csv"
     if not path.exists():
         raise FileNotFoundError(f"expected {path}, found no such file: `make summary` makes it from the records")
-    return parsed(path.read_text(encoding="utf-8"))
+    try:
+        return parsed(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{path} is damaged ({error}): `make summary` makes it from the records") from error
 
 
 def parsed(text: str) -> pd.DataFrame:

@@ -28,7 +28,7 @@ CPU = {
 }  # fmt: skip
 SEARCH = CPU | {"train_rows": 2_000, "warmup_steps": 50, "evaluate": "selection"}
 RATES = {  # row or kind of row -> learning rate
-    "full": 4e-4, "top3": 4e-4, "lora": 4e-3, "lora-all": 2e-3, "lora-mlp": 2e-3, "adapter-h": 1e-3,
+    "full": 4e-4, "top3": 4e-4, "lora": 4e-3, "lora-all": 4e-3, "lora-mlp": 2e-3, "adapter-h": 1e-3,
     "adapter-h-0.24M": 2e-3, "adapter-l": 2e-3, "prelayer": 1e-1,
 }  # fmt: skip
 GRIDS = {  # row that is searched -> rates

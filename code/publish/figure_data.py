@@ -8,7 +8,6 @@ A new figure is a function here, an entry of KINDS, and a function of the same n
 from __future__ import annotations
 
 import hashlib
-import json
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -204,22 +203,17 @@ def costs(table: str, scale: str) -> Rows:
 def slots(table: str, scale: str) -> Rows:
     """Slot errors by slot and kind, counted over the texts of all seeds."""
     for experiment, settings, runs in _runs(table, scale):
-        predictions = [line for record in runs for line in _predictions(record)]
+        texts_by_run = [[line for line in records.read_predictions(record) if "mr" in line] for record in runs]
+        predictions = list(chain.from_iterable(texts_by_run))
         if not predictions:
             continue
         mrs, texts = [line["mr"] for line in predictions], [line["prediction"] for line in predictions]
         errors = Counter(chain.from_iterable(slot_errors.errors_by_slot(mrs, texts)))
         for slot, kind in product(slot_errors.SLOTS, ERRORS):
             yield {
-                "panel": _panel(settings, runs), "label": label(experiment), "n": len(runs), "slot": slot,
-                "kind": kind, "errors": errors[slot, kind], "texts": len(texts),
+                "panel": _panel(settings, runs), "label": label(experiment), "n": sum(map(bool, texts_by_run)),
+                "slot": slot, "kind": kind, "errors": errors[slot, kind], "texts": len(texts),
             }  # fmt: skip
-
-
-def _predictions(record: dict[str, Any]) -> list[dict[str, Any]]:
-    path = records.predictions_path(record["name"], record["scale"], record["seed"])
-    lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
-    return [line for line in map(json.loads, lines) if "mr" in line]
 
 
 @dataclass(frozen=True)
@@ -254,5 +248,17 @@ def figure_data(kind: str, table: str, scale: str) -> str:
 
 def digest(data: str) -> bytes:
     """The digest that a picture carries in its bytes: of the CSV it was drawing_code from and the code that drew it."""
-    drawing_code = b"".join((Path(__file__).parent / name).read_bytes() for name in ("figures.py", "figure_style.py"))
+    drawing_code = b"".join(
+        (Path(__file__).parent / name).read_bytes() for name in ("figures.py", "figure_bars.py", "figure_style.py")
+    )
     return f"data-sha256:{hashlib.sha256(data.encode() + drawing_code).hexdigest()}".encode()
+
+
+def sealed(picture: bytes) -> bytes:
+    """The PNG or PDF with a digest of its bytes behind its end, which readers pass over."""
+    return picture + f"\n%sha256:{hashlib.sha256(picture).hexdigest()}\n".encode()
+
+
+def is_whole(picture: bytes) -> bool:
+    """Whether these are the bytes that `sealed` gave, all of them and none changed."""
+    return sealed(picture.rpartition(b"\n%sha256:")[0]) == picture

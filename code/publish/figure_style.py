@@ -1,21 +1,23 @@
 """One look for all figures: legible in grey, the same bytes when drawn twice, and traceable to their numbers.
 
 A method has one look in all figures. Looks differ in marker and line as well as in colour. Colours beside each other
-differ in brightness. Each file carries the SHA-256 of the CSV it was drawn from. So a stale picture is found without
-comparing pixels, which differ between versions of Matplotlib.
+differ in brightness. Each file carries the SHA-256 of the CSV it was drawn from, and one of its own bytes. So a stale
+or damaged picture is found without comparing pixels, which differ between versions of Matplotlib.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterable
+from io import BytesIO
 from itertools import cycle
 from pathlib import Path
 from typing import Any
 
 import matplotlib
 
-from publish.figure_data import digest
+from files import write_atomically
+from publish.figure_data import digest, sealed
 
 matplotlib.use("Agg")
 from matplotlib import pyplot as plt
@@ -121,11 +123,12 @@ def legend_below(figure: Figure, handles: dict[str, Any]) -> None:
 
 
 def save(figure: Figure, stem: Path, data: str) -> list[Path]:
-    """Write `stem`.png and `stem`.pdf, without a date and with the digest of `data`; close the figure."""
-    stem.parent.mkdir(parents=True, exist_ok=True)
+    """Write `stem`.png and `stem`.pdf whole, `sealed`, without a date, with the digest of `data`; close the figure."""
     source = digest(data).decode()
     metadata = {"png": {"Description": source}, "pdf": {"Subject": source, "CreationDate": None}}
     for suffix, facts in metadata.items():
-        figure.savefig(f"{stem}.{suffix}", metadata=facts)
+        picture = BytesIO()
+        figure.savefig(picture, format=suffix, metadata=facts)
+        write_atomically(Path(f"{stem}.{suffix}"), sealed(picture.getvalue()))
     plt.close(figure)
     return [Path(f"{stem}.{suffix}") for suffix in metadata]

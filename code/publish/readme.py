@@ -5,8 +5,6 @@
 
 from __future__ import annotations
 
-import json
-
 import pandas as pd
 
 import files
@@ -14,7 +12,7 @@ from analysis.claims import CLAIMS, judged
 from analysis.quantities import printed
 from analysis.summary import parsed
 from experiments.settings import OFFICIAL
-from files import read_table, write_atomically
+from files import read_json, read_table, write_atomically
 from publish.labels import TITLES
 from publish.result_files import NOTHING, recorded, summary_text
 from publish.sheets import parts, sheet_of, wide
@@ -116,10 +114,12 @@ def speed_rows() -> list[list[str]]:
     rows = []
     for name, title in BENCHMARKS.items():
         path = files.RESULTS / "benchmark" / f"{name}.json"
-        if not path.exists():
-            rows.append([title, "–", f"not yet: `python code/benchmark.py {name}`"])
+        try:
+            run = read_json(path)
+        except (OSError, ValueError) as error:
+            why = "not yet" if isinstance(error, FileNotFoundError) else f"{path.name} is damaged"
+            rows.append([title, "–", f"{why}: `python code/benchmark.py {name}`"])
             continue
-        run = json.loads(path.read_text(encoding="utf-8"))
         times = run["repetitions"]
         conditions = f"{run['threads']} threads, " + (f"up to {times} repetitions" if times > 1 else "1 repetition")
         ratios = {ratio: value for ratio, value in run["measured"].items() if "/" in ratio}

@@ -29,7 +29,7 @@ from analysis.quantities import MARGIN
 from analysis.seed_statistics import DIFFERENCE_LEVEL, SCORE_LEVEL
 from analysis.summary import read_summary
 from experiments.catalogue import find
-from files import read_table, write_atomically
+from files import read_table, results_are_own, write_atomically
 from publish.figure_data import KINDS
 from publish.readme import cost_rows
 from publish.report_tables import NOTHING, command, coverage, report_rows, report_table
@@ -184,8 +184,11 @@ def write_documents() -> list[Path]:
     """Write the facts, compile report, poster and the picture of the method; the paths of the two PDFs.
 
     Takes seconds, without TeX or a model.
-    Raises FileNotFoundError without a summary, RuntimeError where a sentence contradicts it.
+    Raises FileNotFoundError without a summary, RuntimeError where a sentence contradicts it, ValueError where results
+    are elsewhere than the documents.
     """
+    if not results_are_own():
+        raise ValueError(f"expected results in {files.ROOT}, found {files.RESULTS}: unset LORA_RESULTS_DIR")
     write_atomically(files.ROOT / FACTS, facts_text(read_summary()))
     for name, make in MAKERS.items():
         write_atomically(files.ROOT / name, make())

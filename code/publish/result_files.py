@@ -23,6 +23,7 @@ from publish.figures import draw_text
 from publish.labels import TITLES
 from publish.sheets import parts, wide
 from publish.tables import as_csv, as_markdown, markdown
+from runs import records
 
 KEPT_SCALES = ("cpu", "paper")
 NOTHING = "Nothing is recorded yet at scale cpu or paper: `python code/reproduce.py sweep table3 --scale cpu` begins."
@@ -30,8 +31,13 @@ NOTHING = "Nothing is recorded yet at scale cpu or paper: `python code/reproduce
 
 def names_of_records(scale: str) -> set[str]:
     """The names of all experiments with a finished record at the scale, declared or not."""
-    paths = (files.RESULTS / "runs" / scale).glob("*.json")
-    return {path.name.rpartition("--seed")[0].replace("--", "/") for path in paths}
+    return {record["name"] for record in records.read_records(scale)}
+
+
+def damaged() -> list[str]:
+    """Paths, below the results folder, of records and files beside them that are passed over (`records.damaged`)."""
+    paths = (path for scale in KEPT_SCALES for path in records.damaged(scale))
+    return [path.relative_to(files.RESULTS).as_posix() for path in paths]
 
 
 def recorded() -> Iterator[tuple[str, str, pd.DataFrame]]:
@@ -63,6 +69,8 @@ def result_texts() -> dict[str, str]:
     page = markdown(pd.DataFrame(contents)) if contents else NOTHING
     if unknown := sorted(set().union(*map(names_of_records, KEPT_SCALES)) - EXPERIMENTS.keys()):
         page += f"\n\nRecords of experiments that are not declared (any more), and in no table: {', '.join(unknown)}."
+    if names := damaged():
+        page += f"\n\nFiles that are damaged, or copies, and in no table: {len(names)} ({', '.join(names)})."
     return {"summary.csv": summary_text(every_cell), "tables/README.md": f"# What is recorded\n\n{page}\n", **texts}
 
 

@@ -77,7 +77,9 @@ def notes(part: pd.DataFrame, scale: str) -> list[str]:
         tasks = ", ".join(TASKS[task].title for task in part[subset]["task"].unique())
         sentences.append(f"At least one split of {tasks} is a subset of the released one.")
     if (part["data"] == "mixed").any():
-        sentences.append("*mixed*: the runs had different data; differences are between runs on the same data only.")
+        sentences.append(
+            "*mixed*: the runs had different data or base weights; differences are between runs on the same ones only."
+        )
     for number, rows in part[part["train_rows"].notna()].groupby("train_rows"):
         by, titles = ("model", {}) if part["task"].nunique() == 1 else ("task", {t: TASKS[t].title for t in TASKS})
         some = f" ({', '.join(titles.get(name, name) for name in rows[by].unique())})" if len(rows) < len(part) else ""
@@ -101,7 +103,10 @@ def notes(part: pd.DataFrame, scale: str) -> list[str]:
         rows = ", ".join(f"`{name.partition('/')[2]}`" for name in part[older]["experiment"])
         sentences.append(f"Measured before the code was committed, so that no commit has exactly that code: {rows}.")
     if left_out := int(part["left_out"].sum()):
-        sentences.append(f"Left out: {left_out} records of other settings or another task version than declared now.")
+        sentences.append(
+            f"Left out: {left_out} records that are of other settings or another task version than declared now, or "
+            "damaged, or a copy of another run's."
+        )
     return sentences
 
 
@@ -128,6 +133,7 @@ def as_text(frame: pd.DataFrame, name: str, scale: str) -> str:
         lines += [note.replace("`", "").replace("*", "") for note in notes(part, scale)]
         lines += [f"missing: {experiment}  ->  {command}" for experiment, command in missing(part)] + [""]
     stopped = {status: records.unfinished(scale, status) for status in ("failed", "diverged", "interrupted")}
+    stopped["damaged"] = len(records.damaged(scale))
     if any(stopped.values()):
         lines.append("kept apart at this scale: " + ", ".join(f"{n} {s}" for s, n in stopped.items() if n))
     return "\n".join(lines).rstrip()

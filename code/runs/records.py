@@ -5,8 +5,11 @@
     results/predictions/<scale>/<the same>.jsonl                      what the model wrote
     results/rescored/<scale>/<the same>.json                          scores of it that are newer than the record
 
-A finished record is written whole or not at all, and none is ever overwritten. This module needs
-neither torch nor transformers, so that tables and figures are made in a second.
+A finished record is written whole or not at all, and none is ever overwritten. Each file holds the name, scale and
+seed of its run and a digest of its content. A file that is damaged, or a copy under another name, is named once, passed
+over and counted (`damaged`). A record that is older than digests has none; it must have the entries of OLDER.
+
+This module needs neither torch nor transformers, so that tables and figures are made in a second.
 """
 
 from __future__ import annotations
@@ -15,17 +18,25 @@ import json
 import os
 import platform
 import subprocess
+import sys
+from collections.abc import Callable
 from dataclasses import MISSING, asdict, fields
+from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import files
 from experiments.settings import Experiment, Settings
-from files import write_atomically
+from files import digest, read_json, write_atomically, write_json
 from tasks.catalogue import DEV_LOSS, TASKS, Metric
 
 PACKAGES = ("torch", "transformers", "tokenizers", "datasets", "numpy", "nltk", "rouge-score", "pycocoevalcap")
+OLDER = {  # entries of a record without a digest, and their types
+    "status": str, "started": str, "settings": dict, "task_version": int, "device": str, "threads": int,
+    "parameters": dict, "data_fingerprint": dict, "history": list, "training_seconds": float,
+}  # fmt: skip
+Content = TypeVar("Content")
 
 
 def run_id(name: str, seed: int) -> str:
@@ -48,37 +59,152 @@ def write_record(record: dict[str, Any]) -> Path:
     path = record_path(record["name"], record["scale"], record["seed"])
     if path.exists():
         raise FileExistsError(f"{path} exists: a record is never overwritten. Delete it to measure anew")
-    write_atomically(path, json.dumps(record, indent=1, ensure_ascii=False) + "\n")
+    _remove_leftovers(path)
+    write_json(path, record)
     return path
 
 
 def write_unfinished(record: dict[str, Any]) -> Path:
     """Record a failed or interrupted run under the next free number; FileExistsError if another process took it."""
-    folder = record_path(record["name"], record["scale"], record["seed"]).parent / "unfinished"
-    folder.mkdir(parents=True, exist_ok=True)
-    name = run_id(record["name"], record["seed"])
-    last = max((int(path.stem.rpartition("--")[2]) for path in folder.glob(f"{name}--*.json")), default=0)
-    path = folder / f"{name}--{last + 1}.json"
-    with path.open("x", encoding="utf-8") as file:
-        file.write(json.dumps(record, indent=1, ensure_ascii=False) + "\n")
+    name, scale, seed = record["name"], record["scale"], record["seed"]
+    number = max(map(_number, notes(name, scale, seed)), default=0) + 1
+    path = _note_path(name, scale, seed, number)
+    _remove_leftovers(path)
+    write_json(path, record | {"number": number}, new=True)
     return path
 
 
 def write_predictions(name: str, scale: str, seed: int, predictions: list[dict[str, Any]]) -> Path:
     """Write the predictions, a JSON object a line; return their path."""
     path = predictions_path(name, scale, seed)
+    _remove_leftovers(path)
     write_atomically(path, "".join(json.dumps(p, ensure_ascii=False) + "\n" for p in predictions))
     return path
 
 
+def _remove_leftovers(path: Path) -> None:
+    """Remove what a killed process left of this file. The lock of a run lets one process write its files."""
+    for leftover in path.parent.glob(f"{path.name}.*.tmp"):
+        leftover.unlink(missing_ok=True)
+
+
+def notes(name: str, scale: str, seed: int) -> list[Path]:
+    """The paths of the notes of the run's failures and interruptions, without a drive's copies of them."""
+    first = _note_path(name, scale, seed, 1)
+    return [path for path in first.parent.glob(f"{run_id(name, seed)}--*.json") if _number(path)]
+
+
+def _note_path(name: str, scale: str, seed: int, number: int) -> Path:
+    return record_path(name, scale, seed).parent / "unfinished" / f"{run_id(name, seed)}--{number}.json"
+
+
+def _number(note: Path) -> int:
+    """The number at the end of a note's name; 0 if there is something else."""
+    end = note.stem.rpartition("--")[2]
+    return int(end) if end.isdecimal() else 0
+
+
 def read_record(path: Path) -> dict[str, Any] | None:
-    """The finished record of that path, whatever its settings, with its newer scores; None if there is none."""
-    if not path.exists():
-        return None
-    record, newer = json.loads(path.read_text(encoding="utf-8")), rescored_path(path)
-    if newer.exists():
-        record["scores"] = json.loads(newer.read_text(encoding="utf-8"))["scores"] | record["scores"]
+    """The finished record of that path, whatever its settings, with its newer scores; None if there is none.
+
+    A damaged record, and a copy of another run's, is as none, which is said.
+    """
+    record = _whole(_record, path) if path.exists() else None
+    if record and (rescored := rescored_path(path)).exists():
+        record["scores"] = (_whole(_newer_scores, rescored) or {}) | record.get("scores", {})
     return record
+
+
+def read_predictions(record: dict[str, Any]) -> list[dict[str, Any]]:
+    """What the run wrote, a dictionary a text; empty if it has no file of texts or, which is said, a damaged one."""
+    path = predictions_path(record["name"], record["scale"], record["seed"])
+    return _whole(lambda path: _texts(path, record), path) or [] if path.exists() else []
+
+
+def damage(record: Path) -> str | None:
+    """What is wrong with the file of a record; None if nothing is."""
+    try:
+        _record(record)
+    except (OSError, ValueError) as error:
+        return str(error)
+    return None
+
+
+def damaged(scale: str) -> list[Path]:
+    """The files of the scale that are damaged, or copies under another name, and therefore passed over."""
+    folder, rescored = files.RESULTS / "runs" / scale, files.RESULTS / "rescored" / scale
+    kinds = ((_record, folder), (_note, folder / "unfinished"), (_newer_scores, rescored))
+    paths = [path for read, place in kinds for path in sorted(place.glob("*.json")) if _whole(read, path) is None]
+    texts = {predictions_path(r["name"], scale, r["seed"]): r for r in read_records(scale)}
+    return paths + [path for path, record in texts.items() if path.exists() and not read_predictions(record)]
+
+
+def _whole(read: Callable[[Path], Content], path: Path) -> Content | None:
+    """What `read` makes of the file; None, which is said, if the file is damaged."""
+    try:
+        return read(path)
+    except (OSError, ValueError) as error:
+        _say(f"passed over: {error}")
+        return None
+
+
+@cache
+def _say(message: str) -> None:
+    """Print the message, once in a process."""
+    print(message, file=sys.stderr, flush=True)
+
+
+def _of_its_run(path: Path, place: Callable[[dict[str, Any]], Path]) -> dict[str, Any]:
+    """What the file holds; ValueError if the `place` of such content is another one."""
+    content = read_json(path)
+    try:
+        own = place(content)
+    except (KeyError, TypeError, AttributeError) as error:
+        raise ValueError(f"{path} is damaged: it names no run; restore or delete it") from error
+    if own.parts[-2:] != path.parts[-2:]:
+        raise ValueError(f"{path} is a copy of {own.name}, the file of another run: delete it")
+    return content
+
+
+def _own_path(content: dict[str, Any]) -> Path:
+    return record_path(content["name"], content["scale"], content["seed"])
+
+
+def _record(path: Path) -> dict[str, Any]:
+    record = _of_its_run(path, _own_path)
+    if record.pop("digest", None) is None:
+        lacking = [key for key, kind in OLDER.items() if not isinstance(record.get(key), kind)]
+        if lacking or not isinstance(record.get("scores", {}), dict):
+            raise ValueError(f"{path} is damaged: its {', '.join(lacking or ['scores'])} is lost; restore or delete it")
+    return record
+
+
+def _note(path: Path) -> dict[str, Any]:
+    def own(note: dict[str, Any]) -> Path:
+        return _note_path(note["name"], note["scale"], note["seed"], note.get("number", _number(path)))
+
+    return _of_its_run(path, own)
+
+
+def _newer_scores(path: Path) -> dict[str, Any]:
+    """The scores beside a record; their file names no run if it is older than digests."""
+    content = read_json(path)
+    if "digest" in content:
+        _of_its_run(path, lambda scores: rescored_path(_own_path(scores)))
+    if not isinstance(content.get("scores"), dict):
+        raise ValueError(f"{path} is damaged: it holds no scores; restore or delete it")
+    return content["scores"]
+
+
+def _texts(path: Path, record: dict[str, Any]) -> list[dict[str, Any]]:
+    try:
+        lines = [json.loads(line) for line in path.read_text(encoding="utf-8").split("\n") if line]
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{path} is damaged ({error}): restore or delete it") from error
+    expected = record.get("predictions_digest", digest(lines)), record.get("inputs", len(lines))
+    if expected != (digest(lines), len(lines)) or not all(isinstance(line, dict) for line in lines):
+        raise ValueError(f"{path} is damaged: these are not the texts of its record; restore or delete it")
+    return lines
 
 
 def rescored_path(record: Path) -> Path:
@@ -98,7 +224,7 @@ def is_declared(record: dict[str, Any], settings: Settings) -> bool:
 
 def records_of(experiment: Experiment) -> list[dict[str, Any]]:
     """The experiment's finished records with its present settings and task version, by seed."""
-    records = map(read_record, record_paths(experiment))
+    records = filter(None, map(read_record, record_paths(experiment)))
     return sorted((r for r in records if is_declared(r, experiment.settings)), key=lambda r: r["seed"])
 
 
@@ -108,28 +234,28 @@ def record_paths(experiment: Experiment) -> list[Path]:
     return sorted(folder.glob(f"{experiment.name.replace('/', '--')}--seed*.json"))
 
 
-def main_score(record: dict[str, Any]) -> tuple[str, Metric, float]:
-    """The score that judges a run, or chooses a learning rate: its name, how it is shown, its value."""
+def main_score(record: dict[str, Any]) -> tuple[str, Metric, float | None]:
+    """The score that judges a run, or chooses a learning rate: its name, how it is shown, its value if measured."""
     task = TASKS[record["settings"]["task"]]
     if "scores" in record:
-        name, value = task.main_metric, record["scores"][task.main_metric]
+        name, value = task.main_metric, record["scores"].get(task.main_metric)
     else:
         name, key = task.selection
         value = record[key]
     metric = (task.metrics | DEV_LOSS)[name]
-    return name, metric, value / metric.unit
+    return name, metric, None if value is None else value / metric.unit
 
 
 def read_records(scale: str) -> list[dict[str, Any]]:
     """All finished records of a scale, by name and seed."""
-    records = map(read_record, (files.RESULTS / "runs" / scale).glob("*.json"))
+    records = filter(None, map(read_record, (files.RESULTS / "runs" / scale).glob("*.json")))
     return sorted(records, key=lambda r: (r["name"], r["seed"]))
 
 
 def unfinished(scale: str, status: str) -> int:
     """The number of unfinished runs of that scale and status."""
-    folder = files.RESULTS / "runs" / scale / "unfinished"
-    return sum(json.loads(p.read_text(encoding="utf-8"))["status"] == status for p in folder.glob("*.json"))
+    paths = (files.RESULTS / "runs" / scale / "unfinished").glob("*.json")
+    return sum(note.get("status") == status for note in filter(None, (_whole(_note, path) for path in paths)))
 
 
 def _git(*arguments: str) -> str | None:

@@ -8,7 +8,7 @@ always wins.
 
 from __future__ import annotations
 
-import json
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -17,39 +17,51 @@ from tqdm.auto import tqdm
 import files
 from experiments.catalogue import EXPERIMENTS
 from experiments.settings import Settings
-from files import write_atomically
+from files import check_room, write_json
 from runs import records
 from tasks.catalogue import TASKS
 from tasks.e2e.data import data_fingerprint, group_by_context
 
 
 def rescore(scale: str, data_dir: Path | None = None) -> int:
-    """Store the scores that records of texts lack; how many records there were. Raises as the task's `load`."""
+    """Store the scores that records of texts lack; how many records got them. Raises as the task's `load`.
+
+    A record whose texts are lost or damaged is named and passed over.
+    """
+    check_room(files.RESULTS)
     lacking = [record for record in records.read_records(scale) if _lacks(record)]
+    rescored = 0
     for record in tqdm(lacking, desc="rescoring", unit="record"):
-        settings = EXPERIMENTS[record["name"]].settings
-        scores = _scores(record, settings, data_dir)
-        path = records.rescored_path(records.record_path(record["name"], scale, record["seed"]))
-        facts = {"scores": {key: scores[key] for key in scores if key not in record["scores"]}, **records.provenance()}
-        write_atomically(path, json.dumps(facts, indent=1) + "\n")
-    return len(lacking)
+        name, seed = record["name"], record["seed"]
+        texts = records.read_predictions(record)
+        if not texts:
+            tqdm.write(f"passed over: no whole {records.predictions_path(name, scale, seed)} to score", sys.stderr)
+            continue
+        scores = _scores(record, texts, EXPERIMENTS[name].settings, data_dir)
+        newer = {key: scores[key] for key in scores if key not in record["scores"]}
+        facts = {"name": name, "scale": scale, "seed": seed, "scores": newer, **records.provenance()}
+        write_json(records.rescored_path(records.record_path(name, scale, seed)), facts)
+        rescored += 1
+    return rescored
 
 
 def _lacks(record: dict[str, Any]) -> bool:
-    task = TASKS[record["settings"]["task"]]
-    return task.score is not None and "scores" in record and not task.metrics.keys() <= record["scores"].keys()
+    if record["name"] not in EXPERIMENTS or "scores" not in record:
+        return False
+    task = TASKS[EXPERIMENTS[record["name"]].settings.task]
+    return task.score is not None and not task.metrics.keys() <= record["scores"].keys()
 
 
-def _scores(record: dict[str, Any], settings: Settings, data_dir: Path | None) -> dict[str, Any]:
+def _scores(
+    record: dict[str, Any], texts: list[dict[str, Any]], settings: Settings, data_dir: Path | None
+) -> dict[str, Any]:
     """All scores of the record's texts; ValueError if they are not of the data at hand."""
     rows = TASKS[settings.task].load("test", settings.protocol, data_dir)
     inputs = group_by_context(rows)
-    path = files.RESULTS / "predictions" / record["scale"] / record["predictions"]
-    texts = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
-    same = data_fingerprint(rows) == record["data_fingerprint"]["test"]
-    if not same or [line["mr"] for line in texts] != [item.mr for item in inputs]:
+    expected, found = record["data_fingerprint"]["test"], data_fingerprint(rows)
+    if expected != found or [line["mr"] for line in texts] != [item.mr for item in inputs]:
         raise ValueError(
-            f"{path.name} is of other test data than those at hand; expected {record['data_fingerprint']['test']}, "
-            f"found {data_fingerprint(rows)}: give the data with --data-dir"
+            f"{record['predictions']} is of other test data than those at hand; expected {expected}, found {found}: "
+            "give the data with --data-dir"
         )
     return TASKS[settings.task].score(inputs, [line["prediction"] for line in texts], settings)[0]

@@ -81,9 +81,13 @@ class Sweep:
         self.spent: Minutes = []  # of finished runs
         self.attempts: Counter[str] = Counter()
         self.failed: dict[str, str] = {}
+        self.of_these_data: set[tuple[str, str]] = set()  # task and data of records that were compared
 
     def run(self) -> None:
         """Do all runs that are not recorded; after a stop, KeyboardInterrupt when all states are saved."""
+        for run in self.runs:
+            if run.recorded:
+                self.compare_data(run)
         if elsewhere := sum(map(taken, self.waiting)):
             self.say(f"{elsewhere} of them are being done by another process")
         try:
@@ -97,12 +101,29 @@ class Sweep:
             self.workers.stop([started.handle for started in self.running.values()])
             raise
 
+    def compare_data(self, run: Run) -> None:
+        """Give up a run whose record is of other data than it reads now; records of the same data are compared once."""
+        from runs.execute import of_other_data
+
+        data = run.experiment.settings.task, str(records.read_record(run.record).get("data_fingerprint"))
+        if data in self.of_these_data:
+            return
+        try:
+            obstacle = of_other_data(run)
+        except (ValueError, OSError) as error:  # of a file that cannot be read; the other runs go on
+            obstacle = str(error)
+        if obstacle:
+            self.give_up(run, obstacle)
+        else:
+            self.of_these_data.add(data)
+
     def leave_out(self) -> None:
         """Leave out runs that another process has finished, and those that cannot be started."""
         for run in list(self.waiting):
             if run.recorded:
                 self.waiting.remove(run)
                 self.say(f"{run}: recorded by another process")
+                self.compare_data(run)
             elif run.obstacle:
                 self.give_up(run, run.obstacle)
             elif str(run.start) in self.failed:
@@ -151,7 +172,7 @@ class Sweep:
     def mark_failed(self, ended: Started, code: int, how: str) -> None:
         """Record the failure if the run did not: a run that is killed cannot."""
         run = ended.run
-        notes = (run.record.parent / "unfinished").glob(f"{run.record.stem}--*.json")
+        notes = records.notes(run.experiment.name, run.experiment.scale, run.seed)
         if any(note.stat().st_mtime >= ended.started for note in notes):
             return
         log = run.log.read_text(encoding="utf-8", errors="replace").splitlines() if run.log.exists() else []
@@ -174,7 +195,7 @@ class Sweep:
         if record is None:
             return "recorded"
         name, metric, value = records.main_score(record)
-        return f"{name} {metric.shown(value)}"
+        return f"{name} {metric.shown(value) or 'not measured'}"
 
     def say(self, message: str) -> None:
         waiting = [self.minutes[run.experiment.name] for run in self.waiting]
@@ -188,10 +209,11 @@ class Sweep:
         seeds = sorted({run.seed for run in self.runs})
         rows = [["experiment", "metric", "n", "median", "min", "max", *(f"seed {seed}" for seed in seeds)]]
         for experiment in {run.experiment.name: run.experiment for run in self.runs}.values():
-            by_seed = {r["seed"]: r for r in records.records_of(experiment) if r["seed"] in seeds}
+            recorded = [r for r in records.records_of(experiment) if str(Run(experiment, r["seed"])) not in self.failed]
+            by_seed = {r["seed"]: r for r in recorded if r["seed"] in seeds}
             scores = {seed: records.main_score(record) for seed, record in by_seed.items()}
             name, metric, _ = next(iter(scores.values()), ("-", Metric(), None))
-            values = {seed: value for seed, (*_, value) in scores.items()}
+            values = {seed: value for seed, (*_, value) in scores.items() if value is not None}
             spread = [metric.shown(f(values.values())) if values else "-" for f in (median, min, max)]
             cells = [
                 f"{metric.shown(values[seed])}{'!' if alarming(by_seed[seed]) else ''}" if seed in values

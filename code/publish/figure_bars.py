@@ -1,0 +1,91 @@
+"""Figures of bars and heat maps: what a run costs, and which slots its texts get wrong."""
+
+from __future__ import annotations
+
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from publish.figure_data import ERRORS
+from publish.figure_style import BRIGHTNESS, GREYS, HATCHES, legend_below, panels
+
+
+def heat_map(ax: Axes, table: pd.DataFrame, quantity: str, decimals: int) -> None:
+    """A heat map with its numbers; brighter is more. A colour bar is drawn if `quantity` names it."""
+    image = ax.imshow(table, cmap=BRIGHTNESS, aspect="auto")
+    ax.grid(False)
+    ax.set_xticks(range(len(table.columns)), table.columns)
+    ax.set_yticks(range(len(table.index)), table.index)
+    ax.spines[:].set_visible(False)
+    middle = (table.min(axis=None) + table.max(axis=None)) / 2
+    for y, row in enumerate(table.to_numpy()):
+        for x, value in enumerate(row):
+            text = "not run" if pd.isna(value) else f"{value:.{decimals}f}"
+            ax.text(
+                x,
+                y,
+                text,
+                ha="center",
+                va="center",
+                fontsize=8,
+                color="black" if value > middle or pd.isna(value) else "white",
+            )
+    if quantity:
+        ax.figure.colorbar(image, ax=ax, label=quantity, shrink=0.85)
+
+
+def costs(data: pd.DataFrame) -> Figure:
+    """Time and memory side by side, below each other for groups of runs that do not compare."""
+    by_group = dict(list(data.groupby("panel", sort=False)))
+    figure, axes = panels(2 * len(by_group), columns=2, height=1.1 + 0.25 * max(map(len, by_group.values())))
+    axes[0].get_gridspec().set_height_ratios([1.1 + 0.25 * len(rows) for rows in by_group.values()])
+    for (group, rows), time, memory in zip(by_group.items(), axes[::2], axes[1::2], strict=True):
+        places, left = range(len(rows)), pd.Series(0.0, rows.index)
+        for (step, colour), hatch in zip((("training", GREYS[1]), ("decoding", GREYS[3])), HATCHES, strict=False):
+            minutes = rows[f"{step}_minutes"].fillna(0)
+            time.barh(places, minutes, left=left, color=colour, hatch=hatch, edgecolor="black", label=step)
+            left += minutes
+        memory.barh(places, rows["peak_memory_gib"], color=GREYS[1], edgecolor="black")
+        for ax, totals, unit in ((time, left, "minutes"), (memory, rows["peak_memory_gib"], "peak memory (GiB)")):
+            ax.bar_label(ax.containers[-1], [f"{total:.1f}" for total in totals], padding=3, fontsize=8)
+            ax.set_yticks(places, rows["label"] if ax is time else [])
+            ax.set_ylim(len(rows) - 0.5, -0.5)
+            ax.grid(axis="y", visible=False)
+            ax.margins(x=0.16)
+            ax.set_xlabel(unit)
+        time.set_title(group)
+    steps = ("training", "decoding")
+    legend_below(figure, {step: bars for step, bars in zip(steps, axes[0].containers, strict=True)})
+    return figure
+
+
+def slots(data: pd.DataFrame) -> Figure:
+    several = data["panel"].nunique() > 1
+    data = data.assign(
+        row=data["label"] + (" (" + data["panel"] + ")" if several else ""), rate=100 * data["errors"] / data["texts"]
+    )
+    names = list(data["row"].unique())
+    figure, (heat, bars) = panels(2, columns=2, height=1.5 + 0.27 * len(names))
+    heat.get_gridspec().set_width_ratios((3, 2))
+    by_slot = data.groupby(["row", "slot"], sort=False)["rate"].sum().unstack()[list(data["slot"].unique())].loc[names]
+    heat_map(
+        heat,
+        by_slot.rename(columns={"customer rating": "rating", "familyFriendly": "family", "priceRange": "price"}),
+        "",
+        1,
+    )
+    heat.set_title("errors in 100 texts, by slot")
+    bars.set_title("by kind")
+    heat.tick_params(axis="x", rotation=45)
+    left = pd.Series(0.0, names)
+    for kind, colour, hatch in zip(ERRORS, GREYS, HATCHES, strict=True):
+        rates = data[data["kind"] == kind].groupby("row", sort=False)["rate"].sum().loc[names]
+        bars.barh(range(len(names)), rates, left=left, color=colour, hatch=hatch, edgecolor="black", label=kind)
+        left += rates
+    bars.set_yticks(range(len(names)), [])
+    bars.set_ylim(len(names) - 0.5, -0.5)
+    bars.grid(axis="y", visible=False)
+    bars.set_xlabel("errors in 100 texts")
+    bars.set_xlim(0, 1.05 * left.max() or 1)
+    legend_below(figure, dict(zip(ERRORS, bars.containers, strict=True)))
+    return figure
