@@ -150,6 +150,14 @@ def test_every_rank_of_one_set_of_matrices_has_its_losses_by_rate_beside_full_an
     assert drawn_lines == [line for pair in zip((full, r1, r8), best, strict=True) for line in pair]
 
 
+def test_a_loss_far_above_the_others_is_named_at_the_edge_and_squeezes_no_line(searched):
+    write("learning-rate/smollm2-135m/lora-r8/0.008", 0, dev_loss=9.5)
+    for kind in ("choice", "rates-and-ranks"):
+        ax = drawn(kind, "learning-rate").axes[-1]
+        assert [text.get_text() for text in ax.texts] == ["9.50 \u2191"]
+        assert 1.75 < ax.get_ylim()[1] < 3
+
+
 def test_the_first_choice_is_as_wide_as_the_figure_and_the_others_share_rows_of_three():
     for task in ("mrpc", "rte", "stsb", "cola"):
         for rate in ("5e-05", "0.0001"):

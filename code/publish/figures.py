@@ -29,6 +29,8 @@ from publish.figure_style import legend_below, panels, save, styles, wide_and_sm
 from publish.labels import TITLES
 
 INCHES_A_LETTER, INCHES_A_LINE = 0.073, 0.16  # of a title, so that none is cut off
+CLEAR = {"facecolor": "white", "edgecolor": "none", "pad": 0.5}  # behind a text
+FAR = 6  # times the distance from the best loss to the middle one
 ASIDE = 1.1  # factor between the dots of neighbouring seeds on the axis of parameters
 QUANTITIES = {  # curve -> name of its axis
     "rank": "mean rank", "training": "minimised loss (nats)", "validation": "validation loss (nats)",
@@ -148,6 +150,19 @@ def grid(data: pd.DataFrame) -> Figure:
     return figure
 
 
+def _name_far_losses(ax: Axes, rows: pd.DataFrame) -> None:
+    """Losses far above the others, of rates at which training diverged, are named at the edge: drawn to scale, they
+    would make one line of all others."""
+    losses = rows["score"]
+    far = losses > losses.min() + FAR * (losses.median() - losses.min())
+    if "dev_loss" in rows["panel"].iloc[0] and far.any():
+        low, high = losses.min(), losses[~far].max()
+        ax.set_ylim(low - 0.12 * (high - low), high + 0.3 * (high - low))
+        for row in rows[far].itertuples():
+            place = {"xycoords": ("data", "axes fraction"), "ha": "right", "va": "top", "fontsize": 8, "bbox": CLEAR}
+            ax.annotate(f"{row.score:.2f} \u2191", (row.learning_rate, 0.98), **place)
+
+
 def choice(data: pd.DataFrame) -> Figure:
     figure, axes = wide_and_small(data["panel"].nunique(), wide=2.6, small=1.4)
     looks = styles(data["label"])
@@ -160,6 +175,7 @@ def choice(data: pd.DataFrame) -> Figure:
         ax.set_xscale("log")
         ax.xaxis.set_minor_formatter(NullFormatter())
         ax.margins(x=0.08, y=0.12)
+        _name_far_losses(ax, rows)
         ax.set_xlabel("learning rate")
         ax.set_ylabel(_metric(rows).replace(" (", "\n("))  # in one line it is longer than the axis
     legend_below(figure, {name: Line2D([], [], **look) for name, look in looks.items()})
@@ -176,10 +192,9 @@ def rates_and_ranks(data: pd.DataFrame) -> Figure:
             ax.plot(best["learning_rate"], best["score"], **looks[name] | {"markersize": 9, "linestyle": "none"})
         ax.set_xscale("log")
         ax.xaxis.set_minor_formatter(NullFormatter())
+        _name_far_losses(ax, rows)
         ax.set_xlabel("learning rate; large: the best")
         ax.set_ylabel(_metric(rows))
-    for ax in axes[1:]:
-        ax.sharey(axes[0])
     legend_below(figure, {name: Line2D([], [], **look) for name, look in looks.items()})
     return figure
 
