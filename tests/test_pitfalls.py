@@ -118,13 +118,12 @@ def test_every_mistake_of_the_list_is_declared_for_its_tasks_at_every_scale():
     assert {(name, experiment.scale) for name, experiment in PITFALLS.items()} == expected
 
 
-@pytest.mark.parametrize("name", PITFALLS)
-def test_a_mistake_differs_from_its_correct_run_in_exactly_one_setting(name):
-    experiment = PITFALLS[name]
-    assert (experiment.against is None) == name.endswith("correct")
-    if experiment.against:
-        ours, correct = (vars(e.settings) for e in (experiment, find(experiment.against)))
-        assert len([key for key in ours if ours[key] != correct[key]]) == 1
+def test_a_mistake_differs_from_its_correct_run_in_exactly_one_setting():
+    for name, experiment in PITFALLS.items():
+        assert (experiment.against is None) == name.endswith("correct"), name
+        if experiment.against:
+            ours, correct = (vars(e.settings) for e in (experiment, find(experiment.against)))
+            assert len([key for key in ours if ours[key] != correct[key]]) == 1, name
 
 
 def test_no_other_experiment_makes_one_of_the_mistakes():
