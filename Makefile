@@ -48,7 +48,7 @@ benchmark: .venv/.installed-tests  ## time and memory against PEFT and transform
 	$(BIN)/python code/benchmark.py
 
 clean:  ## remove .venv and what tools cached; results, checkpoints and data stay
-	rm -rf .venv .pytest_cache .ruff_cache
+	rm -rf .venv .pytest_cache .ruff_cache .hypothesis
 	find code tests -name __pycache__ -type d -prune -exec rm -rf {} +
 
 .venv/.installed: requirements.txt constraints.txt
