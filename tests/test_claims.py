@@ -191,6 +191,7 @@ def test_a_mistake_that_raises_bleu_wins_by_length_if_it_is_behind_without_the_p
     assert verdict("wins-by-length", *lines) == expected
     assert verdict("wins-by-length", *lines[:2]) == verdict("wins-by-length", *lines[2:]) == MISSING
     assert verdict("wins-by-length", *lines[:2], *lines[4:]) == HOLDS  # none raises it
+    assert verdict("wins-by-length", *lines[:3]) == MISSING  # a row whose length is not known tells nothing
 
 
 @pytest.mark.parametrize(

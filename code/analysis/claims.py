@@ -143,7 +143,7 @@ def wins_by_length(summary: pd.DataFrame) -> Finding:
         return Finding(MISSING)
     changes: dict[str, list[float]] = {}
     for row in by_metric["BLEU"].keys() - {"correct"}:
-        pairs = [paired_differences(each[row], each["correct"]) for each in by_metric.values()]
+        pairs = [paired_differences(each.get(row, {}), each["correct"]) for each in by_metric.values()]
         if not row.startswith("full-") and all(pairs):
             changes[row] = [fmean(differences) for differences in pairs]
     if not changes:
