@@ -20,6 +20,7 @@ from typing import Any
 
 import torch
 import transformers
+from httpx import HTTPError
 from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils.logging import disable_progress_bar, enable_progress_bar, is_progress_bar_enabled
 
@@ -173,6 +174,18 @@ def _quietly() -> Iterator[None]:
             enable_progress_bar()
 
 
+@contextmanager
+def _from(place: str, what: str) -> Iterator[None]:
+    """Raise FileNotFoundError, which says what to check, where the place does not give what is loaded from it."""
+    try:
+        yield
+    except (OSError, HTTPError) as error:
+        raise FileNotFoundError(
+            f"cannot load {what} from {place}: {error}. "
+            "Check the connection to the hub (HF_ENDPOINT, HF_HUB_OFFLINE), or use --scale quick, which needs none"
+        ) from error
+
+
 @_quietly()
 def load_model(
     name: str, outputs: int | None = None, head_dropout: float | None = None, data_dir: Path | None = None
@@ -191,15 +204,10 @@ def load_model(
         check_sha256(weights.read_bytes(), entry.sha256, weights, remedy)
     if not torch.cuda.is_available():
         settings = settings | {"attn_implementation": "eager"}  # at sentences' lengths, fused attention is far slower
-    try:
+    with _from(place, name):
         model, report = getattr(transformers, FAMILIES[entry.family].model).from_pretrained(
             place, dtype=torch.float32, output_loading_info=True, **settings, **head
         )
-    except OSError as error:
-        raise FileNotFoundError(
-            f"cannot load {name!r} from {place}: {error}. "
-            "Check the connection to the hub (HF_ENDPOINT, HF_HUB_OFFLINE), or use --scale quick, which needs none"
-        ) from error
     if entry.wheel:  # transformers takes it for quantised still, and would refuse to train or save it
         model.is_quantized, model.hf_quantizer = False, None
         del model.config.quantization_config
@@ -224,7 +232,11 @@ def _head(name: str, outputs: int | None) -> dict[str, int]:
 
 
 def load_tokenizer(name: str, data_dir: Path | None = None) -> PreTrainedTokenizerBase:
-    """The tokenizer that belongs to the model; from the hub, the repository or a package, as its weights are."""
+    """The tokenizer that belongs to the model; from the hub, the repository or a package, as its weights are.
+
+    Raises FileNotFoundError where it cannot be had.
+    """
     place, settings = _location(name, data_dir)
     kept = {key: value for key, value in settings.items() if key in ("gguf_file", "revision")}
-    return AutoTokenizer.from_pretrained(place, **kept)
+    with _from(place, f"the tokenizer of {name}"):
+        return AutoTokenizer.from_pretrained(place, **kept)
