@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import hashlib
 import json
 import os
@@ -13,7 +14,7 @@ import time
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from tempfile import mkdtemp
+from tempfile import TemporaryDirectory
 from typing import Any
 
 from files import ROOT
@@ -24,7 +25,12 @@ RUNS = {
     "Sequential": "rank-over-time/minilm/paraphrase-builtin/sequential-fixed-hybrid",
     "adaptive": "rank-over-time/minilm/paraphrase-builtin/adaptive",
 }
-MEASURED_TIME = {"started", "training_seconds", "evaluation_seconds", "peak_memory_gib", "digest"}
+OF_THE_MOMENT = {
+    "started", "training_seconds", "evaluation_seconds", "peak_memory_gib", "git_commit", "git_dirty", "digest",
+}  # fmt: skip
+
+# A run's record apart from what is of the moment, its predictions, and the SHA-256 of its adapter's files.
+Outcome = tuple[dict[str, Any], str, dict[str, str]]
 
 
 def ordinary_signals() -> None:
@@ -67,15 +73,15 @@ class Place:
         paths = [p for p in self.folder.rglob("*") if p.is_file() and p.name != "output.txt"]
         return {str(p.relative_to(self.folder)): (p.stat().st_size, p.stat().st_mtime_ns) for p in paths}
 
-    def outcomes(self) -> dict[str, tuple[dict[str, Any], str, dict[str, str]]]:
-        """By finished run: its record apart from measured time, its predictions, SHA-256 of its adapter's files."""
+    def outcomes(self) -> dict[tuple[str, int], Outcome]:
+        """What came of each finished run, by its name and seed."""
         found = {}
         for path in sorted((self.folder / "results" / "runs" / "quick").glob("*.json")):
-            record = {key: value for key, value in json.loads(path.read_text()).items() if key not in MEASURED_TIME}
+            record = {key: value for key, value in json.loads(path.read_text()).items() if key not in OF_THE_MOMENT}
             predictions = self.folder / "results" / "predictions" / "quick" / record["predictions"]
             adapter = self.folder / "checkpoints" / "adapters" / "quick" / path.stem
             digests = {file.name: hashlib.sha256(file.read_bytes()).hexdigest() for file in sorted(adapter.iterdir())}
-            found[record["name"]] = record, predictions.read_text(), digests
+            found[record["name"], record["seed"]] = record, predictions.read_text(), digests
         return found
 
     def leftovers(self) -> list[str]:
@@ -89,7 +95,10 @@ class Place:
 
 
 def new_place() -> Place:
-    return Place(Path(mkdtemp(prefix="breaking-")))
+    """A place that is gone with the session."""
+    folder = TemporaryDirectory(prefix="breaking-")
+    atexit.register(folder.cleanup)
+    return Place(Path(folder.name))
 
 
 @dataclass(frozen=True)
@@ -97,7 +106,7 @@ class Whole:
     """A run in one go: the reference for those that are hurt."""
 
     place: Place
-    outcome: dict[str, tuple[dict[str, Any], str, dict[str, str]]]
+    outcome: dict[tuple[str, int], Outcome]
     seconds: float
     changes: int
 
