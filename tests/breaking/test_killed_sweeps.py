@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import random
 import signal
 import subprocess
@@ -31,24 +30,24 @@ def workers_of(process):
     return [child for child in psutil.Process(process.pid).children(recursive=True) if "run" in child.cmdline()]
 
 
-def wait_until(true, process):
-    while process.poll() is None and not true():
-        time.sleep(0.1)
-
-
 @pytest.mark.parametrize("with_workers", [True, False], ids=["with its workers", "alone"])
 def test_a_sweep_that_is_killed_goes_on_when_it_is_started_again(with_workers, tally):
-    draw, place, kills = random.Random(with_workers), new_place(), 0
+    draw, place, kills, workers = random.Random(with_workers), new_place(), 0, []
     while kills < 5:
         process = place.start(*SWEEP)
         try:
             process.wait(draw.uniform(5, 2 * whole("GLUE").seconds))
         except subprocess.TimeoutExpired:
-            (os.killpg if with_workers else os.kill)(process.pid, signal.SIGKILL)
+            process.send_signal(signal.SIGSTOP)  # so that it starts no other worker meanwhile
+            workers += workers_of(process)
+            for worker in workers if with_workers else ():
+                worker.kill()
+            process.kill()
             kills += 1
             continue
         break
     assert place.do(*SWEEP) == 0, place.output()
+    psutil.wait_procs(workers)  # those of a killed sweep end what they have begun
     assert finished(place) == all_of_them() and not place.notes() and not place.leftovers()
     assert place.outcomes()[RUNS["GLUE"], 0] == whole("GLUE").outcome[RUNS["GLUE"], 0]
     for _ in range(kills):
