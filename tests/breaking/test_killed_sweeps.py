@@ -26,34 +26,44 @@ def all_of_them():
 
 
 def workers_of(process):
-    """The runs that the sweep is doing: processes of `reproduce.py run`."""
-    return [child for child in psutil.Process(process.pid).children(recursive=True) if "run" in child.cmdline()]
+    """The runs that the sweep is doing: its children."""
+    return psutil.Process(process.pid).children()
+
+
+def doing(worker):
+    """The words of its command; none if it has just ended."""
+    try:
+        return worker.cmdline()
+    except psutil.NoSuchProcess:  # a zombie is one too
+        return []
 
 
 @pytest.mark.parametrize("with_workers", [True, False], ids=["with its workers", "alone"])
 def test_a_sweep_that_is_killed_goes_on_when_it_is_started_again(with_workers, tally):
-    draw, place, kills, workers = random.Random(with_workers), new_place(), 0, []
+    draw, kills, workers = random.Random(with_workers), 0, []
+    what = "SIGKILL of a sweep and its workers" if with_workers else "SIGKILL of a sweep alone"
     while kills < 5:
-        process = place.start(*SWEEP)
-        try:
-            process.wait(draw.uniform(5, 2 * whole("GLUE").seconds))
-        except subprocess.TimeoutExpired:
-            process.send_signal(signal.SIGSTOP)  # so that it starts no other worker meanwhile
+        place, here, ended = new_place(), 0, False
+        while kills + here < 5 and not ended:
+            process = place.start(*SWEEP)
+            try:
+                ended = process.wait(draw.uniform(5, 2 * whole("GLUE").seconds)) == 0
+                continue
+            except subprocess.TimeoutExpired:
+                process.send_signal(signal.SIGSTOP)  # so that it starts no other worker meanwhile
             workers += workers_of(process)
             for worker in workers if with_workers else ():
                 worker.kill()
             process.kill()
-            kills += 1
-            continue
-        break
-    assert place.do(*SWEEP) == 0, place.output()
-    psutil.wait_procs(workers)  # those of a killed sweep end what they have begun
-    assert finished(place) == all_of_them() and not place.notes() and not place.leftovers()
-    assert place.outcomes()[RUNS["GLUE"], 0] == whole("GLUE").outcome[RUNS["GLUE"], 0]
-    for _ in range(kills):
-        tally(
-            "sweeps", f"SIGKILL of a sweep {'with its workers' if with_workers else 'alone'}", "it goes on; same scores"
-        )
+            process.wait()
+            here += 1
+        assert place.do(*SWEEP) == 0, place.output()
+        psutil.wait_procs(workers)  # those of a killed sweep end what they have begun
+        assert finished(place) == all_of_them() and not place.notes() and not place.leftovers()
+        assert place.outcomes()[RUNS["GLUE"], 0] == whole("GLUE").outcome[RUNS["GLUE"], 0]
+        for _ in range(here):
+            tally("sweeps", what, "it goes on; same scores")
+        kills += here
 
 
 def test_two_sweeps_on_one_folder_do_nothing_twice(tally):
@@ -71,11 +81,7 @@ def test_a_run_that_dies_is_tried_once_more_then_marked_and_the_rest_goes_on(tal
     process = place.start(*SWEEP)
     while process.poll() is None:
         for worker in workers_of(process):
-            if (
-                f"table2/minilm/{ROWS[0]}" in worker.cmdline()
-                and worker.cmdline()[-1] == "1"
-                and worker.pid not in killed
-            ):
+            if {f"table2/minilm/{ROWS[0]}", "1"} <= {*doing(worker)} and worker.pid not in killed:
                 worker.kill()
                 killed.append(worker.pid)
         time.sleep(0.2)
