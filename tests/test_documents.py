@@ -17,7 +17,7 @@ from analysis.claims import CLAIMS, judged
 from analysis.comparisons import FAILS, HOLDS, MISSING, OPEN
 from analysis.summary import COLUMNS
 from experiments.catalogue import find
-from publish import pages, report
+from publish import efficiency, pages, report
 from publish.report_tables import HOLE, report_rows, report_table
 from synthetic_summary import everything, line
 
@@ -340,6 +340,36 @@ def test_the_pages_blocks_are_what_the_files_give(tmp_path, monkeypatch):
     what, ratio, how = pages.speed_rows()[0]
     assert what == "LoRA step of GPT-2 small: ours / theirs"
     assert (ratio, how) == ("0.50", "2 threads, up to 3 repetitions")
+
+
+@pytest.mark.parametrize(
+    ("name", "quantity", "value", "found"),
+    [
+        ("latency", "LoRA merged / plain, batch 2, length 512", [1.01, 0.98, 1.03], "1.01 [0.98, 1.03] | holds"),
+        ("latency", "LoRA merged / plain, batch 2, length 512", [1.05, 1.02, 1.08], "does not hold"),
+        ("training", "gpt2: full step / LoRA step", [1.3, 1.2, 1.4], "undecided"),
+        ("memory", "full / LoRA r=4 (peak memory with the weights)", 1.5, "1.50 | does not hold"),
+        ("adapters", "MB of an adapter", 0.61, "0.61 | holds"),
+    ],
+)
+def test_a_claim_of_efficiency_is_judged_by_its_whole_interval(tmp_path, monkeypatch, name, quantity, value, found):
+    monkeypatch.setattr(files, "RESULTS", tmp_path)
+    assert efficiency.efficiency_block().count("not measured yet") == len(efficiency.CLAIMS)
+    files.write_json(tmp_path / "benchmark" / f"{name}.json", {"measured": {quantity: value}})
+    [line] = [line for line in efficiency.efficiency_block().splitlines() if quantity in line]
+    assert found in line
+
+
+def test_table_1_has_our_slow_downs_beside_the_papers(tmp_path, monkeypatch):
+    monkeypatch.setattr(files, "RESULTS", tmp_path)
+    assert "Not measured yet" in efficiency.table1_block()
+    sizes = ("batch 2, length 512", "batch 1, length 256", "batch 1, length 128")
+    measured = {f"Adapter^H / plain, {size}": [1.1, 1.05, 1.2] for size in sizes}
+    measured |= {f"LoRA unmerged / plain, {size}": [1.01, 1.0, 1.02] for size in sizes}
+    files.write_json(tmp_path / "benchmark" / "latency.json", {"measured": measured})
+    text = efficiency.table1_block()
+    assert "| Adapter^H | batch 1, length 128 | +10.0% [+5.0, +20.0] | batch 1 x 128 | +30.3% |" in text
+    assert "| LoRA unmerged | batch 2, length 512 | +1.0% [+0.0, +2.0] | batch 32 x 512 | – |" in text
 
 
 def test_what_was_broken_on_purpose_is_shown_with_its_outcome(tmp_path, monkeypatch):

@@ -17,6 +17,7 @@ from analysis.summary import parsed
 from experiments.catalogue import find
 from experiments.settings import OFFICIAL
 from files import read_json, read_table, write_atomically
+from publish.efficiency import efficiency_block, shown, table1_block
 from publish.labels import BASE_MEANS, TITLES, label
 from publish.result_files import KEPT_SCALES, NOTHING, recorded, summary_text
 from publish.sheets import parts, sheet_of, wide
@@ -41,6 +42,7 @@ SEEDS = {"table3": 3, "table2": 5}  # as the paper has them
 BENCHMARKS = {  # name in benchmark.py -> title, in the README's order
     "step": "LoRA step of GPT-2 small", "decode": "beam search, 64 inputs", "metrics": "E2E metrics, test set",
     "glue": "GLUE", "smollm2-step": "LoRA step of SmolLM2-135M", "smollm2-decode": "SmolLM2-135M, ten beams",
+    "training": "a step at the usual length",
 }  # fmt: skip
 
 
@@ -176,8 +178,10 @@ def speed_rows() -> list[list[str]]:
             continue
         times = run["repetitions"]
         conditions = f"{run['threads']} threads, " + (f"up to {times} repetitions" if times > 1 else "1 repetition")
-        ratios = {ratio: value for ratio, value in run["measured"].items() if "/" in ratio}
-        rows += [[f"{title}: {ratio}", printed("ratio", value), conditions] for ratio, value in ratios.items()]
+        for quantity, value in run["measured"].items():
+            if "/" in quantity:
+                text = shown(value) if isinstance(value, list) else printed("ratio", value)
+                rows.append([f"{title}: {quantity}", text, conditions])
     return rows
 
 
@@ -199,9 +203,10 @@ def robustness_block() -> str:
     return f"{markdown(sheet, numbers=['times'])}\n\n{made}"
 
 
+COSTS = {"costs": costs_block, "efficiency": efficiency_block, "table1": table1_block, "speed": speed_block}
 PAGES: dict[str, dict[str, Callable[[], str]]] = {
     "README.md": {"scope": scope_block, "found": found_block, "scanned": scanned_block},
     "results/README.md": {"claims": claims_block, "results": results_block},
-    "results/costs.md": {"costs": costs_block, "speed": speed_block},
+    "results/costs.md": COSTS,
     "results/verification.md": {"robustness": robustness_block},
 }
