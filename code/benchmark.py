@@ -6,6 +6,8 @@
     python code/benchmark.py glue       an epoch and a step of MiniLM and RoBERTa-base on MRPC
     python code/benchmark.py smollm2-step, smollm2-losses, smollm2-decode
                                         SmolLM2-135M in bfloat16 against the plain step and search, and PEFT's
+    python code/benchmark.py serving, serving-beams, serving-requests
+                                        a batch over many adapters against one, and PEFT's; 1,000 mixed requests
 
 Absolute times depend on the machine; the ratios are what is claimed. Repetitions of the variants
 alternate, medians are printed, and `results/benchmark/` keeps them.
@@ -20,7 +22,7 @@ from pathlib import Path
 import torch
 
 import files
-from costs import benchmark_e2e, benchmark_glue, benchmark_smollm2
+from costs import benchmark_e2e, benchmark_glue, benchmark_serving, benchmark_smollm2
 from files import write_json
 from runs.records import provenance
 
@@ -32,6 +34,9 @@ BENCHMARKS = {  # name -> benchmark, its usual repetitions
     "smollm2-step": (benchmark_smollm2.step, 9),
     "smollm2-losses": (benchmark_smollm2.losses, 1),
     "smollm2-decode": (benchmark_smollm2.decode, 1),
+    "serving": (benchmark_serving.mixed, 9),
+    "serving-beams": (benchmark_serving.beams, 1),
+    "serving-requests": (benchmark_serving.requests, 1),
 }
 
 
