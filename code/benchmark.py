@@ -10,6 +10,8 @@
     python code/benchmark.py memory     what training GPT-2 medium takes above its weights: LoRA and full fine-tuning
     python code/benchmark.py latency    Table 1: GPT-2 medium with LoRA merged and not, and with adapters
     python code/benchmark.py adapters   to merge, unmerge and load adapters; the storage of ten tasks
+    python code/benchmark.py serving, serving-beams, serving-requests
+                                        a batch over many adapters against one, and PEFT's; 1,000 mixed requests
 
 Absolute times depend on the machine; the ratios are what is claimed. Repetitions of the variants
 alternate, medians are printed, and `results/benchmark/` keeps them.
@@ -24,7 +26,14 @@ from pathlib import Path
 import torch
 
 import files
-from costs import benchmark_e2e, benchmark_glue, benchmark_latency, benchmark_smollm2, benchmark_training
+from costs import (
+    benchmark_e2e,
+    benchmark_glue,
+    benchmark_latency,
+    benchmark_serving,
+    benchmark_smollm2,
+    benchmark_training,
+)
 from files import write_json
 from runs.records import provenance
 
@@ -40,6 +49,9 @@ BENCHMARKS = {  # name -> benchmark, its usual repetitions
     "memory": (benchmark_training.memory, 1),
     "latency": (benchmark_latency.latency, 15),
     "adapters": (benchmark_latency.adapters, 9),
+    "serving": (benchmark_serving.mixed, 9),
+    "serving-beams": (benchmark_serving.beams, 1),
+    "serving-requests": (benchmark_serving.requests, 1),
 }
 
 

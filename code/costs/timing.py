@@ -53,13 +53,13 @@ def memory_above_weights(make_step: Callable[[str], Step], name: str) -> int:
 
 def _step_memory(make_step: Callable[[str], Step], name: str, queue: multiprocessing.Queue) -> None:
     step = make_step(name)
-    before = _resident("VmRSS")
+    before = resident("VmRSS")
     for _ in range(6):
         step()
-    queue.put(_resident("VmHWM") - before)
+    queue.put(resident("VmHWM") - before)
 
 
-def _resident(field: str) -> int:
+def resident(field: str) -> int:
     """VmRSS or VmHWM of this process in bytes."""
     with open("/proc/self/status", encoding="ascii") as status:
         return next(int(line.split()[1]) * 1024 for line in status if line.startswith(field))

@@ -42,7 +42,8 @@ SEEDS = {"table3": 3, "table2": 5}  # as the paper has them
 BENCHMARKS = {  # name in benchmark.py -> title, in the README's order
     "step": "LoRA step of GPT-2 small", "decode": "beam search, 64 inputs", "metrics": "E2E metrics, test set",
     "glue": "GLUE", "smollm2-step": "LoRA step of SmolLM2-135M", "smollm2-decode": "SmolLM2-135M, ten beams",
-    "training": "a step at the usual length",
+    "training": "a step at the usual length", "serving": "16 rows of GPT-2 small",
+    "serving-beams": "GPT-2 small, ten beams", "serving-requests": "GPT-2 small",
 }  # fmt: skip
 
 
