@@ -102,13 +102,13 @@ SEARCHED = [  # search, method, the rate that is used at `cpu`, the grid it is f
 
 
 def best_rate(summary, search, method, grid, better, broken=()):
-    """The best rate of a grid that is recorded at `cpu` to its last value, but for the broken ones; else None."""
+    """The best rate of a grid that is recorded at `cpu` to its last value, below the broken ones; else None."""
     searched = summary["experiment"].str.startswith(f"learning-rate/{search}/{method}/")
     lines = summary[
         searched & (summary["rule"] == "selection") & (summary["scale"] == "cpu") & (summary["value"] != "")
     ]
     scores = dict(zip(lines["learning_rate"].astype(float), lines["value"].astype(float), strict=True))
-    whole = {rate: score for rate, score in scores.items() if rate not in broken}
+    whole = {rate: score for rate, score in scores.items() if rate < min(broken, default=math.inf)}
     return better(whole, key=whole.get) if scores.keys() == set(grid) else None
 
 
