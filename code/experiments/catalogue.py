@@ -19,6 +19,7 @@ from experiments.other_methods import METHOD_EXPERIMENTS
 from experiments.pitfalls import PITFALL_EXPERIMENTS
 from experiments.settings import SCALES, Experiment
 from experiments.smollm2 import SMOLLM2_EXPERIMENTS
+from experiments.subspaces import SUBSPACE_EXPERIMENTS
 
 
 def by_name(declared: Iterable[Experiment]) -> dict[str, Experiment]:
@@ -37,7 +38,7 @@ def by_name(declared: Iterable[Experiment]) -> dict[str, Experiment]:
 
 EXPERIMENTS = by_name((
     *E2E_EXPERIMENTS, *GLUE_EXPERIMENTS, *METHOD_EXPERIMENTS, *PITFALL_EXPERIMENTS, *SMOLLM2_EXPERIMENTS,
-    *DECODING_EXPERIMENTS,
+    *DECODING_EXPERIMENTS, *SUBSPACE_EXPERIMENTS,
 ))  # fmt: skip
 
 

@@ -17,6 +17,7 @@ TITLES = {
     "rank-over-time": "Rank over time: Sequential LoRA and adaptive rank",
     "variants": "Variants of LoRA",
     "pitfalls": "What the mistakes of earlier reproductions cost",
+    "subspaces": "Section 7: inside the update",
     "released": "The authors' own adapters",
 }
 SCALE_MEANS = {
@@ -39,7 +40,7 @@ WORDS = {  # word of a row's name -> as the paper writes it
 
 def label(experiment: Experiment) -> str:
     """A row's name: `LoRA r=4`, `LoRA† r=8`, `full fine-tuning`, `Adapter L 11M`, `LoRA 0.004`."""
-    if experiment.settings.evaluate == "selection":
+    if experiment.table == "learning-rate":
         *_, row, rate = experiment.name.split("/")
         return f"{words(row)} {rate}"
     if not experiment.settings.epochs:  # a row decoded anew, and how
