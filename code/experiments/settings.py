@@ -85,6 +85,7 @@ class Settings:
     start_from: str | None = None  # the experiment whose trained adapter this one starts with
     # E2E
     protocol: str = "lora"
+    official_text: bool = False  # the official code's own text of all splits where it can be had, else rebuilt
     beams: int = 10
     length_penalty: float = 0.9
     no_repeat_ngram: int = 4
@@ -121,6 +122,10 @@ class Settings:
             raise ValueError("epochs must be above 0 in a run that starts from no other, found 0")
         if len(self.adam_betas) != 2:
             raise ValueError(f"adam_betas must be two numbers, found {self.adam_betas}")
+        if self.official_text and self.protocol != "lora":
+            raise ValueError(
+                f"official_text is text of the protocol lora, found the protocol {self.protocol}: leave one of them out"
+            )
         for name, words in CHOICES.items():
             if getattr(self, name) not in words:
                 known = ", ".join(word for word in words if word)

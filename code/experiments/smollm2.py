@@ -25,7 +25,7 @@ MATRICES = {  # which matrices have pairs -> the targets
 PAPER = replace(e2e.E2E, model="smollm2-135m-base")
 CPU = {
     "model": "smollm2-135m", "epochs": 1, "warmup_steps": 100, "keep": "last", "precision": "auto",
-    "train_rows": 10_000,
+    "train_rows": 10_000, "official_text": False,
 }  # fmt: skip
 SEARCH = CPU | {"train_rows": 2_000, "warmup_steps": 50, "evaluate": "selection"}
 RATES = {  # row or kind of row -> learning rate

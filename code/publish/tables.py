@@ -76,6 +76,8 @@ def notes(part: pd.DataFrame, scale: str) -> list[str]:
     if (subset := part["data"] == "subset").any():
         tasks = ", ".join(TASKS[task].title for task in part[subset]["task"].unique())
         sentences.append(f"At least one split of {tasks} is a subset of the released one.")
+    if (part["data"] == "rebuilt text").any():
+        sentences.append("*rebuilt text*: the official code's files were out of reach and were rebuilt by one rule.")
     if (part["data"] == "mixed").any():
         sentences.append(
             "*mixed*: the runs had different data or base weights; differences are between runs on the same ones only."

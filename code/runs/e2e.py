@@ -39,21 +39,24 @@ def add_new_tokens(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -
     model.resize_token_embeddings(len(tokenizer), mean_resizing=False)
 
 
-def load_splits(job: Job) -> Splits:
-    """The rows by split, test only if it is reported; of train, the first `train_rows` of a fixed shuffle."""
-    settings = job.settings
-    reported = ("test",) if settings.evaluate == "test" else ()
-    load = TASKS[settings.task].load
-    splits = {split: load(split, settings.protocol, job.data_dir) for split in ("train", "dev", *reported)}
+def load_splits(job: Job) -> tuple[Splits, dict[str, str]]:
+    """The rows by split, test only if it is reported; and, where the official text is asked for, which text it is.
+
+    Of train these are the first `train_rows` of a fixed shuffle.
+    """
+    settings, task = job.settings, TASKS[job.settings.task]
+    names = ("train", "dev", "test") if settings.evaluate == "test" else ("train", "dev")
+    official = task.official(job.data_dir) if settings.official_text else None
+    splits = {name: official[name] if official else task.load(name, settings.protocol, job.data_dir) for name in names}
     if settings.train_rows:
         random.Random(0).shuffle(splits["train"])
         splits["train"] = splits["train"][: settings.train_rows]
-    return splits
+    return splits, {"text": "official" if official else "rebuilt"} if settings.official_text else {}
 
 
 def data_fingerprint(job: Job) -> dict[str, str]:
     """The fingerprint of each split that the job reads."""
-    return _fingerprints(load_splits(job))
+    return _fingerprints(load_splits(job)[0])
 
 
 def _fingerprints(splits: Splits) -> dict[str, str]:
@@ -64,8 +67,9 @@ def train_and_score(
     model: nn.Module, tokenizer: PreTrainedTokenizerBase, job: Job, keep_adapter: Callable[[nn.Module], None]
 ) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     """Train and test; return facts for the record, and predictions. `keep_adapter(model)` is called before folding."""
-    settings, splits = job.settings, load_splits(job)
+    settings, (splits, text) = job.settings, load_splits(job)
     measured: dict[str, Any] = {
+        **text,
         "data_fingerprint": _fingerprints(splits),
         "rows": {name: len(rows) for name, rows in splits.items()},
     }

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from tasks.e2e.data import Example, Inputs, load_builtin, load_e2e
+from tasks.e2e.official_text import load_official
 
 
 @dataclass(frozen=True)
@@ -42,6 +43,7 @@ class Task:
 
     `load(split, protocol, data_dir)` gives the rows of `train`, `dev` or `test`; `score(inputs, texts, settings)` gives
     the scores of all texts together, and findings on each text. Only tasks whose answers are written have them.
+    `official(data_dir)` gives the official code's own rows by split, None where they are out of reach.
     """
 
     name: str
@@ -56,6 +58,7 @@ class Task:
     settings: tuple[str, ...] = ()  # flags that only tasks of this workflow have
     lora_row: str = "lora-r4"  # row of the paper's table with LoRA's default settings
     load: Callable[[str, str, Path | None], list[Example]] | None = None
+    official: Callable[[Path | None], dict[str, list[Example]] | None] | None = None
     score: Callable[[list[Inputs], list[str], Any], tuple[dict[str, Any], list[dict[str, Any]]]] | None = None
     version: int = 1
 
@@ -213,7 +216,8 @@ MNLI_VALIDATION = {"validation_matched": 9_815, "validation_mismatched": 9_832}
 TASKS: dict[str, Task] = {
     task.name: task
     for task in (
-        Task(name="e2e", train_rows=42_061, test_inputs=630, load=load_e2e, **E2E),
+        Task(name="e2e", train_rows=42_061, test_inputs=630, load=load_e2e, official=load_official,
+             **E2E | {"settings": (*E2E["settings"], "official_text")}),
         Task(name="e2e-builtin", train_rows=3_200, test_inputs=60,
              load=lambda split, protocol, data_dir: load_builtin(split, protocol), **E2E),
         _glue("mnli", "MNLI", ("premise", "hypothesis"), ("entailment", "neutral", "contradiction"),

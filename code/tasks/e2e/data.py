@@ -4,9 +4,10 @@ A protocol decides the text of both sides of a row. Scores of the two protocols 
 
 - `challenge`: the released text as it is.
 - `lora`: as in the data of the official code (microsoft/LoRA at c4593f0, examples/NLG): renamed slots joined by
-  ` | `, references pre-tokenised. The official tokenizer is not published: `pretokenise` reconstructs it, one rule for
-  all splits. It gives 99.1% (test) and 98.5% (valid) of the official references exactly, 100% up to white space. The
-  two files differ in contractions (test `is n't`, valid `isn 't`), and the train file's are not known. Here all splits
+  ` | `, references pre-tokenised. At `paper` scale its own files are read (`official_text.py`). Elsewhere, or where
+  they are out of reach, the text is rebuilt from the release. The official tokenizer is not published: `pretokenise`
+  reconstructs it, one rule for all splits. It gives 99.1% (test) and 98.5% (valid) of the official references exactly,
+  100% up to white space. The two files differ in contractions (test `is n't`, valid `isn 't`). Here all splits
   follow test, so that a model is trained on the spelling it is scored on.
 
 Files are `trainset.csv`, `devset.csv` and `testset_w_refs.csv` of https://github.com/tuetschek/e2e-dataset
