@@ -29,6 +29,7 @@ from lora import remove_lora
 from models import load_model
 from publish import figures, result_files
 from publish.figure_data import KINDS, figure_data
+from publish.subspace_sheets import notes
 from runs.run import Run
 
 BASE, REAL = "gpt2-mini", "smollm2-135m"
@@ -288,9 +289,13 @@ def test_a_number_that_was_edited_is_found(results):
         read(REAL)
 
 
-def test_the_rows_compared_differ_in_nothing_but_the_rank():
-    for base in ROWS:
-        settings = [vars(row_of(base, rank).settings) for rank in RANKS]
-        assert {key for key in settings[0] if len({str(each[key]) for each in settings}) > 1} == {"rank"}
-        assert {each["model"] for each in settings} == {base}
-        assert {each["targets"] for each in settings} == {("query", "value")}
+@pytest.mark.parametrize("base", ROWS)
+def test_the_rows_compared_differ_in_their_rank_and_where_they_do_in_their_rate_the_page_says_so(results, base):
+    settings = [vars(row_of(base, rank).settings) for rank in RANKS]
+    differing = {key for key in settings[0] if len({str(each[key]) for each in settings}) > 1}
+    assert {"rank"} <= differing <= {"rank", "learning_rate"}
+    assert {each["model"] for each in settings} == {base}
+    assert {each["targets"] for each in settings} == {("query", "value")}
+    said = [note for note in notes(keep() | {"base": base}) if "the learning rates are" in note]
+    assert len(said) == ("learning_rate" in differing)
+    assert all(f"{each['learning_rate']:g} (r={each['rank']})" in note for note in said for each in settings)

@@ -24,6 +24,7 @@ from analysis.subspace_records import (
     grids,
     quantities,
     read_all,
+    row_of,
 )  # fmt: skip
 from experiments.subspaces import RANKS
 from files import read_table
@@ -110,8 +111,11 @@ def _papers() -> pd.DataFrame:
 
 def notes(measured: Measured) -> list[str]:
     """What a reader has to know to read the sheets."""
-    seeds = len(measured["seeds"])
+    seeds, settings = len(measured["seeds"]), {rank: row_of(measured["base"], rank).settings for rank in RANKS}
+    rates = ", ".join(f"{each.learning_rate:g} (r={rank})" for rank, each in settings.items())
+    own_rates = [f"Not the rank alone differs: the learning rates are {rates}."]
     return [
+        *(own_rates if len({each.learning_rate for each in settings.values()}) > 1 else ()),
         f"Measured on {len(measured['runs'])} adapters of {measured['base']} (n={seeds} seeds at r="
         f"{', '.join(map(str, RANKS))}): the first, the middle and the last layer, counted from 0. Numbers are means "
         "over seeds ± their sample standard deviation; what two seeds share counts for both.",
