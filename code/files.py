@@ -179,6 +179,13 @@ def check_sha256(content: bytes, expected: str, source: Path | str, remedy: str)
         raise ValueError(f"{source} is not the released file: expected SHA-256 {expected}, found {digest}; {remedy}")
 
 
+def check_blob(content: bytes, expected: str, source: Path | str, remedy: str) -> None:
+    """Raise ValueError, which ends with `remedy`, unless git stores the content of `source` under the id expected."""
+    found = hashlib.sha1(b"blob %d\0%b" % (len(content), content), usedforsecurity=False).hexdigest()
+    if found != expected:
+        raise ValueError(f"{source} is not the released file: expected git blob {expected}, found {found}; {remedy}")
+
+
 _fetching = True
 
 

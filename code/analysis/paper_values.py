@@ -17,6 +17,8 @@ from tasks.catalogue import TASKS
 
 FIRST_VERSION = "arXiv v2"  # the one that tables show where two versions differ
 FULL = "FT"
+OF_GPT3 = ("table5", "table6", "table16")  # tables whose rows are GPT-3's in the paper; it is not public
+PRINTED_ROWS = {100: "100", 1_000: "1k", 10_000: "10k"}  # training rows as Table 16 prints them
 PRIOR_WORK, OTHER_METRIC = "*", "‡"
 PRIOR_WORK_MEANS = "A star at a row of the paper: its numbers are from prior work."
 OTHER_METRIC_MEANS = "‡: probably F1 and not accuracy, from prior work; not to be compared."
@@ -57,12 +59,13 @@ def _rows() -> dict[tuple[str, ...], dict[str, str]]:
 def _row_of(experiment: Experiment) -> tuple[str, ...]:
     """(table, model, method, trainable) of the paper's row that it repeats; () for none.
 
-    Tables 5 and 6 are GPT-3's in the paper; ours are RoBERTa's, with the same matrices and ranks.
+    The tables OF_GPT3 are an encoder's here, with the same matrices, ranks and training rows.
     """
     settings = experiment.settings
     if experiment.cell:
-        return (TASKS[settings.task].paper_table, *experiment.cell)
-    if experiment.table in ("table5", "table6"):
+        table = experiment.table if experiment.table in OF_GPT3 else TASKS[settings.task].paper_table
+        return (table, *experiment.cell)
+    if experiment.table in OF_GPT3:
         matrices = "+".join(f"W{target[0]}" for target in settings.targets)
         trainable = "18M" if experiment.table == "table5" else ""
         return (experiment.table, "GPT-3 175B", f"LoRA {matrices} r={settings.rank}", trainable)
@@ -71,7 +74,9 @@ def _row_of(experiment: Experiment) -> tuple[str, ...]:
 
 def paper_value(experiment: Experiment, metric: str) -> PaperValue | None:
     """The paper's number for the experiment's row and a metric of its task; None where it has none."""
-    name = TASKS[experiment.settings.task].paper_metric(metric)
+    name, rows = TASKS[experiment.settings.task].paper_metric(metric), experiment.settings.train_rows
+    if experiment.table == "table16":
+        name += f", {PRINTED_ROWS.get(rows, rows)} training rows"
     row = _rows().get((*_row_of(experiment), name))
     if row is None:
         return None
