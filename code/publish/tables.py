@@ -50,6 +50,7 @@ def notes(part: pd.DataFrame, scale: str) -> list[str]:
         sentences.append(
             f"Text protocol `{first['protocol']}`; scored: {', '.join(RULES[r] for r in part['rule'].unique())}."
         )
+    sentences += dict.fromkeys(note for name in part["task"] if (note := TASKS[name].note))
     if "difference" in part and part["difference"].notna().any():
         others = {metric: shown_as.margin for metric, shown_as in task.metrics.items() if shown_as.margin != MARGIN}
         margins = "".join(f", {margin:g} {metric}" for metric, margin in others.items())
@@ -70,7 +71,7 @@ def notes(part: pd.DataFrame, scale: str) -> list[str]:
             + ("" if same_work else f" The numbers are of {models} at its own scale: not the same work.")
         )
         if first["table"] == "table16":
-            sentences.append("GPT-3 is not public. The rows here ask an encoder, with the paper's numbers of rows.")
+            sentences.append("GPT-3 is not public: the rows here are an encoder's.")
     if part["paper's row"].fillna("").str.contains(PRIOR_WORK, regex=False).any():
         sentences.append(PRIOR_WORK_MEANS)
     if part[papers].astype(str).apply(lambda column: column.str.contains(OTHER_METRIC)).any(axis=None):

@@ -60,6 +60,7 @@ class Task:
     lora_row: str = "lora-r4"  # row of the paper's table with LoRA's default settings
     load: Callable[[str, str, Path | None], list[Example]] | None = None
     score: Callable[[list[Inputs], list[str], Any], Scored] | None = None
+    note: str = ""  # what a reader of its numbers has to know
     version: int = 1
 
     def __post_init__(self) -> None:
@@ -190,6 +191,8 @@ E2E: dict[str, Any] = {
     "settings": ("protocol", "beams", "length_penalty", "no_repeat_ngram", "max_new_tokens", "prompt_loss", "end_loss",
                  "new_tokens", "single_reference"),
 }  # fmt: skip
+SEEN_MEANS = "*seen*: categories that are trained on too; *unseen*: the others."
+PARTS_MEAN = "Training, dev and test rows are parts of the development file: no score of the released test set."
 AT_CAP = {"share_at_cap": OF_TEXTS["share_at_cap"]}
 DART_METRICS = {"BLEU": Metric(True), "METEOR": Metric(True), "TER": Metric(False)}
 TRIPLES: dict[str, Any] = {"score": _score_triples, "settings": E2E["settings"][1:-1]}  # one protocol, all references
@@ -197,7 +200,7 @@ DART = TRIPLES | {
     "title": "DART", "metrics": DART_METRICS | AT_CAP, "mean_tokens": 70, "paper_table": "table13",
 }  # fmt: skip
 WEBNLG = TRIPLES | {
-    "title": "WebNLG", "mean_tokens": 79, "paper_table": "table14",
+    "title": "WebNLG", "mean_tokens": 79, "paper_table": "table14", "note": SEEN_MEANS,
     "metrics": {f"{name} {part}": metric for part in ("all", "seen", "unseen") for name, metric in DART_METRICS.items()}
     | AT_CAP,
 }  # fmt: skip
@@ -237,9 +240,11 @@ TASKS: dict[str, Task] = {
         Task(name="e2e-builtin", train_rows=3_200, test_inputs=60,
              load=lambda split, protocol, data_dir: load_builtin(split, protocol), **E2E),
         Task(name="dart", train_rows=62_659, test_inputs=5_097, load=triples.load_dart, **DART),
-        Task(name="dart-dev", train_rows=5_576, test_inputs=273, load=triples.load_dart_parts, **DART),
+        Task(name="dart-dev", train_rows=5_576, test_inputs=273, load=triples.load_dart_parts,
+             **DART | {"note": PARTS_MEAN}),
         Task(name="webnlg", train_rows=18_102, test_inputs=1_862, load=triples.load_webnlg, **WEBNLG),
-        Task(name="webnlg-dev", train_rows=1_580, test_inputs=177, load=triples.load_webnlg_parts, **WEBNLG),
+        Task(name="webnlg-dev", train_rows=1_580, test_inputs=177, load=triples.load_webnlg_parts,
+             **WEBNLG | {"note": f"{SEEN_MEANS} {PARTS_MEAN}"}),
         Task(name="triples-builtin", train_rows=1_080, test_inputs=40, load=triples.load_builtin, **WEBNLG),
         _glue("mnli", "MNLI", ("premise", "hypothesis"), ("entailment", "neutral", "contradiction"),
               392_702, MNLI_VALIDATION, 40),
