@@ -210,6 +210,7 @@ def test_bleu_and_ter_are_those_of_the_official_evaluation(no_meteor):
     assert worse["BLEU"] < 0.9 * scores["BLEU"] and worse["TER"] > 1.1 * scores["TER"]
 
 
+@pytest.mark.slow
 def test_meteor_is_that_of_the_official_evaluation():
     if reason := meteor_unavailable():
         pytest.skip(reason)

@@ -18,6 +18,7 @@ from tasks.catalogue import TASKS
 FIRST_VERSION = "arXiv v2"  # the one that tables show where two versions differ
 FULL = "FT"
 OF_GPT3 = ("table5", "table6", "table16")  # tables whose rows are GPT-3's in the paper; it is not public
+TABLE_16 = {"full": "Fine-Tune", "lora": "LoRA", "prelayer": "PrefixLayer"}  # its methods
 PRINTED_ROWS = {100: "100", 1_000: "1k", 10_000: "10k"}  # training rows as Table 16 prints them
 FRACTIONS = ("table13", "table14")  # METEOR and TER stand in `data/paper.csv` as these print them
 PRIOR_WORK, OTHER_METRIC = "*", "‡"
@@ -67,8 +68,9 @@ def _row_of(experiment: Experiment) -> tuple[str, ...]:
     """
     settings = experiment.settings
     if experiment.cell:
-        table = experiment.table if experiment.table in OF_GPT3 else TASKS[settings.task].paper_table
-        return (table, *experiment.cell)
+        return (TASKS[settings.task].paper_table, *experiment.cell)
+    if experiment.table == "table16":
+        return (experiment.table, "GPT-3 175B", TABLE_16[settings.method], "")
     if experiment.table in OF_GPT3:
         matrices = "+".join(f"W{target[0]}" for target in settings.targets)
         trainable = "18M" if experiment.table == "table5" else ""
