@@ -231,4 +231,6 @@ def _place(row: dict[str, Any]) -> tuple[str, str, str]:
     if table == "table6":
         matrices, _, rank = last.rpartition("-r")
         return f"{task}, {row['metric']}, {{}}: matrices by rank", matrices.replace("-", ", "), f"r={rank}"
+    if table == "table16":
+        return f"{task}, {row['metric']}, {{}}: methods by training rows", f"{model} {last}", shown(row, "train_rows")
     return "{}: rows by task", f"{model} {last}", f"{task} ({row['metric']})"

@@ -53,6 +53,7 @@ class Example:
     mr: str
     context: str
     reference: str
+    seen: bool | None = None  # WebNLG: whether its category is one of those trained on
 
 
 @dataclass(frozen=True)
@@ -62,6 +63,7 @@ class Inputs:
     mr: str
     context: str
     references: list[str]
+    seen: bool | None = None
 
 
 def pretokenise(text: str) -> str:
@@ -99,7 +101,7 @@ def group_by_context(examples: list[Example]) -> list[Inputs]:
     """Distinct contexts in order of first occurrence, as the official decoding groups its references."""
     groups: dict[str, Inputs] = {}
     for example in examples:
-        group = groups.setdefault(example.context, Inputs(example.mr, example.context, []))
+        group = groups.setdefault(example.context, Inputs(example.mr, example.context, [], example.seen))
         group.references.append(example.reference)
     return list(groups.values())
 
@@ -138,8 +140,11 @@ def encode(
 
 
 def data_fingerprint(examples: list[Example]) -> str:
-    """The fingerprint (`files.fingerprint`) of the rows' texts."""
-    return fingerprint((example.mr, example.context, example.reference) for example in examples)
+    """The fingerprint (`files.fingerprint`) of the rows' texts and, where they are of categories, which are seen."""
+    return fingerprint(
+        (example.mr, example.context, example.reference, *([] if example.seen is None else [str(example.seen)]))
+        for example in examples
+    )
 
 
 def _examples(rows: list[tuple[str, str]], protocol: str) -> list[Example]:
