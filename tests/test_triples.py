@@ -170,7 +170,7 @@ def test_a_file_that_is_not_the_released_one_is_refused_by_its_blob(folder, monk
 
 def test_a_download_that_is_not_the_released_file_is_refused_and_leaves_no_file(folder, monkeypatch):
     monkeypatch.setattr(data, "download", lambda url: b"Sign in")
-    with pytest.raises(ValueError, match=r"dart-v1.1.1-full-test.json is not the released file.*try again"):
+    with pytest.raises(ValueError, match=r"dart-v1.1.1-full-test.json is not the official file.*try again"):
         load_dart("test", data_dir=folder)
     assert not files.CACHE.exists()
 
