@@ -402,6 +402,36 @@ def test_a_checkpoint_that_is_not_whole_is_passed_over(cut, tmp_path, name, how,
     assert "checkpoint-33 is not whole" in caplog.text
 
 
+class Trap:
+    """A pickle that ends the test when it is opened."""
+
+    def __reduce__(self):
+        return (pytest.fail, ("the pickle was opened",))
+
+
+def forge(checkpoint, name, content):
+    """Another content of a file, as if it were the one that was saved."""
+    (checkpoint / name).write_bytes(content)
+    sizes = json.loads((checkpoint / SIZES_FILE).read_text())
+    (checkpoint / SIZES_FILE).write_text(json.dumps(sizes | {name: checkpoints._content(checkpoint / name)}))
+
+
+@pytest.mark.parametrize("name", ["optimizer.pt", "rng_state.pth", "scheduler.pt", WEIGHTS_FILE, SITTINGS_FILE])
+def test_a_pickle_in_a_checkpoint_is_refused_unopened(cut, tmp_path, name):
+    shutil.copytree(cut, tmp_path / "cut")
+    torch.save(Trap(), tmp_path / "trap")
+    forge(tmp_path / "cut" / "checkpoint-33", name, (tmp_path / "trap").read_bytes())
+    with pytest.raises(ValueError, match=r"(numbers alone in|damaged).*checkpoint-33.*and an older checkpoint is"):
+        best_of(tmp_path / "cut")
+
+
+def test_a_checkpoints_list_of_files_leads_nowhere_else(cut, tmp_path):
+    shutil.copytree(cut, tmp_path / "cut")
+    (tmp_path / "other").write_bytes(b"")
+    forge(tmp_path / "cut" / "checkpoint-33", "../../other", b"")
+    assert newest_checkpoint(tmp_path / "cut") == str(tmp_path / "cut" / "checkpoint-10")
+
+
 @pytest.mark.parametrize("how", DAMAGES)
 @pytest.mark.parametrize("file", [f"checkpoint-10/{WEIGHTS_FILE}", "epoch-1.json"])
 def test_a_checkpoint_whose_best_epoch_or_validation_is_not_whole_is_passed_over(cut, tmp_path, file, how):
@@ -552,6 +582,13 @@ def test_broken_weights_that_no_loss_shows_are_neither_saved_nor_the_end_of_a_ru
 def test_of_a_loss_that_is_not_finite_the_broken_weights_are_named(tmp_path):
     with pytest.raises(TrainingDiverged, match=r"^transformer\.wpe\.weight is not finite after step 14 of 20; "):
         run_training(tmp_path, loss=breaking_weights(15))
+
+
+def test_of_a_loss_that_is_not_finite_a_frozen_weight_is_named_too(tmp_path):
+    model = tiny_model()
+    model.transformer.ln_f.bias.data[3] = math.nan
+    with pytest.raises(TrainingDiverged, match=r"^transformer\.ln_f\.bias is not finite after step 0 of 20; "):
+        run_training(tmp_path, replace(SETTINGS, method="lora", rank=2, alpha=2.0, targets=("query",)), model)
 
 
 def no_loss(*_):
