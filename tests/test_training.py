@@ -3,6 +3,7 @@
 import json
 import math
 import os
+import pickle
 import random
 import shutil
 import signal
@@ -631,6 +632,23 @@ def test_pre_training_of_no_step_leaves_the_model_that_is_there(tmp_path, steps)
     with pytest.raises(ValueError, match=f"expected 2 steps or more, .*, found {steps}"):
         pretrain_gpt2_mini.pretrain(tmp_path, steps, tmp_path / "gpt2-mini")
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("content", [b"", b"PK\3\4", b"pickle"])
+def test_a_damaged_file_of_pre_training_is_named_and_a_pickle_in_it_not_opened(tmp_path, content):
+    if content == b"pickle":
+        content = pickle.dumps(Trap(), protocol=2)
+    for name in ("train.npy", "held_out.npy", "checkpoint.pt", "model.safetensors", "vocab.json"):
+        (tmp_path / name).write_bytes(content)
+    model, tokens = pretrain_gpt2_mini.new_model(end=0), np.zeros(BATCH * BLOCK, dtype=np.int64)
+    for path, read in {
+        "train.npy": lambda: pretrain_gpt2_mini.prepare(tmp_path, tmp_path, None),
+        "checkpoint.pt": lambda: pretrain_gpt2_mini.train(model, tokens, 2, tmp_path),
+        "model.safetensors": lambda: pretrain_gpt2_mini.load_weights(model, tmp_path),
+        "": lambda: pretrain_gpt2_mini.generations(model, tmp_path),
+    }.items():
+        with pytest.raises(ValueError, match=rf"in {tmp_path / path}, found .*; delete it to start anew"):
+            read()
 
 
 def test_large_numbers_whose_norm_overflows_are_finite():
