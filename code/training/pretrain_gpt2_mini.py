@@ -105,8 +105,8 @@ def _read_tokenizer(folder: Path) -> ByteLevelBPETokenizer:
 
 
 def _tokens(path: Path) -> np.ndarray:
-    with _reading(path):
-        tokens = np.load(path, allow_pickle=False)
+    with _reading(path), path.open("rb") as file:
+        tokens = np.load(file, allow_pickle=False)
         if not isinstance(tokens, np.ndarray) or tokens.dtype != np.uint16:
             raise TypeError(f"a {type(tokens).__name__}")
     return tokens

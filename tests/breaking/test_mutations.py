@@ -102,7 +102,9 @@ def edited(value: object, chance: random.Random) -> object:
     if isinstance(value, list) and value and chance.random() < 0.6:
         i = chance.randrange(len(value))
         return [*value[:i], edited(value[i], chance), *value[i + 1 :]]
-    if isinstance(value, str) and value.startswith(("{", "[")) and chance.random() < 0.9:  # our header within that of the format
+    if (
+        isinstance(value, str) and value.startswith(("{", "[")) and chance.random() < 0.9
+    ):  # our header within that of the format
         return json.dumps(edited(json.loads(value), chance))
     return chance.choice([other for other in VALUES if other != value or type(other) is not type(value)])
 
@@ -264,7 +266,7 @@ def test_a_mutated_result_is_passed_over_or_what_was_written(tmp_path, kind, tal
     records.write_predictions(NAME, "cpu", 0, LINES)
     note = records.write_unfinished(record | {"status": "failed"})
     newer = records.rescored_path(records.record_path(NAME, "cpu", 0))
-    files.write_json(newer, {"name": NAME, "scale": "cpu", "seed": 0, "scores": {"course_BLEU": 61.0}})
+    files.write_json(newer, {"name": NAME, "scale": "cpu", "seed": 0, "scores": {"brevity_penalty": 0.98}})
 
     def read() -> tuple:
         found = records.read_records("cpu")
