@@ -213,15 +213,20 @@ def find_file(file: str, data_dir: Path | None, fetch: Callable[[], bytes], publ
     """The path of `file` (`e2e/devset.csv`); `published` names the place that `fetch` reads it from.
 
     Raises FileNotFoundError if `data_dir` or LORA_DATA_DIR is no folder, or if no place has the file and `fetch`
-    raises OSError; NotAsked, which is one too, if nothing may be fetched.
+    raises OSError; NotAsked, which is one too, if nothing may be fetched; ValueError if the cache's is not what was
+    fetched.
     """
     chosen = data_dir or os.environ.get("LORA_DATA_DIR")
     if chosen and not Path(chosen).is_dir():
         origin = "data_dir" if data_dir else "LORA_DATA_DIR"
         raise FileNotFoundError(f"{origin} is {chosen}, which is not a folder; expected one that holds {file}")
     places = [Path(folder) / file for folder in (chosen, CACHE, SHARED) if folder]
+    fetched = CACHE.with_name(f"{CACHE.name}.sha256") / file  # holds the checksum of the file in the cache
     for path in places:
         if path.is_file():
+            if path == CACHE / file and fetched.is_file():
+                expected = fetched.read_text(encoding="ascii", errors="replace")
+                check_sha256(path.read_bytes(), expected, path, "delete it, and it is fetched anew")
             return path
     if not _fetching:
         raise NotAsked(f"{file} is in none of {', '.join(map(str, places))}, and nothing is fetched now")
@@ -234,5 +239,6 @@ def find_file(file: str, data_dir: Path | None, fetch: Callable[[], bytes], publ
             f"{(CACHE / file).parent}, or set LORA_DATA_DIR to a folder that holds {file}. The `quick` scale "
             "needs no data."
         ) from error
+    write_atomically(fetched, hashlib.sha256(content).hexdigest())
     write_atomically(CACHE / file, content)
     return CACHE / file

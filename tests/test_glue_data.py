@@ -153,6 +153,19 @@ def test_rows_keep_the_order_of_the_file_and_the_label_its_kind(places):
     assert type(load_glue("stsb", "validation").examples[0].label) is float
 
 
+def test_a_file_in_the_cache_that_is_not_what_was_fetched_is_refused_and_one_that_was_put_there_is_not(places):
+    content = put(places["shared"], ROWS).read_bytes()
+    other = put(places["chosen"], ROWS[:1]).read_bytes()
+    (places["shared"] / "glue/mrpc/validation-00000-of-00001.parquet").unlink()
+    path = files.find_file("glue/mrpc/validation-00000-of-00001.parquet", None, lambda: content, "a hub")
+    assert path.is_relative_to(places["cache"]) and len(load_glue("mrpc", "validation").examples) == 2
+    path.write_bytes(other)
+    with pytest.raises(ValueError, match=r"parquet is not the released file: .*delete it, and it is fetched anew"):
+        load_glue("mrpc", "validation")
+    places["cache"].with_name("cache.sha256").rename(places["cache"] / "no checksums")
+    assert len(load_glue("mrpc", "validation").examples) == 1
+
+
 def test_where_no_place_has_the_file_one_error_names_them_all(places):
     with pytest.raises(FileNotFoundError, match="none of the places tried") as error:
         load_glue("mrpc", "validation", places["chosen"])

@@ -121,6 +121,14 @@ def test_labels_that_are_all_the_same_have_no_correlation_either():
     assert score(STSB, [0.0, 1.0, 2.0], [3.0, 3.0, 3.0])["pearson"] == 0.0
 
 
+@pytest.mark.parametrize("column", [[1.0, 1.0 + 2**-52, 1.0], [0.0, 5e-324, 0.0], [5.0 - 2**-50, 5.0, 5.0]], ids=str)
+def test_numbers_that_differ_by_rounding_alone_have_no_correlation_and_no_warning(column):
+    truth = [0.0, 5.0, 2.0]
+    assert score(STSB, column, truth)["pearson"] == score(STSB, truth, column)["spearman"] == 0.0
+    apart = np.float32([5.0, np.nextafter(np.float32(5), np.float32(0)), 5.0])  # as two answers of a model may be
+    assert score(STSB, apart, truth)["pearson"] < -0.5
+
+
 @pytest.mark.parametrize("guesses", [[1, 0, 0], [1, 1, 1]], ids=["classes that differ", "one class"])
 @pytest.mark.parametrize("kind", [np.float32, np.float64, np.int8, list], ids=["float32", "float64", "int8", "list"])
 def test_class_ids_score_the_same_whatever_numbers_they_are(guesses, kind):
@@ -145,6 +153,10 @@ def test_class_ids_score_the_same_whatever_numbers_they_are(guesses, kind):
         (MRPC, ["1", "0"], [0, 1], "row 0: expected as prediction the class ids 0 to 1, found '1'"),
         (STSB, [0.5, float("nan")], [0.0, 1.0], "row 1: expected as prediction a finite number, found nan"),
         (STSB, [0.5, float("inf")], [0.0, 1.0], "row 1: expected as prediction a finite number, found inf"),
+        (MRPC, [True, 1], [0, 1], "row 0: expected as prediction the class ids 0 to 1, found True"),
+        (STSB, [0.5, True], [0.0, 1.0], "row 1: expected as prediction a finite number, found True"),
+        (STSB, [0.5, 10**400], [0.0, 1.0], "row 1: expected as prediction a finite number, found 1000"),
+        (STSB, [-1e200, 1e200], [0.0, 1.0], r"row 0: expected as prediction a finite number, found -1e\+200"),
         (STSB, [True, False], [0.0, 1.0], "row 0: expected as prediction a finite number, found True"),
         (MRPC, [0, 1], [-1, -1], "row 0: expected as label the class ids 0 to 1, found -1; .* hidden labels"),
         (MRPC, [0, 1], [0, 2], "row 1: expected as label the class ids 0 to 1, found 2"),

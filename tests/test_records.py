@@ -169,6 +169,15 @@ def test_a_copy_of_a_record_is_no_second_run(name):
     assert records.read_records("cpu") == []
 
 
+@pytest.mark.parametrize("scale", ["../runs/quick", "../../other/quick", "."])
+def test_a_record_whose_scale_is_a_path_is_passed_over(scale, results):
+    path = older(scale=scale)
+    own = records.record_path(NAME, "quick", 3)
+    own.parent.mkdir(parents=True, exist_ok=True)
+    path.replace(own)
+    assert records.read_records("quick") == [] and records.damaged("quick") == [own]
+
+
 def test_what_is_no_file_is_passed_over(results):
     folder = records.record_path(NAME, "quick", 0).parent
     (folder / "a.json").mkdir(parents=True)
@@ -193,6 +202,10 @@ def test_a_copy_of_a_note_is_no_second_failure(name):
     assert records.unfinished("quick", "failed") == 1 and records.damaged("quick") == [copy]
     records.write_unfinished(RECORD | {"status": "failed"})
     assert records.unfinished("quick", "failed") == 2
+    elsewhere = note.parent.parent.with_name("cpu") / "unfinished" / note.name
+    elsewhere.parent.mkdir(parents=True)
+    elsewhere.write_bytes(note.read_bytes())
+    assert records.unfinished("cpu", "failed") == 0 and records.damaged("cpu") == [elsewhere]
 
 
 def test_a_note_that_cannot_be_written_whole_is_not_there(monkeypatch):

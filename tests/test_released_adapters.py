@@ -240,6 +240,17 @@ def test_a_truncated_or_absent_file_is_refused(tmp_path):
     refused(tmp_path / "absent.pt", "expected a state dict of tensors alone.*No such file")
 
 
+def test_one_changed_bit_of_a_weight_is_noticed(tmp_path):
+    state = loralib.lora_state_dict(loralib_gpt2())
+    torch.save(state, tmp_path / "lora.pt")
+    [first, *_] = state.values()
+    whole, weights = (tmp_path / "lora.pt").read_bytes(), first.numpy().tobytes()
+    start = whole.index(weights)
+    (tmp_path / "lora.pt").write_bytes(whole[:start] + bytes([whole[start] ^ 1]) + whole[start + 1 :])
+    assert not torch.equal(torch.load(tmp_path / "lora.pt")[next(iter(state))], first)  # torch itself does not
+    refused(tmp_path / "lora.pt", "found ValueError: another checksum of lora/data/0; download it again")
+
+
 @pytest.mark.parametrize(
     "content", [gpt2().state_dict(), {"epoch": 3}, [1, 2], {"a.lora_A": 1}, {"model_state_dict": [1]}]
 )

@@ -3,6 +3,7 @@
 import json
 import math
 import os
+import pickle
 import random
 import shutil
 import signal
@@ -402,6 +403,36 @@ def test_a_checkpoint_that_is_not_whole_is_passed_over(cut, tmp_path, name, how,
     assert "checkpoint-33 is not whole" in caplog.text
 
 
+class Trap:
+    """A pickle that ends the test when it is opened."""
+
+    def __reduce__(self):
+        return (pytest.fail, ("the pickle was opened",))
+
+
+def forge(checkpoint, name, content):
+    """Another content of a file, as if it were the one that was saved."""
+    (checkpoint / name).write_bytes(content)
+    sizes = json.loads((checkpoint / SIZES_FILE).read_text())
+    (checkpoint / SIZES_FILE).write_text(json.dumps(sizes | {name: checkpoints._content(checkpoint / name)}))
+
+
+@pytest.mark.parametrize("name", ["optimizer.pt", "rng_state.pth", "scheduler.pt", WEIGHTS_FILE, SITTINGS_FILE])
+def test_a_pickle_in_a_checkpoint_is_refused_unopened(cut, tmp_path, name):
+    shutil.copytree(cut, tmp_path / "cut")
+    torch.save(Trap(), tmp_path / "trap")
+    forge(tmp_path / "cut" / "checkpoint-33", name, (tmp_path / "trap").read_bytes())
+    with pytest.raises(ValueError, match=r"(numbers alone in|damaged).*checkpoint-33.*and an older checkpoint is"):
+        best_of(tmp_path / "cut")
+
+
+def test_a_checkpoints_list_of_files_leads_nowhere_else(cut, tmp_path):
+    shutil.copytree(cut, tmp_path / "cut")
+    (tmp_path / "other").write_bytes(b"")
+    forge(tmp_path / "cut" / "checkpoint-33", "../../other", b"")
+    assert newest_checkpoint(tmp_path / "cut") == str(tmp_path / "cut" / "checkpoint-10")
+
+
 @pytest.mark.parametrize("how", DAMAGES)
 @pytest.mark.parametrize("file", [f"checkpoint-10/{WEIGHTS_FILE}", "epoch-1.json"])
 def test_a_checkpoint_whose_best_epoch_or_validation_is_not_whole_is_passed_over(cut, tmp_path, file, how):
@@ -554,6 +585,13 @@ def test_of_a_loss_that_is_not_finite_the_broken_weights_are_named(tmp_path):
         run_training(tmp_path, loss=breaking_weights(15))
 
 
+def test_of_a_loss_that_is_not_finite_a_frozen_weight_is_named_too(tmp_path):
+    model = tiny_model()
+    model.transformer.ln_f.bias.data[3] = math.nan
+    with pytest.raises(TrainingDiverged, match=r"^transformer\.ln_f\.bias is not finite after step 0 of 20; "):
+        run_training(tmp_path, replace(SETTINGS, method="lora", rank=2, alpha=2.0, targets=("query",)), model)
+
+
 def no_loss(*_):
     raise FloatingPointError("expected a finite loss on 8 rows, found nan")
 
@@ -594,6 +632,23 @@ def test_pre_training_of_no_step_leaves_the_model_that_is_there(tmp_path, steps)
     with pytest.raises(ValueError, match=f"expected 2 steps or more, .*, found {steps}"):
         pretrain_gpt2_mini.pretrain(tmp_path, steps, tmp_path / "gpt2-mini")
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("content", [b"", b"PK\3\4", b"pickle"])
+def test_a_damaged_file_of_pre_training_is_named_and_a_pickle_in_it_not_opened(tmp_path, content):
+    if content == b"pickle":
+        content = pickle.dumps(Trap(), protocol=2)
+    for name in ("train.npy", "held_out.npy", "checkpoint.pt", "model.safetensors", "vocab.json"):
+        (tmp_path / name).write_bytes(content)
+    model, tokens = pretrain_gpt2_mini.new_model(end=0), np.zeros(BATCH * BLOCK, dtype=np.int64)
+    for path, read in {
+        "train.npy": lambda: pretrain_gpt2_mini.prepare(tmp_path, tmp_path, None),
+        "checkpoint.pt": lambda: pretrain_gpt2_mini.train(model, tokens, 2, tmp_path),
+        "model.safetensors": lambda: pretrain_gpt2_mini.load_weights(model, tmp_path),
+        "": lambda: pretrain_gpt2_mini.generations(model, tmp_path),
+    }.items():
+        with pytest.raises(ValueError, match=rf"in {tmp_path / path}, found .*; delete it to start anew"):
+            read()
 
 
 def test_large_numbers_whose_norm_overflows_are_finite():

@@ -24,6 +24,7 @@ from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
+from zipfile import ZipFile, is_zipfile
 
 import torch
 from torch import Tensor, nn
@@ -59,10 +60,14 @@ def read_state_dict(file: str | Path) -> dict[str, Tensor]:
     """The tensors of a file, by their names in the model; nothing but tensors is ever unpickled.
 
     The E2E training script saves {"model_state_dict": ...} with names that begin with `module.`; both are undone.
-    Raises ValueError for anything else.
+    Raises ValueError for anything else, and for a damaged file: its format has checksums, which torch does not look at.
     """
     remedy = "download it again from the releases of github.com/microsoft/LoRA"
     try:
+        if is_zipfile(file):
+            with ZipFile(file) as archive:
+                if damaged := archive.testzip():
+                    raise ValueError(f"another checksum of {damaged}")
         state = torch.load(file, map_location="cpu", weights_only=True)
     except Exception as error:  # damaged bytes raise whatever the reader of pickles stumbles over
         found = f"{type(error).__name__}: {str(error)[:80]}"

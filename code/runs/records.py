@@ -161,7 +161,7 @@ def _of_its_run(path: Path, place: Callable[[dict[str, Any]], Path]) -> dict[str
         own = place(content)
     except (KeyError, TypeError, AttributeError) as error:
         raise ValueError(f"{path} is damaged: it names no run; restore or delete it") from error
-    if own.parts[-2:] != path.parts[-2:]:
+    if own != path:
         raise ValueError(f"{path} is a copy of {own.name}, the file of another run: delete it")
     return content
 

@@ -14,9 +14,11 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from pickle import UnpicklingError
 from types import FrameType
 from typing import Any
 
+from safetensors import SafetensorError
 from transformers import ProgressCallback, Trainer, TrainerCallback
 from transformers.trainer import TRAINER_STATE_NAME
 
@@ -28,6 +30,7 @@ CHECKPOINT_SECONDS = 300
 SIZES_FILE = "sizes.json"  # in a checkpoint: size and SHA-256 of every file that training continues from
 VALIDATIONS = "epoch-*.json"  # beside the checkpoints: what was measured after each epoch
 SITTINGS_FILE = "sittings.json"  # in a checkpoint: what all sittings until then took, and the loss since the last log
+REST = "and an older checkpoint is continued, or training starts anew"
 SAVING_SHARE = 0.05  # at most so much of the time is spent saving: large checkpoints on a slow disk are rarer
 
 logger = logging.getLogger(__name__)
@@ -116,9 +119,8 @@ class Sitting(TrainerCallback):
         if state.is_world_process_zero:
             saved = self.folder / f"checkpoint-{state.global_step}"
             write_atomically(saved / SITTINGS_FILE, json.dumps(progress))
-            own = {file.name: _content(file) for file in saved.iterdir() if file.is_file() and file.name != SIZES_FILE}
-            beside = {f"../{file.name}": _content(file) for file in self.folder.glob(VALIDATIONS)}
-            write_atomically(saved / SIZES_FILE, json.dumps(own | beside))
+            contents = {name: _content(file) for name, file in _files(saved).items()}
+            write_atomically(saved / SIZES_FILE, json.dumps(contents))
         now = time.monotonic()
         self.next = now + max(CHECKPOINT_SECONDS, (now - self.saving_since) / SAVING_SHARE)
 
@@ -140,16 +142,43 @@ def newest_checkpoint(folder: Path) -> str | None:
     return None
 
 
+@contextmanager
+def numbers_alone(checkpoint: str | None) -> Iterator[None]:
+    """Raise ValueError instead of what readers say of a file that is whole and holds more than numbers.
+
+    Code in a pickle is never run: torch refuses to open one that is of more than tensors.
+    """
+    try:
+        yield
+    except (UnpicklingError, SafetensorError) as error:
+        found = f"{type(error).__name__}: {str(error)[:80]}"
+        raise ValueError(f"expected numbers alone in {checkpoint}, found {found}; delete it, {REST}") from error
+
+
 def _whole(checkpoint: Path) -> bool:
     try:
-        contents = _read(checkpoint / SIZES_FILE)
-        return bool(contents) and all([*_content(checkpoint / name)] == content for name, content in contents.items())
+        contents, present = _read(checkpoint / SIZES_FILE), _files(checkpoint)
+        return bool(contents) and all(
+            name in present and [*_content(present[name])] == content for name, content in contents.items()
+        )
     except (OSError, ValueError, AttributeError):
         return False
 
 
+def _files(checkpoint: Path) -> dict[str, Path]:
+    """The files by name that training continues from: those of the checkpoint, and the validations beside it.
+
+    A name in SIZES_FILE is no path: it leads to no other file.
+    """
+    own = {file.name: file for file in checkpoint.iterdir() if file.is_file() and file.name != SIZES_FILE}
+    return own | {f"../{file.name}": file for file in checkpoint.parent.glob(VALIDATIONS)}
+
+
 def _read(file: Path) -> dict[str, Any]:
-    return json.loads(file.read_text(encoding="utf-8"))
+    try:
+        return json.loads(file.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{file} is damaged ({error}): delete {file.parent}, {REST}") from error
 
 
 def _content(file: Path) -> tuple[int, str]:

@@ -20,6 +20,7 @@ import os
 import shutil
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -71,7 +72,7 @@ def prepare(corpus: Path, work: Path, earlier: Path | None) -> tuple[np.ndarray,
     """Train the BPE on the training documents (or take an earlier one) and encode both splits; cached in `work`."""
     if not (work / "held_out.npy").exists():
         if earlier:
-            tokenizer = ByteLevelBPETokenizer(str(earlier / "vocab.json"), str(earlier / "merges.txt"))
+            tokenizer = _read_tokenizer(earlier)
         else:
             tokenizer = ByteLevelBPETokenizer()
             training = (document for document in documents(corpus) if not is_held_out(document))
@@ -83,7 +84,32 @@ def prepare(corpus: Path, work: Path, earlier: Path | None) -> tuple[np.ndarray,
             parts["held_out" if is_held_out(document) else "train"] += [*tokenizer.encode(document).ids, end]
         for name, ids in parts.items():
             np.save(work / f"{name}.npy", np.array(ids, dtype=np.uint16))
-    return np.load(work / "train.npy"), np.load(work / "held_out.npy")
+    return _tokens(work / "train.npy"), _tokens(work / "held_out.npy")
+
+
+@contextmanager
+def _reading(path: Path) -> Iterator[None]:
+    """Raise ValueError, with the path, for a damaged file: its reader raises errors of many kinds."""
+    try:
+        yield
+    except Exception as error:
+        found = f"{type(error).__name__}: {str(error)[:80]}"
+        raise ValueError(
+            f"expected numbers or a tokenizer in {path}, found {found}; delete it to start anew"
+        ) from error
+
+
+def _read_tokenizer(folder: Path) -> ByteLevelBPETokenizer:
+    with _reading(folder):
+        return ByteLevelBPETokenizer(str(folder / "vocab.json"), str(folder / "merges.txt"))
+
+
+def _tokens(path: Path) -> np.ndarray:
+    with _reading(path), path.open("rb") as file:
+        tokens = np.load(file, allow_pickle=False)
+        if not isinstance(tokens, np.ndarray) or tokens.dtype != np.uint16:
+            raise TypeError(f"a {type(tokens).__name__}")
+    return tokens
 
 
 def new_model(end: int) -> GPT2LMHeadModel:
@@ -145,11 +171,12 @@ def train(model: GPT2LMHeadModel, tokens: np.ndarray, steps: int, work: Path) ->
     checkpoint = work / "checkpoint.pt"
     first, seconds = 0, 0.0
     if checkpoint.exists():
-        state = torch.load(checkpoint, weights_only=True)
-        model.load_state_dict(state["model"])
-        for optim, saved in zip(optims, state["optimizers"], strict=True):
-            optim.load_state_dict(saved)
-        first, seconds = state["step"], state["seconds"]
+        with _reading(checkpoint):
+            state = torch.load(checkpoint, weights_only=True)
+            model.load_state_dict(state["model"])
+            for optim, saved in zip(optims, state["optimizers"], strict=True):
+                optim.load_state_dict(saved)
+            first, seconds = state["step"], state["seconds"]
         print(f"continuing at step {first}")
     forward = torch.compile(model) if shutil.which("g++") else model
     started, losses = time.time(), []
@@ -205,13 +232,14 @@ def save(model: GPT2LMHeadModel, work: Path, folder: Path) -> None:
 
 
 def load_weights(model: GPT2LMHeadModel, folder: Path) -> None:
-    weights = load_file(folder / "model.safetensors")
+    with _reading(folder / "model.safetensors"):
+        weights = load_file(folder / "model.safetensors")
     model.load_state_dict({name: value.float() for name, value in weights.items()}, strict=False)
 
 
 def generations(model: GPT2LMHeadModel, work: Path) -> list[str]:
     """One continuation of each prompt, nucleus sampling with a fixed seed."""
-    tokenizer = ByteLevelBPETokenizer(str(work / "vocab.json"), str(work / "merges.txt"))
+    tokenizer = _read_tokenizer(work)
     torch.manual_seed(0)
     texts = []
     for prompt in PROMPTS:

@@ -30,7 +30,7 @@ from experiments.settings import Job, Settings
 from methods.rank_changes import RankChanges, RankSchedule, ended
 from methods.stacked_lora import resize
 from training.batches import Batch, RowsByLength, pad_right, share_of
-from training.checkpoints import Bar, Sitting, TrainingInterrupted, newest_checkpoint
+from training.checkpoints import Bar, Sitting, TrainingInterrupted, newest_checkpoint, numbers_alone
 from training.machine import forget_peak_memory
 from training.optimizer import OfficialAdamW, first_not_finite, gradients, parameter_groups, regroup, trained_state
 from training.precision import uses_bfloat16
@@ -145,7 +145,8 @@ class ProtocolTrainer(Trainer):
             loss = self.loss(model, share) if model is self.model else weight * through_wrapper(model, self.loss, share)
         whole = self.accelerator.reduce(loss.detach(), "mean")
         if not torch.isfinite(whole):
-            self.require_finite(trained_state(self.model), f"after step {self.state.global_step}")  # else the loss is
+            weights = {name: p.detach() for name, p in self.model.named_parameters()}  # frozen ones too
+            self.require_finite(weights, f"after step {self.state.global_step}")  # else the loss is
             raise self.diverged(f"the loss is {whole.item()} at step {self.state.global_step + 1}")
         return loss
 
@@ -216,7 +217,8 @@ def train(
     best epoch is kept, `best` says by which of these numbers, and whether higher is better. Training
     continues from the newest checkpoint. Raises TrainingDiverged for a loss or gradient that is not finite,
     for such weights before they are validated or saved, and where a validation raises FloatingPointError.
-    Raises TrainingInterrupted after SIGINT or SIGTERM, once the state is saved.
+    Raises TrainingInterrupted after SIGINT or SIGTERM, once the state is saved; ValueError for a checkpoint of another
+    run, or with more than numbers in it.
 
     Under `accelerate launch` the processes share each batch's rows and take the steps that one process
     would. The first returns the result; the others end with ShareDone. A `schedule` changes ranks during
@@ -277,7 +279,7 @@ def train(
         trainer.add_callback(RankChanges(schedule, trainer.regroup))
     trainer.add_callback(sitting)
     try:
-        with sitting.listening():
+        with sitting.listening(), numbers_alone(checkpoint):
             trainer.train(resume_from_checkpoint=checkpoint)
     except FloatingPointError as error:  # of a validation, a schedule's too, which knows no step
         known = isinstance(error, TrainingDiverged)

@@ -173,7 +173,16 @@ def _download(url: str, checksum: str) -> bytes:
 def _read(path: Path, checksum: str) -> list[tuple[str, str]]:
     content = path.read_bytes()
     _check(content, checksum, path)
-    _, *rows = csv.reader(io.StringIO(content.decode()))  # with the line breaks inside quoted references as they are
+    try:
+        _, *rows = csv.reader(
+            io.StringIO(content.decode())
+        )  # with the line breaks inside quoted references as they are
+        if not rows or (odd := [number for number, row in enumerate(rows, start=1) if len(row) != 2]):
+            raise ValueError(f"row {odd[0]} with {len(rows[odd[0] - 1])} columns" if rows else "no row")
+    except (ValueError, csv.Error) as error:
+        raise ValueError(
+            f"{path}: expected rows of {COLUMNS} in UTF-8, found {error}; use the file of {RELEASE_PAGE}"
+        ) from error
     return [(mr, reference) for mr, reference in rows]
 
 

@@ -11,14 +11,15 @@ reproductions have shown such runs as results. The alarm stands beside a score w
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping, Sequence
+from numbers import Real
 from typing import Any, Protocol
 
 import numpy as np
 from scipy.stats import pearsonr, spearmanr
 from sklearn.metrics import accuracy_score, matthews_corrcoef, precision_recall_fscore_support
 
+LARGEST = float(np.finfo(np.float32).max)  # of what a model can answer; squares of larger numbers overflow
 DOMINANT = 0.95  # alarm above this share of predictions for one class
 REMEDIES = {
     "prediction": "give what `tasks.glue.evaluation.classify` returns",
@@ -55,8 +56,8 @@ def score(task: Scored, predictions: Sequence[float], labels: Sequence[float]) -
     if guesses.shape != truth.shape or guesses.ndim != 1 or not guesses.size:
         raise ValueError(f"expected one prediction for each label, found {guesses.shape} for labels {truth.shape}")
     is_answer, answer = (task.has_label, task.label_range) if task.labels else (_is_finite, "a finite number")
-    _check("prediction", guesses, is_answer, answer)
-    _check("label", truth, task.has_label, task.label_range)
+    _check("prediction", predictions, is_answer, answer)
+    _check("label", labels, task.has_label, task.label_range)
     dtype = int if task.labels else float
     guesses, truth = guesses.astype(dtype), truth.astype(dtype)
     measured = _classification(guesses, truth, len(task.labels)) if task.labels else _similarity(guesses, truth)
@@ -69,11 +70,12 @@ def score(task: Scored, predictions: Sequence[float], labels: Sequence[float]) -
 
 
 def _is_finite(value: object) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    return isinstance(value, Real) and not isinstance(value, bool) and abs(value) <= LARGEST
 
 
-def _check(kind: str, column: np.ndarray, allows: Callable[[object], bool], expected: str) -> None:
-    for row, value in enumerate(column.tolist()):
+def _check(kind: str, column: Sequence[float], allows: Callable[[object], bool], expected: str) -> None:
+    for row, item in enumerate(column):  # not of the array, in which True beside a number is 1
+        value = item.item() if hasattr(item, "item") else item
         if not allows(value):
             raise ValueError(f"row {row}: expected as {kind} {expected}, found {value!r}; {REMEDIES[kind]}")
 
@@ -102,7 +104,8 @@ def _similarity(guesses: np.ndarray, truth: np.ndarray) -> dict[str, float]:
 
 
 def _constant(*columns: np.ndarray) -> bool:
-    return any(np.ptp(column) == 0 for column in columns)
+    """Whether a column is the same number throughout, but for the rounding of float64."""
+    return any(np.ptp(column) <= 1e-12 * np.abs(column).max() + 1e-150 for column in columns)
 
 
 def _alarm(task: Scored, main: float, guesses: np.ndarray, truth: np.ndarray) -> str | None:
