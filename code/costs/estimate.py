@@ -20,15 +20,19 @@ from dataclasses import asdict, dataclass, replace
 from experiments.settings import Settings
 from tasks.catalogue import TASKS
 
-A100_FLOPS = {"float32": 19.5e12, "bfloat16": 312e12}  # peaks: float32 as PyTorch has it, without tensor cores
-EFFICIENCY = {"float32": 0.35, "bfloat16": 0.15}  # share that a training step reaches; tensor cores wait for the rest
+A100_FLOPS = {"float32": 19.5e12, "tf32": 156e12, "bfloat16": 312e12}  # peaks; float32 is without tensor cores
+A100_BYTES = 40 * 10**9
+EFFICIENCY = {
+    "float32": 0.35,
+    "tf32": 0.2,
+    "bfloat16": 0.15,
+}  # share that a training step reaches; tensor cores wait for the rest
 # A layer's share of the time in which one thread starts the operations of a training step, by `config.model_type`. From
 # bare steps on one CPU thread, as an audit of this project reports them: RoBERTa-base 24 ms, -large 49, GPT-2 medium
 # 33, large 53, DeBERTa-XXL 363, and 527 where the forward pass is recomputed. Llama and BERT by the ratio of their
 # tiny models' steps to GPT-2's and RoBERTa's.
 LAYER_SECONDS = {"gpt2": 1.4e-3, "llama": 2.0e-3, "bert": 2.0e-3, "roberta": 2.04e-3, "deberta-v2": 7.6e-3}
 RECOMPUTED = 527 / 363
-SCORED_SHARE = 0.5  # of an E2E row's tokens carry a loss, so need logits
 DECODED_TOKENS = 30  # typical E2E output
 
 
@@ -57,8 +61,9 @@ class Estimate:
 def _machine_flops(precision: str) -> tuple[float, str]:
     import torch
 
-    dtype = getattr(torch, precision)
+    dtype = torch.bfloat16 if precision == "bfloat16" else torch.float32
     if torch.cuda.is_available():
+        torch.set_float32_matmul_precision("high" if precision == "tf32" else "highest")
         a = torch.randn(4096, 4096, device="cuda", dtype=dtype)
         a @ a
         torch.cuda.synchronize()
@@ -86,6 +91,7 @@ def estimate(settings: Settings, scale: str, earlier: list[dict] | None = None) 
     from families import positions
     from methods.catalogue import apply_method, count_trained, trains
     from models import architecture
+    from training.memory import GIBIBYTE, SCORED_SHARE, USABLE, card_bytes, training_bytes
     from training.precision import uses_bfloat16
 
     model = architecture(settings.model, TASKS[settings.task].outputs)
@@ -107,20 +113,23 @@ def estimate(settings: Settings, scale: str, earlier: list[dict] | None = None) 
     embeddings = config.vocab_size * config.hidden_size
     body = total - embeddings
     scored = SCORED_SHARE * generates  # an encoder's embeddings are looked up, not multiplied
-    passes = (6 if whole else 4) + 2 * settings.gradient_checkpointing
+    longest = task.longest_row(settings.max_length)
+    bfloat16 = settings.precision in ("bfloat16", "auto") if scale == "paper" else uses_bfloat16(settings)
+    precision = "bfloat16" if bfloat16 else "tf32" if settings.precision == "tf32" else "float32"
+    reference = scale == "paper" and (earlier is None or not torch.cuda.is_available())
+    memory = A100_BYTES if reference else card_bytes()
+    plain = training_bytes(model, settings.batch_size, longest, recomputed=False, bfloat16=bfloat16)
+    recomputed = settings.gradient_checkpointing
+    if recomputed is None:
+        recomputed = memory is not None and plain > USABLE * memory
+    passes = (6 if whole else 4) + 2 * recomputed
     answered = settings.beams * DECODED_TOKENS if generates else epochs * task.mean_tokens
     scoring = decodes * 2 * total * task.test_inputs * answered
 
-    longest = min(4 * task.mean_tokens, settings.max_length or 4 * task.mean_tokens)  # rows of one batch are alike
-    # Numbers kept for the backward pass, for each token, layer and hidden unit: 15.1 measured for LoRA, 21.0 for full.
-    kept = 2 if settings.gradient_checkpointing else 21 if whole else 16
-    bfloat16 = settings.precision != "float32" if scale == "paper" else uses_bfloat16(settings)
-    number_bytes, precision = (2, "bfloat16") if bfloat16 else (4, "float32")  # bytes
-
-    def gibibytes(batch_size: int, longest: int) -> float:
-        activations = batch_size * longest * config.num_hidden_layers * config.hidden_size * kept * number_bytes
-        logits = batch_size * min(longest, task.mean_tokens) * config.vocab_size * 4 * 3 * generates
-        return (4 * total + (12 * trainable + activations + logits) * trained) / 2**30 + 0.5
+    def gibibytes(batch_size: int, tokens: int) -> float:
+        if not trained:
+            return 4 * total / GIBIBYTE + 0.5
+        return training_bytes(model, batch_size, tokens, recomputed, bfloat16) / GIBIBYTE
 
     for record in earlier or ():
         alike = all(
@@ -133,12 +142,11 @@ def estimate(settings: Settings, scale: str, earlier: list[dict] | None = None) 
             return Estimate(
                 seconds / 60, record["peak_memory_gib"], steps, trainable, total, f"as {record['name']} took"
             )
-    reference = scale == "paper" and (earlier is None or not torch.cuda.is_available())
     speed, machine = (A100_FLOPS[precision], "one A100") if reference else _machine_flops(precision)
     speed *= EFFICIENCY[precision]
     on_gpu = reference or torch.cuda.is_available()
     floor = on_gpu * config.num_hidden_layers * LAYER_SECONDS[config.model_type]
-    floor *= RECOMPUTED if settings.gradient_checkpointing else 1
+    floor *= RECOMPUTED if recomputed else 1
 
     def step_seconds(batch_size: float, tokens: float) -> float:
         return max(passes * batch_size * tokens * (body + scored * embeddings) / speed, floor)
@@ -146,7 +154,7 @@ def estimate(settings: Settings, scale: str, earlier: list[dict] | None = None) 
     seconds = steps * step_seconds(rows * epochs / max(steps, 1), task.mean_tokens)
     gigabytes, basis = gibibytes(settings.batch_size, longest), f"arithmetic for {machine}"
     steps_here = measured_steps("A100" if reference else machine) if on_gpu and trained else []
-    kind = (settings.model, settings.method, settings.gradient_checkpointing, settings.precision)
+    kind = (settings.model, settings.method, recomputed, settings.precision)
     if measured := nearest(steps_here, *kind, batch=(settings.batch_size, task.mean_tokens)):
         seconds *= measured.seconds / step_seconds(measured.batch_size, measured.tokens)
         gigabytes *= measured.gigabytes / gibibytes(measured.batch_size, measured.tokens)

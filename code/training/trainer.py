@@ -32,6 +32,7 @@ from methods.stacked_lora import resize
 from training.batches import Batch, RowsByLength, pad_right, share_of
 from training.checkpoints import Bar, Sitting, TrainingInterrupted, newest_checkpoint
 from training.machine import forget_peak_memory
+from training.memory import recomputes
 from training.optimizer import OfficialAdamW, first_not_finite, gradients, parameter_groups, regroup, trained_state
 from training.precision import uses_bfloat16
 
@@ -216,7 +217,7 @@ def train(
     best epoch is kept, `best` says by which of these numbers, and whether higher is better. Training
     continues from the newest checkpoint. Raises TrainingDiverged for a loss or gradient that is not finite,
     for such weights before they are validated or saved, and where a validation raises FloatingPointError.
-    Raises TrainingInterrupted after SIGINT or SIGTERM, once the state is saved.
+    Raises TrainingInterrupted after SIGINT or SIGTERM, once the state is saved; ValueError where the GPU is too small.
 
     Under `accelerate launch` the processes share each batch's rows and take the steps that one process
     would. The first returns the result; the others end with ShareDone. A `schedule` changes ranks during
@@ -256,7 +257,8 @@ def train(
             "averaged over processes for the pairs of the first step only. Start it without `accelerate launch`"
         )
     arguments._n_gpu = min(arguments.n_gpu, 1)  # one GPU a process: DataParallel would multiply the batch
-    if settings.gradient_checkpointing:
+    longest = collate([max(rows, key=lambda row: len(row["input_ids"]))])["input_ids"].shape[1]
+    if recomputes(model, settings, longest):
         model.gradient_checkpointing_enable({"use_reentrant": False})  # the inputs of a frozen base need no gradient
     trainer = ProtocolTrainer(
         settings,
