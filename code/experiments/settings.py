@@ -31,7 +31,7 @@ BOUNDS: tuple[tuple[tuple[str, ...], Callable[[float], bool], str], ...] = (  # 
 )  # fmt: skip
 
 CHOICES = {  # setting -> the words that it may be
-    "precision": ("float32", "bfloat16", "auto"), "decay": ("all", "matrices"), "keep": ("best-epoch", "last"),
+    "precision": ("float32", "tf32", "bfloat16", "auto"), "decay": ("all", "matrices"), "keep": ("best-epoch", "last"),
     "evaluate": ("test", "dev", "selection"), "protocol": ("challenge", "lora"),
     "learning_rate_schedule": ("linear", "constant"), "stage_trigger": (None, "fixed", "plateau"),
 }  # fmt: skip
@@ -77,8 +77,8 @@ class Settings:
     adam_epsilon: float = 1e-6
     max_grad_norm: float = 0.0  # 0: no clipping
     decay: str = "all"  # every parameter has weight decay; or "matrices": neither biases nor LayerNorms
-    precision: str = "float32"  # or "bfloat16" autocast; or "auto": bfloat16 where the machine has it
-    gradient_checkpointing: bool = False
+    precision: str = "float32"  # "tf32": with a GPU's TF32 products; "bfloat16": autocast; "auto": where it is fast
+    gradient_checkpointing: bool | None = False  # recompute the forward pass; None: if a GPU's memory asks for it
     train_rows: int | None = None  # None: all; else the first of a fixed shuffle
     keep: str = "best-epoch"  # or "last"; a GLUE record has every epoch's scores
     evaluate: str = "test"  # "selection": by the loss on rows where settings may be chosen; "dev": those rows decoded

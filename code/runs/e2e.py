@@ -24,6 +24,7 @@ from tasks.e2e.evaluation import validation_loss
 from tasks.e2e.loss import completion_loss
 from tasks.e2e.meteor import meteor_unavailable
 from training.batches import pad_right
+from training.memory import contexts_at_once
 from training.precision import autocast, keep_frozen_in_bfloat16, uses_bfloat16
 from training.trainer import train
 
@@ -116,6 +117,7 @@ def _decode_and_score(
     decoding = DecodingSettings(
         beams=settings.beams, length_penalty=settings.length_penalty, no_repeat_ngram=settings.no_repeat_ngram,
         max_new_tokens=settings.max_new_tokens, blank_line_ends=settings.blank_line_ends,
+        batch_size=contexts_at_once(model, settings.beams, settings.max_new_tokens),
     )  # fmt: skip
     if uses_bfloat16(settings):
         keep_frozen_in_bfloat16(model.requires_grad_(False))

@@ -84,6 +84,10 @@ class Task:
         """The number of rows that a run trains on unless its settings ask for fewer."""
         return self.train_rows
 
+    def longest_row(self, max_length: int | None) -> int:
+        """About how many tokens the longest rows have, before any is read."""
+        return min(4 * self.mean_tokens, max_length or 4 * self.mean_tokens)
+
     @property
     def selection(self) -> tuple[str, str]:
         """(metric by which a learning rate is chosen, its key in a record)."""
