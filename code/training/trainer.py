@@ -214,11 +214,11 @@ def train(
 ) -> TrainingResult:
     """Train the parameters that require a gradient; `job.folder` holds the checkpoints.
 
-    `loss(model, batch)` is minimised; `validate(model, epoch)` is measured after every epoch. If the best epoch is kept,
-    `best` says by which of these numbers, and whether higher is better. Training continues from the newest checkpoint.
+    `loss(model, batch)` is minimised; `validate(model, epoch)` is measured after every epoch. If the best is kept,
+    `best` says by which number and whether higher is better. Training continues from the newest checkpoint.
     Raises TrainingDiverged for a loss or gradient that is not finite, for such weights before they are validated or
     saved, and where a validation raises FloatingPointError; TrainingInterrupted after SIGINT or SIGTERM, once the state
-    is saved; ValueError for a checkpoint of another run or with more than numbers in it, and where the GPU is too small.
+    is saved; ValueError for a checkpoint of another run or with more than numbers, and where the GPU is too small.
 
     Under `accelerate launch` the processes share each batch's rows and take the steps of one process: the first returns
     the result, the others end with ShareDone. A `schedule` changes ranks; it raises ValueError with several processes.
