@@ -39,17 +39,30 @@ def install_missing() -> None:
 
 
 def suitable_scale() -> str:
-    """`paper` where there is a GPU, else `quick`."""
+    """The scale for the device at hand, which is printed with the reason and the versions.
+
+    `paper` on a GPU with bfloat16 (A100 class), `cpu` on a lesser one, `quick` where there is none.
+    """
     import torch
 
-    return "paper" if torch.cuda.is_available() else "quick"
+    scale, why = "quick", "no GPU (on Colab: Runtime, Change runtime type)"
+    if torch.cuda.is_available():
+        memory = torch.cuda.get_device_properties(0).total_memory / 2**30
+        why = f"{torch.cuda.get_device_name()}, {memory:.0f} GiB"
+        if torch.cuda.is_bf16_supported(including_emulation=False):
+            scale = "paper"
+        else:
+            scale, why = "cpu", f"{why}, without bfloat16: too slow for `paper`, which is for an A100"
+    print(f"scale {scale}: {why}")
+    print(f"Python {sys.version.split()[0]}, torch {torch.__version__}, transformers {version('transformers')}")
+    return scale
 
 
 def keep_in(folder: str | Path | None) -> None:
     """Keep records, predictions and checkpoints in this folder, beside those that the repository has already.
 
-    None leaves them in the repository. A folder on Drive is mounted first. Raises RuntimeError if `files` was
-    imported before with other folders.
+    None leaves them in the repository. A folder on Drive is mounted first; a first copy to it takes minutes. Raises
+    RuntimeError if `files` was imported before with other folders.
     """
     if folder is None:
         return
@@ -65,8 +78,11 @@ def keep_in(folder: str | Path | None) -> None:
         place.mkdir(parents=True, exist_ok=True)
         os.environ[name] = str(place)
     kinds = ("runs", "predictions", "subspaces")
-    for shipped in (path for kind in kinds for path in (ROOT / "results" / kind).rglob("*.json*")):
-        kept = folder / shipped.relative_to(ROOT)
-        if not kept.exists():
+    shipped = [path for kind in kinds for path in (ROOT / "results" / kind).rglob("*.json*")]
+    if new := [path for path in shipped if not (folder / path.relative_to(ROOT)).exists()]:
+        from tqdm.auto import tqdm  # installed by now
+
+        for path in tqdm(new, desc=f"records to {folder}", unit="file"):
+            kept = folder / path.relative_to(ROOT)
             kept.parent.mkdir(parents=True, exist_ok=True)
-            shutil.copyfile(shipped, kept)
+            shutil.copyfile(path, kept)

@@ -59,9 +59,14 @@ class Work:
         chosen = select(self.table, self.scale, self.rows, self.variant)
         return in_order([Run(experiment, seed) for seed in self.seeds for experiment in chosen])
 
+    @property
+    def todo(self) -> list[Run]:
+        """The runs without a record."""
+        return [run for run in self.runs if not run.recorded]
+
     def cost(self) -> None:
         """Show the cost of the runs without a record on this machine: minutes, gigabytes, trained parameters."""
-        todo = [run for run in self.runs if not run.recorded]
+        todo = self.todo
         earlier = records.read_records(self.scale)
         rows, minutes = [], 0.0
         for experiment in {run.experiment.name: run.experiment for run in todo}.values():
@@ -77,14 +82,22 @@ class Work:
         print(f"{recorded}; the others take about {max(1, minutes):.0f} min" if todo else f"{recorded}: nothing to run")
         _display(pd.DataFrame(rows))
 
-    def run(self) -> None:
+    def run(self, confirm: bool = False) -> None:
         """Do the runs without a record, one after the other, and print their scores.
 
-        To stop, interrupt the kernel: the run saves its state. It continues at the next call, in a new runtime too if
-        its checkpoints are kept (`colab.keep_in`). Raises any other error that ended a run.
+        What takes more than an hour is not begun unless it is confirmed. To stop, interrupt the kernel: the run saves
+        its state. It continues at the next call, in a new runtime too if its checkpoints are kept (`colab.keep_in`).
+        Raises any other error that ended a run.
         """
-        todo = [run for run in self.runs if not run.recorded]
-        for run in tqdm(todo, desc=f"{self.table} at {self.scale}", unit="run"):
+        earlier = records.read_records(self.scale)
+        costs = [estimate(run.experiment.settings, self.scale, earlier) for run in self.todo]
+        if (hours := sum(cost.minutes for cost in costs) / 60) > 1 and not confirm:
+            print(
+                f"{len(costs)} runs take about {hours:.1f} hours and {max(cost.gigabytes for cost in costs):.0f} GiB "
+                "here; nothing was begun. Set CONFIRM = True, and run this cell again"
+            )
+            return
+        for run in tqdm(self.todo, desc=f"{self.table} at {self.scale}", unit="run"):
             record = do(run)
             main = quantities(run.experiment.settings)[0]
             print(f"{run}: {main.metric} {printed(main.metric, main.of(record))}")
@@ -109,6 +122,18 @@ class Work:
     def figure(self, kind: str) -> None:
         """Show a figure of all recorded runs of the table at the scale; ValueError for an unknown kind."""
         _figure(kind, self.table, self.scale)
+
+
+def show_table(table: str, scale: str = "cpu", figure: str = "") -> None:
+    """Show what this repository has recorded of a table at a scale, and one of its figures."""
+    names = result_files.names_of_records(scale)
+    chosen = [experiment for experiment in select(table, scale) if experiment.name in names]
+    if chosen:
+        _show(cells(chosen), table, scale)
+    else:
+        display(Markdown(f"Nothing of {TITLES.get(table, table)} is recorded at scale `{scale}` yet."))
+    if chosen and figure:
+        _figure(figure, table, scale)
 
 
 def show_recorded(scale: str) -> None:

@@ -45,8 +45,8 @@ DRIVE = None  # a folder on Colab's Drive, such as "/content/drive/MyDrive/lora"
 keep_in(DRIVE)
 
 # %% [markdown]
-# Every row of every table is an experiment. Its name has the table, the trained model, the task and the row. `Work` is
-# some rows with some seeds; ask what it costs before you start it.
+# Every row that this project runs is an experiment. Its name has the table, the trained model, the task and the row.
+# `Work` is some rows with some seeds; ask what it costs before you start it.
 
 # %%
 from notebook_tools import Work

@@ -40,6 +40,7 @@ WRITE, CHOOSE = {  # where the mistakes are made
     "paper": ("gpt2-medium", "roberta-base/mrpc"),
 }[SCALE]
 ROWS = [f"{WRITE}/correct", f"{WRITE}/untrained-end", f"{CHOOSE}/correct", f"{CHOOSE}/learning-rate-of-full"]
+CONFIRM = False  # True: begin what takes more than an hour
 DRIVE = None  # a folder on Colab's Drive, such as "/content/drive/MyDrive/lora", keeps results and unfinished runs
 keep_in(DRIVE)
 
@@ -83,7 +84,7 @@ pitfalls.cost()
 # ## Make the mistakes
 
 # %%
-pitfalls.run()
+pitfalls.run(CONFIRM)
 
 # %% [markdown]
 # ## What they cost
@@ -98,6 +99,16 @@ pitfalls.run()
 
 # %%
 pitfalls.show()
+
+# %% [markdown]
+# ## Recorded: small models, real data
+#
+# This is what was measured at scale `cpu`. What changes only the scoring stands apart from what changes the training.
+
+# %%
+from notebook_tools import show_table
+
+show_table("pitfalls", "cpu")
 
 # %%
 pitfalls.texts(2)

@@ -36,6 +36,17 @@ DRIVE = None  # a folder on Colab's Drive, such as "/content/drive/MyDrive/lora"
 keep_in(DRIVE)
 
 # %% [markdown]
+# ## Claim by claim
+#
+# What the paper says, and what this project asks beside it, judged on the records of scale `cpu`. A claim that fails on
+# models this small is not refuted for the paper's.
+
+# %%
+from notebook_tools import show_claims, show_recorded
+
+show_claims("cpu")
+
+# %% [markdown]
 # ## How to read a verdict
 #
 # LoRA is compared with full fine-tuning of the same model, on the same rows, with the same seeds. *Equivalent* means
@@ -56,17 +67,6 @@ rows = [
     for table, scale, cells in result_files.recorded()
 ]  # fmt: skip
 pd.DataFrame(rows, columns=["scale", "table", "rows", "recorded"])
-
-# %% [markdown]
-# ## Claim by claim
-#
-# What the paper says, and what this project asks beside it, judged on the records of scale `cpu`. A claim that fails on
-# models this small is not refuted for the paper's.
-
-# %%
-from notebook_tools import show_claims, show_recorded
-
-show_claims("cpu")
 
 # %% [markdown]
 # ## Small models, real data

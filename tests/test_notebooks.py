@@ -395,10 +395,18 @@ def test_a_folder_on_drive_is_mounted_first(tmp_path, monkeypatch):
     assert mounted == [str(tmp_path)]
 
 
-@pytest.mark.parametrize(("gpu", "scale"), [(True, "paper"), (False, "quick")])
-def test_the_scale_is_paper_where_there_is_a_gpu(monkeypatch, gpu, scale):
+@pytest.mark.parametrize(
+    ("gpu", "bfloat16", "scale", "why"),
+    [(True, True, "paper", "A100"), (True, False, "cpu", "which is for an A100"), (False, False, "quick", "no GPU")],
+)
+def test_the_scale_fits_the_device_and_is_said_with_its_reason(monkeypatch, capsys, gpu, bfloat16, scale, why):
     monkeypatch.setattr("torch.cuda.is_available", lambda: gpu)
+    monkeypatch.setattr("torch.cuda.get_device_name", lambda: "A100" if bfloat16 else "Tesla T4")
+    monkeypatch.setattr("torch.cuda.is_bf16_supported", lambda including_emulation: bfloat16 or including_emulation)
+    monkeypatch.setattr("torch.cuda.get_device_properties", lambda _: types.SimpleNamespace(total_memory=40 * 2**30))
     assert colab.suitable_scale() == scale
+    said = capsys.readouterr().out
+    assert f"scale {scale}: " in said and why in said and "torch" in said
 
 
 # Work -------------------------------------------------------------------------------------------------------------
@@ -477,6 +485,31 @@ def test_a_run_that_is_stopped_leaves_the_others_and_is_done_when_asked_again(re
     assert recorded == [f"{FULL} seed 0", f"{LORA} seed 0"]
 
 
+def test_what_takes_more_than_an_hour_is_begun_when_it_is_confirmed(recorded, capsys):
+    work = Work("table3", "cpu", [0], ["smollm2-135m/full", "smollm2-135m/lora-r4"])
+    work.run()
+    assert not recorded and "2 runs take about " in (said := capsys.readouterr().out) and "Set CONFIRM = True" in said
+    work.run(confirm=True)
+    assert len(recorded) == 2
+
+
+def test_what_is_recorded_of_a_table_is_shown_beside_a_notebooks_own_runs(recorded, shown):
+    notebook_tools.show_table("table3", "cpu", "differences")
+    assert [piece.data for piece in shown] == ["Nothing of Table 3: E2E is recorded at scale `cpu` yet."]
+    shown.clear()
+    for row, bleu in (("full", 0.6), ("lora-r4", 0.5)):
+        synthetic_records.write_e2e(f"table3/gpt2-mini/{row}", 0, bleu)
+    notebook_tools.show_table("table3", "cpu", "differences")
+    assert list(shown[1].index) == ["table3/gpt2-mini/full", LORA.replace("/e2e-builtin", "")]
+    assert shown[-1].data.startswith(b"\x89PNG")
+
+
+def test_a_notebook_that_trains_at_the_papers_scale_asks_for_a_gpu():
+    asking = [name for name in NAMES if "accelerator" in notebooks.metadata(name)]
+    training = [name for name in NAMES if any("Work(" in text for kind, text in cells_of(name) if kind == "code")]
+    assert asking == [name for name in training if "suitable_scale" in cells_of(name)[2][1]]
+
+
 def test_the_table_has_ours_beside_the_papers_and_only_the_chosen_rows(recorded, shown):
     work = Work("table3", "quick", [0], ROWS)
     work.run()
@@ -538,7 +571,7 @@ def test_every_cell_of_a_notebook_works_on_the_records_of_its_runs(name, recorde
     for kind, text in cells_of(name):
         if kind == "code":
             exec(text, names)
-    assert bool(recorded) == any(".run()" in text for _, text in cells_of(name))
+    assert bool(recorded) == any(".run(" in text for _, text in cells_of(name))
     assert len(recorded) == len(set(recorded))
     assert {run.experiment.scale for work in names.values() if isinstance(work, Work) for run in work.runs} <= {"quick"}
     said = [piece.data for piece in shown if isinstance(getattr(piece, "data", None), str)]

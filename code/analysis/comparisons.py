@@ -45,9 +45,13 @@ Judge = Callable[[pd.DataFrame], Finding]  # of the summary's rows at one scale
 Scores = dict[str, dict[int, float]]  # task -> seed -> value
 
 
-def rows(summary: pd.DataFrame, table: str, row: str, metric: str = "", rule: str = "") -> pd.DataFrame:
+Row = str | tuple[str, ...]  # a row's name; or its names on several bases, of which one has it
+
+
+def rows(summary: pd.DataFrame, table: str, row: Row, metric: str = "", rule: str = "") -> pd.DataFrame:
     """One row of a table, a line for each task: the main quantity, or the one of the given metric or rule."""
-    lines = summary[(summary["table"] == table) & summary["experiment"].str.endswith(f"/{row}")]
+    ends = tuple(f"/{name}" for name in ((row,) if isinstance(row, str) else row))
+    lines = summary[(summary["table"] == table) & summary["experiment"].str.endswith(ends)]
     for column, wanted in (("metric", metric), ("rule", rule)):
         lines = lines[lines[column] == wanted] if wanted else lines
     return lines.drop_duplicates("task")
@@ -64,6 +68,11 @@ def tried_rates(summary: pd.DataFrame) -> dict[str, pd.DataFrame]:
     lines = lines.assign(row=lines["experiment"].str.split("/").str[-2])
     lowest_first = lines.sort_values("value", key=lambda column: column.astype(float))
     return {row: lowest_first[lowest_first["row"] == row] for row in lines["row"].unique()}
+
+
+def lora_searched(tried: dict[str, pd.DataFrame]) -> tuple[str, str]:
+    """(the row, its name) of LoRA on query and value in `tried_rates`: rank 4, or 8 where that was searched."""
+    return ("lora-r8", "LoRA r=8") if "lora-r8" in tried else ("lora", "LoRA r=4")
 
 
 def each_seed(line: dict[str, str]) -> dict[int, float]:
@@ -113,7 +122,7 @@ def evidence_of(names: str, metric: str, pairs: Sequence[float], tasks: Sequence
     return f"{names}: {shown[0]} {unit}{within}{over}"
 
 
-def _comparison(outcomes: dict[str, str], names: str, ours: tuple[str, str], theirs: tuple[str, str]) -> Judge:
+def _comparison(outcomes: dict[str, str], names: str, ours: tuple[str, Row], theirs: tuple[str, Row]) -> Judge:
     """A judge of `ours` against `theirs`, each (table, row)."""
 
     def judge(summary: pd.DataFrame) -> Finding:
@@ -149,19 +158,20 @@ def glue_average(rule: str) -> Judge:
     return judge
 
 
-def same_dev_loss(ours: str, theirs: str, our_name: str, their_name: str) -> Judge:
-    """A judge of whether one row reaches the dev loss of another, each at its best learning rate."""
+def same_dev_loss(theirs: str, their_name: str, ours: str = "", our_name: str = "") -> Judge:
+    """A judge of whether a row, else LoRA on query and value, reaches another's dev loss, each at its best rate."""
 
     def judge(summary: pd.DataFrame) -> Finding:
         tried = tried_rates(summary)
-        if not {ours, theirs} <= tried.keys():
+        row, name = (ours, our_name) if ours else lora_searched(tried)
+        if not {row, theirs} <= tried.keys():
             return Finding(MISSING)
-        best, other = tried[ours].head(1), tried[theirs].head(1)
+        best, other = tried[row].head(1), tried[theirs].head(1)
         pairs, tasks = differences(scores(best), scores(of_same_data(other, best)))
         if not pairs:
             return Finding(MISSING)
         word = compared(pairs, LOSS_MARGIN, higher_is_better=False)
-        evidence = f"{best['value'].iloc[0]} ({our_name}) and {other['value'].iloc[0]} ({their_name}); "
+        evidence = f"{best['value'].iloc[0]} ({name}) and {other['value'].iloc[0]} ({their_name}); "
         evidence += evidence_of("difference", "dev_loss", pairs, tasks)
         return Finding(NO_WORSE.get(word, OPEN), evidence, len(pairs))
 

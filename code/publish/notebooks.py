@@ -51,8 +51,9 @@ from pathlib import Path
 ON_COLAB = "google.colab" in sys.modules
 if ON_COLAB:
     root, url = Path("lora"), os.environ.get("LORA_REPOSITORY", "https://github.com/{repository}")
-    if not root.exists():
-        subprocess.run(["git", "clone", "--quiet", "--depth=1", "--branch={revision}", url, str(root)], check=True)
+    clone = ["git", "clone", "--quiet", "--depth=1", "--branch={revision}", url, str(root)]
+    if not root.exists() and subprocess.run(clone).returncode:
+        raise RuntimeError(f"{{url}} cannot be cloned: write your copy's name in the place of OWNER in this cell")
 else:
     root = next(folder for folder in (Path.cwd(), *Path.cwd().parents) if (folder / "code" / "lora.py").exists())
 sys.path.insert(0, str(root.resolve() / "code"))
@@ -66,6 +67,8 @@ METADATA = {
     "kernelspec": {"display_name": "Python 3", "language": "python", "name": "python3"},
     "language_info": {"name": "python"},
 }
+ON_A_GPU = ("02", "03", "04", "05", "06", "08", "09")  # without this, Colab gives a processor
+GPU = {"accelerator": "GPU", "colab": {"gpuType": "A100"}}
 SECONDS = 1800  # limit for one cell
 
 
@@ -80,6 +83,11 @@ def stamped(source: str, name: str) -> str:
         if number != 1:
             raise ValueError(f"expected one {part} in {name}.py, found {number}; copy it from another notebook")
     return source
+
+
+def metadata(name: str) -> dict[str, Any]:
+    """What a notebook asks for: a kernel, and a GPU if it trains at scale `paper`."""
+    return METADATA | (GPU if name.startswith(ON_A_GPU) else {})
 
 
 def notebook(source: str) -> nbformat.NotebookNode:
@@ -166,7 +174,7 @@ def build(source: Path, target: Path) -> None:
         if files.RESULTS.exists():
             shutil.copytree(files.RESULTS, results, ignore=shutil.ignore_patterns("quick"))
         execute(book, results, Path(folder) / "checkpoints")
-    book.metadata = METADATA | {"built": digest(book, source.stem)}  # the kernel's version is not part of it
+    book.metadata = metadata(source.stem) | {"built": digest(book, source.stem)}  # no version of a kernel
     write_atomically(target, nbformat.writes(book) + "\n")
 
 
