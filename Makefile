@@ -7,19 +7,21 @@ REPRODUCE := HF_HUB_OFFLINE=1 $(BIN)/python code/reproduce.py
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help reproduce summary documents notebooks check test lint parity benchmark clean
+.PHONY: help quick reproduce summary documents notebooks check test lint parity break benchmark clean
 
 help:  ## show this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "make %-10s %s\n", $$1, $$2}' Makefile
 
-reproduce: .venv/.installed  ## Tables 3 and 2 at quick scale: train, decode, score, print the tables, draw the figure
+quick: .venv/.installed  ## Tables 3 and 2 at quick scale: train, decode, score, print the tables, draw the figure
 	$(REPRODUCE) sweep table3 --scale quick --rows full lora-r4 --seeds 0
 	$(REPRODUCE) table table3 --scale quick --rows full lora-r4
 	$(REPRODUCE) figure table3 --scale quick
 	$(REPRODUCE) sweep table2 --scale quick --rows sentiment-builtin/full sentiment-builtin/lora-r8 paraphrase-builtin/full paraphrase-builtin/lora-r8 --seeds 0
 	$(REPRODUCE) table table2 --scale quick --rows sentiment-builtin/full sentiment-builtin/lora-r8 paraphrase-builtin/full paraphrase-builtin/lora-r8
 
-summary: .venv/.installed  ## tables, figures and the README's blocks, made anew from the records
+reproduce: quick  ## another name of it
+
+summary: .venv/.installed  ## tables, figures and the blocks of pages, made anew from the records
 	$(BIN)/python code/make.py summary
 
 notebooks: .venv/.installed  ## execute all notebooks anew at quick scale (some: python code/make.py notebooks 01 07)
@@ -43,6 +45,9 @@ lint: .venv/.installed-tests  ## ruff: rules and formatting
 
 parity: .venv/.installed-tests  ## adapters against AdapterHub's, in an environment of their own (downloaded once)
 	$(BIN)/python -m pytest -m slow tests/test_adapters_parity.py
+
+break: .venv/.installed-tests  ## real runs killed, stopped, starved and fed rubbish: an hour or two, for results/robustness.json
+	$(BIN)/python -m pytest -m slow tests/breaking --tally results/robustness.json
 
 benchmark: .venv/.installed-tests  ## time and memory against PEFT and transformers, as ratios
 	$(BIN)/python code/benchmark.py

@@ -168,16 +168,23 @@ def _patterns(matrices: Iterable[str], config: LoRAConfig) -> dict[str, dict[str
     return dict(zip(PATTERNS, values, strict=True)) if wide else {}
 
 
+def blocks_of(name: str, B: Tensor, rank: int) -> list[tuple[int, int]]:
+    """(part of the output, block of columns) where PEFT's one pair over a packed matrix is not zero.
+
+    There are none if the matrix is not packed or parts share a block, as in a pair over all of it.
+    """
+    parts, k = len(projections(name)), B.shape[-1] // rank
+    if parts > 1 and B.numel() == len(B) // parts * parts * k * rank:
+        blocks = B.view(parts, -1, k, rank).ne(0).any(dim=3).any(dim=1).nonzero().tolist()  # in order of the parts
+        if [block for _, block in blocks] == list(range(k)):
+            return [(part, block) for part, block in blocks]
+    return []
+
+
 def _adapted(name: str, B: Tensor, rank: int) -> set[str]:
     """The projections that PEFT's one pair over all of a matrix adapts; all, if any shares its block of B."""
-    parts, k = projections(name), B.shape[-1] // rank
-    if len(parts) > 1 and B.numel() == len(B) // len(parts) * len(parts) * k * rank:
-        blocks = (
-            B.view(len(parts), -1, k, rank).ne(0).any(dim=3).any(dim=1).nonzero().tolist()
-        )  # (part, block) in order
-        if [block for _, block in blocks] == list(range(k)):
-            return {parts[part] for part, _ in blocks}
-    return {*parts}
+    parts = projections(name)
+    return {parts[part] for part, _ in blocks_of(name, B, rank)} or {*parts}
 
 
 def _whole_modules(base: dict[str, nn.Parameter], layers: dict[str, nn.Module]) -> list[str]:
@@ -204,7 +211,8 @@ def load_lora(model: nn.Module, folder: str | Path) -> list[str]:
     The folder is save_lora's, or PEFT's with plain LoRA on matrices of one projection each. Raises ValueError, and
     leaves the model plain, if the folder is incomplete or damaged, or its base, names or shapes are not this model's.
     """
-    config, heads, header, tensors = _read(Path(folder))
+    settings, header, tensors = read_folder(Path(folder))
+    config, heads = _config(settings, header, tensors, Path(folder)), settings.get("modules_to_save") or []
     trained = {
         name: parameter
         for name, parameter in base_parameters(model).items()
@@ -230,8 +238,8 @@ def load_lora(model: nn.Module, folder: str | Path) -> list[str]:
     return list(lora_layers(model))
 
 
-def _read(folder: Path) -> tuple[LoRAConfig, list[str], dict, dict[str, Tensor]]:
-    """LoRA's settings, the heads, the header ({} in PEFT's folder) and the tensors by the plain model's names.
+def read_folder(folder: Path) -> tuple[dict[str, Any], dict, dict[str, Tensor]]:
+    """The settings, the header ({} in PEFT's folder), and the tensors by the plain model's names.
 
     Raises ValueError if a file is not whole, is not what was saved, or is no plain LoRA.
     """
@@ -243,7 +251,6 @@ def _read(folder: Path) -> tuple[LoRAConfig, list[str], dict, dict[str, Tensor]]
         if not isinstance(settings, dict):
             raise TypeError(f"a {type(settings).__name__}, not settings by name")
         odd = {option for option in OTHER_THAN_PLAIN if settings.get(option)}
-        patterns = {option: settings[option] for option in PATTERNS if settings.get(option)}
         odd |= {settings.get("init_lora_weights") or True} - {True, "gaussian"}  # "pissa", say, changes the base
         heads = settings.get("modules_to_save") or []
         if not all(isinstance(head, str) for head in heads):
@@ -257,13 +264,21 @@ def _read(folder: Path) -> tuple[LoRAConfig, list[str], dict, dict[str, Tensor]]
     rest = {key: value for key, value in header.items() if key != "sha256"}
     if len(tensors) < len(stored) or (header and header.get("sha256") != checksum(tensors, rest, _learnt(settings))):
         raise ValueError(f"expected in {folder} what was saved, found it damaged or edited since; {remedy}")
+    return settings, rest, tensors
+
+
+def _config(settings: dict[str, Any], header: dict, tensors: dict[str, Tensor], folder: Path) -> LoRAConfig:
+    """LoRA's settings, one rank and alpha for all projections; ValueError if those of the folder are others."""
     try:
         Bs = {name.removesuffix(".lora_B.weight"): B for name, B in tensors.items() if name.endswith(".lora_B.weight")}
-        targets = rest["targets"] if header else set().union(*(_adapted(n, B, settings["r"]) for n, B in Bs.items()))
+        adapted = (_adapted(name, B, settings["r"]) for name, B in Bs.items())
+        targets = header["targets"] if header else set().union(*adapted)
         config = LoRAConfig(settings["r"], settings["lora_alpha"], settings["lora_dropout"], targets)
     except (KeyError, TypeError, ValueError, ArithmeticError) as error:
+        file, remedy = folder / CONFIG_FILE, "save or copy it again"
         raise ValueError(f"expected LoRA's settings in {file}, found {error!r}; {remedy}") from error
+    patterns = {option: settings[option] for option in PATTERNS if settings.get(option)}
     if patterns != _patterns(Bs, config):
         found = f"rank_pattern and alpha_pattern {patterns or 'empty'} for {', '.join(config.targets)}"
         raise ValueError(f"expected plain LoRA of one rank and alpha in {folder}, found {found}")
-    return config, heads, rest, tensors
+    return config

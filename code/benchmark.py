@@ -6,6 +6,12 @@
     python code/benchmark.py glue       an epoch and a step of MiniLM and RoBERTa-base on MRPC
     python code/benchmark.py smollm2-step, smollm2-losses, smollm2-decode
                                         SmolLM2-135M in bfloat16 against the plain step and search, and PEFT's
+    python code/benchmark.py training   a LoRA step beside the frozen model, PEFT, loralib and full fine-tuning
+    python code/benchmark.py memory     what training GPT-2 medium takes above its weights: LoRA and full fine-tuning
+    python code/benchmark.py latency    Table 1: GPT-2 medium with LoRA merged and not, and with adapters
+    python code/benchmark.py adapters   to merge, unmerge and load adapters; the storage of ten tasks
+    python code/benchmark.py serving, serving-beams, serving-requests
+                                        a batch over many adapters against one, and PEFT's; 1,000 mixed requests
 
 Absolute times depend on the machine; the ratios are what is claimed. Repetitions of the variants
 alternate, medians are printed, and `results/benchmark/` keeps them.
@@ -20,7 +26,14 @@ from pathlib import Path
 import torch
 
 import files
-from costs import benchmark_e2e, benchmark_glue, benchmark_smollm2
+from costs import (
+    benchmark_e2e,
+    benchmark_glue,
+    benchmark_latency,
+    benchmark_serving,
+    benchmark_smollm2,
+    benchmark_training,
+)
 from files import write_json
 from runs.records import provenance
 
@@ -32,6 +45,13 @@ BENCHMARKS = {  # name -> benchmark, its usual repetitions
     "smollm2-step": (benchmark_smollm2.step, 9),
     "smollm2-losses": (benchmark_smollm2.losses, 1),
     "smollm2-decode": (benchmark_smollm2.decode, 1),
+    "training": (benchmark_training.training, 15),
+    "memory": (benchmark_training.memory, 1),
+    "latency": (benchmark_latency.latency, 15),
+    "adapters": (benchmark_latency.adapters, 9),
+    "serving": (benchmark_serving.mixed, 9),
+    "serving-beams": (benchmark_serving.beams, 1),
+    "serving-requests": (benchmark_serving.requests, 1),
 }
 
 
@@ -54,7 +74,8 @@ def main() -> None:
         measured = call(repetitions, arguments.data_dir)
         print(f"{name} ({torch.get_num_threads()} threads, median of {repetitions}, interleaved)")
         for quantity, value in measured.items():
-            print(f"  {quantity:58} {value:8.3f}", flush=True)
+            median, *interval = value if isinstance(value, list) else [value]
+            print(f"  {quantity:58} {median:8.3f} {'..'.join(f'{end:.3f}' for end in interval)}", flush=True)
         facts = {"threads": torch.get_num_threads(), "repetitions": repetitions, **provenance()}
         write_json(files.RESULTS / "benchmark" / f"{name}.json", {"measured": measured, **facts})
 

@@ -47,6 +47,7 @@ class Family:
     head: tuple[str, ...] = ()  # trained with every method; empty where answers are written
     unused_positions: int = 0  # RoBERTa counts positions from 2, behind the pad token's
     matrix_norms: tuple[str, ...] = ()  # norms in a layer whose output enters matrices alone
+    projects_positions: str | None = None  # attention's method that sends positions through its matrices for all rows
     rotation: str | None = None  # within the body: gives the cosines and sines that rotate queries and keys
     # keys and values (1, heads, tokens, d / heads) that a layer makes of x (1, tokens, d); None: takes no prefix
     keys_values: Callable[[nn.Module, nn.Module, Tensor], tuple[Tensor, Tensor]] | None = None
@@ -66,7 +67,7 @@ FAMILIES: dict[str, Family] = {  # by `config.model_type`
     "roberta": Family("RobertaConfig", "RobertaForSequenceClassification", head=("classifier",), unused_positions=2,
                       **_ENCODER),
     "deberta-v2": Family("DebertaV2Config", "DebertaV2ForSequenceClassification", head=("pooler", "classifier"),
-                         **_ENCODER),
+                         projects_positions="disentangled_attention_bias", **_ENCODER),
 }  # fmt: skip
 
 

@@ -1,6 +1,6 @@
 """Everything that is generated: results, documents, notebooks, and what comes with the repository.
 
-python code/make.py summary                  records -> summary, tables, figures, the README's blocks
+python code/make.py summary                  records -> summary, tables, figures, the blocks of pages
 python code/make.py documents                summary -> the report and the poster as PDF
 python code/make.py notebooks 01 07          sources -> executed notebooks, these or all
 python code/make.py check                    is all of it what the records give?
@@ -20,12 +20,12 @@ from files import MODELS, results_are_own
 
 
 def make_summary(arguments: argparse.Namespace) -> None:
-    from publish.readme import write_readme
+    from publish.pages import write_pages
     from publish.result_files import write_results
 
     print(write_results())
     if results_are_own():
-        write_readme()
+        write_pages()
 
 
 def make_documents(arguments: argparse.Namespace) -> None:
@@ -79,7 +79,7 @@ def check(arguments: argparse.Namespace) -> None:
 def parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
-    command = commands.add_parser("summary", help="tables, figures and the README's blocks, from the records")
+    command = commands.add_parser("summary", help="tables, figures and the blocks of pages, from the records")
     command.set_defaults(call=make_summary)
     command = commands.add_parser("documents", help="the report and the poster as PDF, from the summary")
     command.set_defaults(call=make_documents)

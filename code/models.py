@@ -20,6 +20,7 @@ from typing import Any
 
 import torch
 import transformers
+from httpx import HTTPError
 from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils.logging import disable_progress_bar, enable_progress_bar, is_progress_bar_enabled
 
@@ -182,15 +183,15 @@ def _whole(name: str, data_dir: Path | None) -> Iterator[tuple[str, dict[str, An
         check_sha256(path.read_bytes().replace(b"\r\n", b"\n"), sha256, path, remedy)  # git may end lines by both
     try:
         yield place, settings
-    except OSError as error:
+    except (OSError, HTTPError) as error:
         raise FileNotFoundError(
-            f"cannot load {name!r} from {place}: {error}. "
+            f"cannot load {name} from {place}: {error}. "
             "Check the connection to the hub (HF_ENDPOINT, HF_HUB_OFFLINE), or use --scale quick, which needs none"
         ) from error
     except Exception as error:  # a damaged file raises errors of many kinds
         found = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
         raise ValueError(
-            f"cannot load {name!r} from {place}: expected whole files without code in them, found {found}; {remedy}"
+            f"cannot load {name} from {place}: expected whole files without code in them, found {found}; {remedy}"
         ) from error
 
 

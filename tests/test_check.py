@@ -10,12 +10,16 @@ import pytest
 import files
 import make
 from publish import check, figures, report, result_files
-from publish.readme import BLOCKS
+from publish.pages import PAGES
 from runs import records
 from synthetic_records import write_e2e, write_glue
 
 FULL, LORA = "table3/gpt2-mini/full", "table3/gpt2-mini/lora-r4"
-PAGE = "# LoRA\n\n" + "".join(f"<!-- {name} -->\n<!-- /{name} -->\n\n" for name in BLOCKS) + "The end.\n"
+
+
+def bare(page):
+    """The text of a page whose blocks are empty."""
+    return "# LoRA\n\n" + "".join(f"<!-- {name} -->\n<!-- /{name} -->\n\n" for name in PAGES[page]) + "The end.\n"
 
 
 def summary():
@@ -25,12 +29,13 @@ def summary():
 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory):
-    """A README, two records, and what `make summary` makes of them."""
+    """Pages, two records, and what `make summary` makes of them."""
     folder = tmp_path_factory.mktemp("made")
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(files, "ROOT", folder)
         patch.setattr(files, "RESULTS", folder / "results")
-        (folder / "README.md").write_text(PAGE, encoding="utf-8")
+        for page in PAGES:
+            files.write_atomically(folder / page, bare(page))
         write_e2e(FULL, 0, 0.62)
         write_e2e(LORA, 0, 0.61)
         summary()
@@ -92,24 +97,29 @@ def test_a_record_that_is_not_in_the_tables_yet_is_red(tree):
     assert "tables/table2-cpu.md is missing" in check.differences()
 
 
-def test_results_in_the_readme_that_are_changed_by_hand_are_red_and_what_is_around_them_is_free(tree):
-    replace_in(tree / "README.md", "The end.", "Another end.")
+@pytest.mark.parametrize(
+    ("page", "old", "new"),
+    [
+        ("README.md", "2 runs", "20 runs"), ("README.md", "not measured yet", "holds"), ("README.md", "61.00", "71.00"),
+        ("results/README.md", "not measured yet", "holds"), ("results/README.md", "61.00", "71.00"),
+        ("results/costs.md", "| gpt2-large |", "| gpt-3 |"), ("results/costs.md", "not yet:", "0.5"),
+        ("results/verification.md", "Not yet", "All held"),
+    ],
+)  # fmt: skip
+def test_a_block_of_a_page_that_is_changed_by_hand_is_red_and_what_is_around_it_is_free(tree, page, old, new):
+    replace_in(tree / page, "The end.", "Another end.")
     assert check.differences() == []
-    page = (tree / "README.md").read_text(encoding="utf-8")
-    changes = {"61.00": "71.00", "not measured yet": "holds", "| gpt2-large |": "| gpt-3 |", "not yet:": "0.5"}
-    for old, new in changes.items():  # one of each block
-        replace_in(tree / "README.md", old, new)
-        (found,) = check.differences()
-        assert found.startswith("README.md, line") and old in found and new in found
-        (tree / "README.md").write_text(page, encoding="utf-8")
+    replace_in(tree / page, old, new)
+    (found,) = check.differences()
+    assert found.startswith(f"{page}, line") and old in found and new in found
 
 
-def test_a_readme_without_markers_is_red_and_left_as_it_is(tree, monkeypatch):
+def test_a_page_without_markers_is_red_and_left_as_it_is(tree, monkeypatch):
     (tree / "README.md").write_text("# LoRA\n", encoding="utf-8")
     (found,) = check.differences()
-    assert "expected the lines <!-- claims --> and <!-- /claims -->" in found
+    assert "expected the lines <!-- scope --> and <!-- /scope --> in README.md" in found
     monkeypatch.setattr(result_files, "draw_text", lambda *_: None)
-    with pytest.raises(ValueError, match="expected the lines <!-- claims -->"):
+    with pytest.raises(ValueError, match="expected the lines <!-- scope -->"):
         summary()
     assert (tree / "README.md").read_text(encoding="utf-8") == "# LoRA\n"
 
@@ -179,7 +189,7 @@ def test_a_damaged_record_is_red_named_and_counted_in_the_list_of_tables(tree, c
     assert f"passed over: {path} is damaged" in capsys.readouterr().err
 
 
-def test_results_outside_the_project_are_compared_without_readme_and_documents(tree, tmp_path_factory, monkeypatch):
+def test_results_outside_the_project_are_compared_without_pages_and_documents(tree, tmp_path_factory, monkeypatch):
     monkeypatch.setattr(check, "stale", lambda: ["the documents are not asked"])
     with pytest.raises(ValueError, match="the documents are not asked"):
         check.check()
@@ -189,7 +199,7 @@ def test_results_outside_the_project_are_compared_without_readme_and_documents(t
     page = (tree / "README.md").read_bytes()
     records.record_path(LORA, "cpu", 0).unlink()
     summary()
-    assert check.check().endswith(f"README, report and poster are not of {outside}")
+    assert check.check().endswith(f"pages, report and poster are not of {outside}")
     assert (tree / "README.md").read_bytes() == page  # it tells of the project's own results
     with pytest.raises(ValueError, match=f"expected results in {tree}, found {outside}"):
         report.write_documents()
@@ -203,7 +213,7 @@ def test_figures_of_quick_runs_are_nobodys_business(tree):
 def test_the_command_ends_with_an_error_that_lists_what_differs(tree, monkeypatch, capsys):
     monkeypatch.setattr(sys, "argv", ["make.py", "check"])
     make.main()
-    assert capsys.readouterr().out.endswith("tables, figures, README, report and poster are what the records give\n")
+    assert capsys.readouterr().out.endswith("tables, figures, pages, report and poster are what the records give\n")
     (tree / "results" / "summary.csv").unlink()
     with pytest.raises(SystemExit, match=r"differs from what the records give:\n- summary.csv is missing\n`make summ"):
         make.main()

@@ -1,4 +1,4 @@
-"""Report, poster and README: compiled from made-up summaries, and what makes them stop or go stale."""
+"""Report, poster and pages: compiled from made-up summaries, and what makes them stop or go stale."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from analysis.claims import CLAIMS, judged
 from analysis.comparisons import FAILS, HOLDS, MISSING, OPEN
 from analysis.summary import COLUMNS
 from experiments.catalogue import find
-from publish import readme, report
+from publish import efficiency, pages, report
 from publish.report_tables import HOLE, report_rows, report_table
 from synthetic_summary import everything, line
 
@@ -48,7 +48,7 @@ def write_facts(tree, facts):
     (tree / report.FACTS).write_text(json.dumps(facts), encoding="utf-8")
 
 
-def pages(document):
+def page_count(document):
     found = report.compile_document(document, format="svg")
     return len(found) if isinstance(found, list) else 1
 
@@ -77,13 +77,13 @@ def both_scales(tmp_path_factory):
 @pytest.mark.parametrize("world", ["nothing", "all_of_it", "both_scales"])
 def test_report_and_poster_stand_with_holes_and_full(tree, world, request):
     write_facts(tree, request.getfixturevalue(world))
-    assert 4 <= pages("report") <= 8
-    assert pages("poster") == 1
+    assert 4 <= page_count("report") <= 8
+    assert page_count("poster") == 1
 
 
 def test_report_and_poster_as_they_are_published_keep_to_their_pages():
-    assert 4 <= pages("report") <= 8
-    assert pages("poster") == 1
+    assert 4 <= page_count("report") <= 8
+    assert page_count("poster") == 1
 
 
 @pytest.mark.parametrize(
@@ -98,7 +98,7 @@ def test_the_documents_have_a_sentence_for_every_verdict_and_for_what_goes_toget
         claim["cpu"] |= {"verdict": verdict, "evidence": "so much" * measured, "n": 2 * measured}
     write_facts(tree, changed)
     for document in report.FITS:
-        assert pages(document)
+        assert page_count(document)
 
 
 def test_a_verdict_that_no_sentence_is_true_under_stops_the_compilation(tree, nothing):
@@ -291,14 +291,14 @@ def test_without_a_summary_the_command_and_the_check_say_what_makes_it(tree):
         report.write_documents()
 
 
-# the README
+# the pages on GitHub
 
-README = (ROOT / "README.md").read_text(encoding="utf-8")
+PAGES = {name: (ROOT / name).read_text(encoding="utf-8") for name in (*pages.PAGES, "code/README.md")}
 
 
 def layout(page):
-    """{path: comment} of the tree in the README: names below a folder are indented by two."""
-    block = re.search(r"## Layout\n\n```\n(.*?)```", page, re.DOTALL).group(1)
+    """{path: comment} of the tree in a page: names below a folder are indented by two."""
+    block = re.search(r"# Layout\n\n```\n(.*?)```", page, re.DOTALL).group(1)
     found, folder = {}, ""
     for entry in block.splitlines():
         indent, name, comment = re.match(r"( *)(\S+)\s*(.*)", entry).groups()
@@ -308,7 +308,7 @@ def layout(page):
 
 
 def test_the_layout_names_every_module_and_folder_and_nothing_that_is_not_there():
-    named = layout(README)
+    named = layout(PAGES["code/README.md"])
     modules = {f"code/{path.name}" for path in (ROOT / "code").glob("*.py")}
     modules |= {f"code/{path.parent.name}/" for path in (ROOT / "code").glob("*/__init__.py")}
     assert modules <= named.keys()
@@ -316,25 +316,69 @@ def test_the_layout_names_every_module_and_folder_and_nothing_that_is_not_there(
     assert all(named.values()), "every entry says what it is"
 
 
-def test_what_the_readme_links_to_is_there_and_its_targets_are_in_the_makefile():
-    for target in re.findall(r"\]\(([^)#:]+)\)", README):
-        assert (ROOT / target).exists(), target
+@pytest.mark.parametrize("name", PAGES)
+def test_what_a_page_links_to_is_there_and_its_targets_are_in_the_makefile(name):
+    for target in re.findall(r"\]\(([^)#:]+)\)", PAGES[name]):
+        assert (ROOT / name).parent.joinpath(target).exists(), target
     targets = set(re.findall(r"^([a-z]+):", (ROOT / "Makefile").read_text(encoding="utf-8"), re.MULTILINE))
-    assert set(re.findall(r"\bmake ([a-z]+)\b(?= |`|\n)", README)) <= targets
+    assert set(re.findall(r"\bmake ([a-z]+)\b(?= |`|\n)", PAGES[name])) <= targets
 
 
-def test_the_readmes_claims_costs_and_speed_are_the_files(tmp_path, monkeypatch):
-    for name in ("claims", "costs", "speed"):
-        assert readme.with_block(README, name, readme.BLOCKS[name]()) == README
+def test_the_readme_is_read_in_five_minutes():
+    assert len(PAGES["README.md"].split()) <= 1200
+
+
+def test_the_pages_blocks_are_what_the_files_give(tmp_path, monkeypatch):
+    for name, text in PAGES.items():
+        assert name not in pages.PAGES or pages.page(name, text) == text
     monkeypatch.setattr(files, "RESULTS", tmp_path)
-    assert len(readme.speed_rows()) == len(readme.BENCHMARKS)
-    assert all("not yet" in row[2] for row in readme.speed_rows())
+    assert len(pages.speed_rows()) == len(pages.BENCHMARKS)
+    assert all("not yet" in row[2] for row in pages.speed_rows())
     (tmp_path / "benchmark").mkdir()
     text = json.dumps({"measured": {"ours / theirs": 0.504, "seconds, ours": 2.0}, "threads": 2, "repetitions": 3})
     (tmp_path / "benchmark" / "step.json").write_text(text, encoding="utf-8")
-    what, ratio, how = readme.speed_rows()[0]
+    what, ratio, how = pages.speed_rows()[0]
     assert what == "LoRA step of GPT-2 small: ours / theirs"
     assert (ratio, how) == ("0.50", "2 threads, up to 3 repetitions")
+
+
+@pytest.mark.parametrize(
+    ("name", "quantity", "value", "found"),
+    [
+        ("latency", "LoRA merged / plain, batch 2, length 512", [1.01, 0.98, 1.03], "1.01 [0.98, 1.03] | holds"),
+        ("latency", "LoRA merged / plain, batch 2, length 512", [1.05, 1.02, 1.08], "does not hold"),
+        ("training", "gpt2: full step / LoRA step", [1.3, 1.2, 1.4], "undecided"),
+        ("memory", "full / LoRA r=4 (peak memory with the weights)", 1.5, "1.50 | does not hold"),
+        ("adapters", "MB of an adapter", 0.61, "0.61 | holds"),
+    ],
+)
+def test_a_claim_of_efficiency_is_judged_by_its_whole_interval(tmp_path, monkeypatch, name, quantity, value, found):
+    monkeypatch.setattr(files, "RESULTS", tmp_path)
+    assert efficiency.efficiency_block().count("not measured yet") == len(efficiency.CLAIMS)
+    files.write_json(tmp_path / "benchmark" / f"{name}.json", {"measured": {quantity: value}})
+    [line] = [line for line in efficiency.efficiency_block().splitlines() if quantity in line]
+    assert found in line
+
+
+def test_table_1_has_our_slow_downs_beside_the_papers(tmp_path, monkeypatch):
+    monkeypatch.setattr(files, "RESULTS", tmp_path)
+    assert "Not measured yet" in efficiency.table1_block()
+    sizes = ("batch 2, length 512", "batch 1, length 256", "batch 1, length 128")
+    measured = {f"Adapter^H / plain, {size}": [1.1, 1.05, 1.2] for size in sizes}
+    measured |= {f"LoRA unmerged / plain, {size}": [1.01, 1.0, 1.02] for size in sizes}
+    files.write_json(tmp_path / "benchmark" / "latency.json", {"measured": measured})
+    text = efficiency.table1_block()
+    assert "| Adapter^H | batch 1, length 128 | +10.0% [+5.0, +20.0] | batch 1 x 128 | +30.3% |" in text
+    assert "| LoRA unmerged | batch 2, length 512 | +1.0% [+0.0, +2.0] | batch 32 x 512 | – |" in text
+
+
+def test_what_was_broken_on_purpose_is_shown_with_its_outcome(tmp_path, monkeypatch):
+    monkeypatch.setattr(files, "RESULTS", tmp_path)
+    assert "make break" in pages.robustness_block()
+    outcome = {"kind": "disks", "fault": "a full one", "outcome": "said", "times": 3}
+    made = {"date": "2026-11-29", "python": "3.11", "torch": "2.13", "transformers": "5.3", "outcomes": [outcome]}
+    files.write_json(tmp_path / "robustness.json", made)
+    assert "| disks | a full one | 3 | said |" in pages.robustness_block()
 
 
 def test_every_claim_is_named_once():

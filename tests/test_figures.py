@@ -305,10 +305,20 @@ def test_nothing_written_is_cut_off(kind, table, over_time, searched, monkeypatc
     assert width <= figure_style.WIDTH
 
 
+def test_a_difference_has_an_interval_where_seeds_give_one_and_full_fine_tuning_has_no_row():
+    write_e2e("table3/gpt2-mini/lora-r8", 0, 0.59)
+    several, one = data("differences", "table3").to_dict("records")
+    assert (several["label"], several["n"]) == ("LoRA r=4", 2) and one["label"] == "LoRA r=8"
+    assert several["difference_low"] == several["difference"] == several["difference_high"] == -2  # the same twice
+    assert one["difference"] == pytest.approx(59 - 61) and pd.isna(one["difference_low"])
+    (ax,) = drawn("differences", "table3").axes
+    assert [text.get_text() for text in ax.texts] == [f"{row['difference']:+.1f}" for row in (several, one)]
+
+
 def test_nothing_recorded_and_an_unknown_kind_are_refused():
     with pytest.raises(ValueError, match=r"nothing of table3 is recorded at scale paper .* sweep table3 --scale paper"):
         figures.draw("parameters", "table3", "paper")
-    with pytest.raises(ValueError, match=r"no figure is called 'pie'; the figures are parameters, training"):
+    with pytest.raises(ValueError, match=r"no figure is called 'pie'; the figures are parameters, differences"):
         figures.draw("pie", "table3", "cpu")
 
 

@@ -13,9 +13,11 @@ import pandas as pd
 import pytest
 import sentencepiece
 import torch
+from httpx import TooManyRedirects
 from safetensors.torch import load_file
 from tokenizers import pre_tokenizers
 from transformers import (
+    AutoTokenizer,
     DebertaV2Config,
     DebertaV2ForMaskedLM,
     GPT2Config,
@@ -27,6 +29,7 @@ from transformers import (
 )
 
 import files
+from models import load_model, load_tokenizer
 from stand_in_hub import StandInHub
 from tasks.glue.data import COMMIT, REPOSITORY, load_glue
 
@@ -167,6 +170,31 @@ def test_a_file_that_no_place_has_is_one_error_that_names_them_all(visit):
         f"nyu-mll/glue at {COMMIT[:7]}",
     ):
         assert str(place) in message
+
+
+@pytest.mark.parametrize("load", [load_model, load_tokenizer], ids=["model", "tokenizer"])
+def test_a_connection_that_goes_in_a_circle_is_said_with_what_to_check(load, monkeypatch):
+    def circle(*_, **__):
+        raise TooManyRedirects("Exceeded 20 redirects")
+
+    monkeypatch.setattr(GPT2LMHeadModel, "from_pretrained", circle)
+    monkeypatch.setattr(AutoTokenizer, "from_pretrained", circle)
+    with pytest.raises(
+        FileNotFoundError, match=r"gpt2 from openai-community/gpt2: Exceeded 20 .* Check the connection"
+    ):
+        load("gpt2")
+
+
+def test_data_whose_connection_goes_in_a_circle_are_in_none_of_the_places_tried(monkeypatch, tmp_path):
+    def circle(*_, **__):
+        raise TooManyRedirects("Exceeded 20 redirects")
+
+    monkeypatch.delenv("LORA_DATA_DIR", raising=False)
+    monkeypatch.setattr(files, "CACHE", tmp_path)
+    monkeypatch.setattr(files, "SHARED", tmp_path)
+    monkeypatch.setattr("tasks.glue.data.hf_hub_download", circle)
+    with pytest.raises(FileNotFoundError, match=r"none of the places(.|\n)*TooManyRedirects: Exceeded 20"):
+        load_glue("cola", "validation")
 
 
 def test_gpt2_and_its_tokenizer_come_from_the_hub(visit):

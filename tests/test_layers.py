@@ -16,8 +16,8 @@ from files import ROOT
 CODE = ROOT / "code"
 # From left to right; what stands between two bars does not import each other.
 HOUSE = (
-    "files lora | adapter_files families | models experiments | methods | training | tasks | runs costs serving | "
-    "analysis | publish | reproduce train benchmark make colab notebook_tools"
+    "files lora batch_rows | adapter_files families | models experiments | methods | training | tasks | serving | "
+    "runs costs | analysis | publish | reproduce train benchmark make colab notebook_tools"
 )
 PLACE = {room: place for place, rooms in enumerate(HOUSE.split("|")) for room in rooms.split()}
 OPTIONAL = {"ray", "google"}  # `--engine ray` says how to install the one, the other is part of Colab

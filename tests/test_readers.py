@@ -17,6 +17,7 @@ from test_layers import CODE
 
 READERS = {  # module: call -> how often it stands there; each is of a library that reads more formats than plain text
     "adapter_files.py: safe_open": 1,
+    "costs/benchmark_serving.py: PeftModel.from_pretrained": 1,  # what the benchmark has just written
     "files.py: ZipFile": 1,
     "methods/released_adapters.py: ZipFile": 1,
     "methods/released_adapters.py: torch.load": 1,
@@ -34,7 +35,7 @@ PLAIN = {"json.load", "json.loads", "pd.read_csv", "csv.reader", "csv.DictReader
 READS = re.compile(r"(?:^|\.)(?:load|loads|load_\w+|read_\w+|from_pretrained|from_file|safe_open|ZipFile|unpack_\w+)$")
 OURS = re.compile(
     r"load(?:_model|_tokenizer|_adapter|_trained|_lora|_released_adapter|_e2e|_glue|_builtin|_splits|_weights"
-    r"|_state_dict|_attributes)?|read_(?:table|json|records?|predictions|state_dict|tensors|text|bytes|summary)"
+    r"|_state_dict|_attributes)?|read_(?:table|folder|adapter|json|records?|predictions|state_dict|tensors|text|bytes|summary)"
 )
 RUN_CODE = {"pickle", "cPickle", "dill", "joblib", "shelve", "marshal", "cloudpickle", "yaml", "runpy"}
 REGISTER = "ray.cloudpickle.register_pickle_by_value"  # for Ray's own messages between its nodes

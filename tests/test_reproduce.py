@@ -22,6 +22,7 @@ from lora import lora_layers
 from methods.saved import load_trained
 from models import load_model
 from publish import tables
+from publish.pages import PAGES
 from runs import e2e as e2e_run
 from runs import execute, records
 from runs.run import Run
@@ -290,7 +291,7 @@ def commands_in(file):
     return [re.sub(r"  +.*| #.*", "", line).split() for line in lines if "NAME" not in line and "..." not in line]
 
 
-@pytest.mark.parametrize("file", ["Makefile", "README.md", "code/reproduce.py", *NOTEBOOKS])
+@pytest.mark.parametrize("file", ["Makefile", *PAGES, "code/reproduce.py", *NOTEBOOKS])
 def test_the_commands_that_are_written_down_name_what_is_declared(file):
     for words in commands_in(file):
         arguments = reproduce._parser().parse_args(words)
@@ -301,7 +302,7 @@ def test_the_commands_that_are_written_down_name_what_is_declared(file):
 
 
 def test_a_command_with_a_row_that_is_not_declared_would_be_found():
-    assert len(commands_in("Makefile")) == 5 and len(commands_in("README.md")) > 20
+    assert len(commands_in("Makefile")) == 5 and len(commands_in("results/README.md")) > 20
     arguments = reproduce._parser().parse_args(["sweep", "table2", "--scale", "quick", "--rows", "sst2/full"])
     with pytest.raises(ValueError, match="table2 has no row sst2/full"):
         select(arguments.table, arguments.scale, arguments.rows)

@@ -16,7 +16,7 @@ from analysis import summary
 from analysis.paper_values import paper_value
 from analysis.quantities import printed, quantities
 from experiments.catalogue import EXPERIMENTS, find, select
-from publish import readme, result_files
+from publish import pages, result_files
 from publish.labels import HEADS
 from publish.sheets import parts, sheets, wide
 from publish.tables import as_csv, as_markdown, as_text, table
@@ -479,24 +479,23 @@ def test_notes_name_full_fine_tuning_as_one_reference_whatever_it_starts_from():
     assert "the mean difference to full fine-tuning from the same start at the same seeds" in text
 
 
-def test_the_readme_gets_the_main_tables_with_the_command_of_every_row():
+def test_a_page_gets_the_main_tables_with_the_command_of_every_row():
     write_e2e(FULL, 0, 0.6)
     write_glue(MRPC_LORA, 0, [0.8], [0.7])
-    page = readme.with_block(
-        "# LoRA\n<!-- results -->\nold\n<!-- /results -->\nthe end\n", "results", readme.results_block()
-    )
+    text = "# LoRA\n<!-- results -->\nold\n<!-- /results -->\nthe end\n"
+    page = pages.with_block("README.md", text, "results", pages.results_block())
     assert page.startswith("# LoRA\n<!-- results -->\n\n**Table 3: E2E, scale `cpu`**\n\n| experiment |")
     assert page.endswith("\n\n<!-- /results -->\nthe end\n") and "old" not in page
     for name in (FULL, MRPC_LORA):
         assert f"python code/reproduce.py run {name} --seed 0" in page
     assert f"{len(select('table3', 'cpu')) - 1} more rows are not run yet." in page
-    assert readme.with_block(page, "results", readme.results_block()) == page
+    assert pages.with_block("README.md", page, "results", pages.results_block()) == page
 
 
 @pytest.mark.parametrize(("text", "lack"), [("# LoRA\n", "no beginning"), ("<!-- results -->\n", "no end")])
-def test_a_readme_without_the_markers_is_refused(text, lack):
-    with pytest.raises(ValueError, match=f"expected the lines <!-- results -->.*found {lack}"):
-        readme.with_block(text, "results", "new")
+def test_a_page_without_the_markers_is_refused_by_its_name(text, lack):
+    with pytest.raises(ValueError, match=f"expected the lines <!-- results -->.* in a.md, .*found {lack}"):
+        pages.with_block("a.md", text, "results", "new")
 
 
 def test_summary_and_check_need_neither_torch_nor_transformers(results):
@@ -508,7 +507,7 @@ def test_summary_and_check_need_neither_torch_nor_transformers(results):
         "from publish import check, result_files\n"
         "result_files.write_results()\n"
         "assert (files.RESULTS / 'tables/table3-cpu.md').exists()\n"
-        "assert all(line.startswith('README.md') for line in check.differences())\n"
+        "assert all('.md' in line for line in check.differences())\n"
         "print({'torch', 'transformers'} & sys.modules.keys())"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

@@ -7,11 +7,13 @@ import time
 from collections.abc import Callable
 from statistics import median
 
+from scipy.stats import binom
+
 Step = Callable[[], object]
 
 
-def interleave(variants: dict[str, Step], repetitions: int, warmup: int = 1) -> dict[str, float]:
-    """Median seconds of each variant. Variants take turns, so that drift hits all alike."""
+def timings(variants: dict[str, Step], repetitions: int, warmup: int = 1) -> dict[str, list[float]]:
+    """Seconds of each repetition of each variant. Variants take turns, so that drift hits all alike."""
     seconds: dict[str, list[float]] = {name: [] for name in variants}
     for repetition in range(warmup + repetitions):
         for name, call in variants.items():
@@ -19,7 +21,23 @@ def interleave(variants: dict[str, Step], repetitions: int, warmup: int = 1) -> 
             call()
             if repetition >= warmup:
                 seconds[name].append(time.perf_counter() - started)
-    return {name: median(values) for name, values in seconds.items()}
+    return seconds
+
+
+def interleave(variants: dict[str, Step], repetitions: int, warmup: int = 1) -> dict[str, float]:
+    """Median seconds of each variant, by `timings`."""
+    return {name: median(values) for name, values in timings(variants, repetitions, warmup).items()}
+
+
+def ratio(above: list[float], below: list[float], confidence: float = 0.95) -> list[float]:
+    """The median of the ratios of paired repetitions, and the ends of its interval: [1.02, 0.99, 1.04].
+
+    The interval is that of the sign test, which assumes nothing of how times are spread. Five repetitions and fewer
+    cannot give 95%: then it is their range.
+    """
+    ratios = sorted(a / b for a, b in zip(above, below, strict=True))
+    end = max(1, int(binom.ppf((1 - confidence) / 2, len(ratios), 0.5)))  # the interval's, counted from the extremes
+    return [median(ratios), ratios[end - 1], ratios[-end]]
 
 
 def memory_above_weights(make_step: Callable[[str], Step], name: str) -> int:
@@ -35,13 +53,13 @@ def memory_above_weights(make_step: Callable[[str], Step], name: str) -> int:
 
 def _step_memory(make_step: Callable[[str], Step], name: str, queue: multiprocessing.Queue) -> None:
     step = make_step(name)
-    before = _resident("VmRSS")
+    before = resident("VmRSS")
     for _ in range(6):
         step()
-    queue.put(_resident("VmHWM") - before)
+    queue.put(resident("VmHWM") - before)
 
 
-def _resident(field: str) -> int:
+def resident(field: str) -> int:
     """VmRSS or VmHWM of this process in bytes."""
     with open("/proc/self/status", encoding="ascii") as status:
         return next(int(line.split()[1]) * 1024 for line in status if line.startswith(field))

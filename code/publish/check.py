@@ -1,9 +1,9 @@
 """Is everything that is generated still what the records give? It is made in memory and compared byte for byte.
 
-The check fails after a hand edit of a table, of a figure's numbers or of the README's results. It fails after a record
-is added, changed or deleted, and where a file is missing, damaged or left over. A picture carries a digest of the
-numbers it was drawn from and one of its own bytes, which are compared. Pixels are not: they differ between platforms
-and versions of Matplotlib.
+The check fails after a hand edit of a table, of a figure's numbers or of a page's generated block. It fails after a
+record is added, changed or deleted, and where a file is missing, damaged or left over. A picture carries a digest of
+the numbers it was drawn from and one of its own bytes, which are compared. Pixels are not: they differ between
+platforms and versions of Matplotlib.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from pathlib import Path
 import files
 from files import results_are_own
 from publish.figure_data import digest, is_whole
-from publish.readme import readme
+from publish.pages import PAGES, page
 from publish.report import stale
 from publish.result_files import damaged, pictures, present, result_texts
 
@@ -23,7 +23,7 @@ THE_END = "the end of the file"
 def check() -> str:
     """Say what is what the records give; ValueError with a list of what differs in it.
 
-    README, report and poster tell of the project's own results, and are compared with no others.
+    Pages, report and poster tell of the project's own results, and are compared with no others.
     """
     own = results_are_own()
     if lines := differences() + (stale() if own else []):
@@ -33,12 +33,12 @@ def check() -> str:
             "`make summary documents` makes it anew and overwrites changes by hand: change the source instead"
         )
     if own:
-        return "tables, figures, README, report and poster are what the records give"
-    return f"tables and figures are what the records give; README, report and poster are not of {files.RESULTS}"
+        return "tables, figures, pages, report and poster are what the records give"
+    return f"tables and figures are what the records give; pages, report and poster are not of {files.RESULTS}"
 
 
 def differences() -> list[str]:
-    """A sentence for each file of the results, and for the README if it tells of them, that would be made otherwise."""
+    """A sentence for each file of the results, and for each page that tells of them, that would be made otherwise."""
     texts, names = result_texts(), present()
     drawn = pictures(texts)
     lines = [f"{name} is damaged or a copy, and passed over" for name in damaged()]
@@ -54,11 +54,13 @@ def differences() -> list[str]:
             lines.append(f"{name} is damaged: these are not the bytes that were drawn")
     if not results_are_own():
         return lines
-    page = _text(files.ROOT / "README.md")
-    try:
-        return lines + _difference("README.md", readme(page), page)
-    except ValueError as error:
-        return [*lines, str(error)]
+    for name in PAGES:
+        text = _text(files.ROOT / name)
+        try:
+            lines += _difference(name, page(name, text), text)
+        except ValueError as error:
+            lines.append(str(error))
+    return lines
 
 
 def _text(path: Path) -> str:

@@ -7,7 +7,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from publish.figure_data import ERRORS
-from publish.figure_style import BRIGHTNESS, GREYS, HATCHES, legend_below, panels
+from publish.figure_style import BRIGHTNESS, GREYS, HATCHES, OURS, legend_below, panels
 
 
 def heat_map(ax: Axes, table: pd.DataFrame, quantity: str, decimals: int) -> None:
@@ -56,6 +56,31 @@ def costs(data: pd.DataFrame) -> Figure:
         time.set_title(group)
     steps = ("training", "decoding")
     legend_below(figure, {step: bars for step, bars in zip(steps, axes[0].containers, strict=True)})
+    return figure
+
+
+def differences(data: pd.DataFrame) -> Figure:
+    """A row each: the difference to full fine-tuning as a dot and a number, its 90% interval as a line."""
+    by_base = dict(list(data.groupby("panel", sort=False)))
+    figure, axes = panels(len(by_base), columns=1, height=1.0)
+    heights = [0.55 + 0.22 * len(rows) for rows in by_base.values()]
+    axes[0].get_gridspec().set_height_ratios(heights)
+    figure.set_figheight(sum(heights))
+    for (base, rows), ax in zip(by_base.items(), axes, strict=True):
+        ax.axvline(0, color=GREYS[0], linewidth=1)
+        for place, row in enumerate(rows.to_dict("records")):
+            ours = row["label"].startswith("LoRA")
+            known = not pd.isna(row["difference_low"])
+            look = {"color": OURS if ours else GREYS[1], "fillstyle": "full" if known else "none"}
+            ax.plot([row["difference_low"], row["difference_high"]], [place, place], linewidth=2.2, color=look["color"])
+            ax.plot(row["difference"], place, "o", **look)
+            ax.annotate(f"{row['difference']:+.1f}", (1.01, place), xycoords=("axes fraction", "data"), va="center",
+                        fontsize=8)  # fmt: skip
+        ax.set_yticks(range(len(rows)), rows["label"])
+        ax.set_ylim(len(rows) - 0.5, -0.5)
+        ax.grid(axis="y", visible=False)
+        ax.set_title(base)
+    axes[-1].set_xlabel("points behind or ahead of full fine-tuning (hollow: one seed, no interval)")
     return figure
 
 

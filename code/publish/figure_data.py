@@ -58,6 +58,19 @@ def parameters(table: str, scale: str) -> Rows:
                 }  # fmt: skip
 
 
+def differences(table: str, scale: str) -> Rows:
+    """Each row's difference to full fine-tuning of the same base, and its interval where there are seeds for one."""
+    for experiment, settings, _ in _runs(table, scale):
+        main = cells([experiment]).iloc[0]
+        if settings.evaluate == "test" and not pd.isna(main["difference"]):
+            parts = ("difference", "difference_low", "difference_high")
+            task = TASKS[settings.task].title if TASKS[settings.task].rules else ""  # GLUE's
+            yield {
+                "panel": settings.model, "label": " ".join((label(experiment), task)).strip(), "n": main["n"],
+                "metric": main["metric"], **{part: printed(main["metric"], main[part]) for part in parts},
+            }  # fmt: skip
+
+
 CURVES = {"loss": "training", "eval_loss": "validation", "validation_loss": "validation"}  # as logged -> as shown
 
 
@@ -226,6 +239,7 @@ class Kind:
 
 KINDS = {
     "parameters": Kind(parameters, ("table2", "table3")),
+    "differences": Kind(differences, ("table2", "table3")),
     "training": Kind(training, ("table2", "table3")),
     "epochs": Kind(epochs, ("curves",)),
     "grid": Kind(grid, ("table6",)),

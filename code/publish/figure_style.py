@@ -72,6 +72,7 @@ LOOKS = {  # names that share it -> colour, marker, its filling, dashes and gaps
     "sequential fixed unfrozen": ("#2e8b57", ">", "left", "3111"),
     "sequential plateau unfrozen": ("#a1d99b", ">", "none", "32"),
 }
+OURS = "#c84200"  # LoRA, where one colour stands for all its rows
 HATCHES = ("", "///", "...", "xx")
 GREYS = ("#252525", "#737373", "#bdbdbd", "#ffffff")
 BRIGHTNESS = "cividis"  # brighter is more, in grey too

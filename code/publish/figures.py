@@ -23,7 +23,7 @@ from matplotlib.ticker import MaxNLocator, NullFormatter
 
 import files
 from files import write_atomically
-from publish.figure_bars import costs, heat_map, slots
+from publish.figure_bars import costs, differences, heat_map, slots
 from publish.figure_data import figure_data
 from publish.figure_style import legend_below, panels, save, styles, wide_and_small
 from publish.labels import TITLES
@@ -38,6 +38,7 @@ QUANTITIES = {  # curve -> name of its axis
 }  # fmt: skip
 HEADINGS = {
     "parameters": "Score against trainable parameters, a dot a seed, side by side",
+    "differences": "The difference to full fine-tuning of the same model, with its 90% interval",
     "training": "Loss while training, a line or a dot a seed",
     "epochs": "Score after every epoch, a line a seed",
     "grid": "Score by adapted matrices and rank",
@@ -213,8 +214,9 @@ def ranks(data: pd.DataFrame) -> Figure:
 
 
 DRAW: dict[str, Callable[[pd.DataFrame], Figure]] = {
-    "parameters": parameters, "training": training, "epochs": epochs, "grid": grid, "choice": choice, "stages": stages,
-    "rates-and-ranks": rates_and_ranks, "ranks": ranks, "costs": costs, "slots": slots,
+    "parameters": parameters, "differences": differences, "training": training, "epochs": epochs, "grid": grid,
+    "choice": choice, "stages": stages, "rates-and-ranks": rates_and_ranks, "ranks": ranks, "costs": costs,
+    "slots": slots,
 }  # fmt: skip
 
 

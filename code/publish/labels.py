@@ -19,6 +19,11 @@ TITLES = {
     "pitfalls": "What the mistakes of earlier reproductions cost",
     "released": "The authors' own adapters",
 }
+BASE_MEANS = {  # of the models that are not the paper's: what a reader has to know of them
+    "smollm2-135m": "SmolLM2-135M-Instruct, trained by its publisher to follow instructions, dequantised from 4 bits",
+    "minilm": "all-MiniLM-L6-v2, a small BERT trained on pairs of sentences",
+    "gpt2-mini": "a small GPT-2 that was pre-trained here",
+}
 SCALE_MEANS = {
     "quick": "built-in data and models, to prove the pipeline and not the paper",
     "cpu": "real data and small real models",

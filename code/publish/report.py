@@ -31,7 +31,7 @@ from analysis.summary import read_summary
 from experiments.catalogue import find
 from files import read_table, results_are_own, write_atomically
 from publish.figure_data import KINDS
-from publish.readme import cost_rows
+from publish.pages import cost_rows
 from publish.report_tables import NOTHING, command, coverage, report_rows, report_table
 from tasks.catalogue import TASKS
 

@@ -6,7 +6,6 @@ with `tally`, and asserts which outcomes may be. All are `slow`; a short form of
 
 from __future__ import annotations
 
-import json
 import platform
 from collections import Counter
 from collections.abc import Callable
@@ -17,7 +16,7 @@ import pytest
 import torch
 import transformers
 
-from files import write_atomically
+from files import write_json
 
 HERE = Path(__file__).parent
 TALLY: Counter[tuple[str, str, str]] = Counter()  # (kind, fault, outcome) -> times
@@ -59,4 +58,4 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, exitstatu
             "date": datetime.now(timezone.utc).date().isoformat(), "python": platform.python_version(),
             "system": platform.system(), "torch": torch.__version__, "transformers": transformers.__version__,
         }  # fmt: skip
-        write_atomically(path, json.dumps(made | {"outcomes": rows}, indent=1) + "\n")
+        write_json(path, made | {"outcomes": rows})

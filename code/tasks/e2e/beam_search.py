@@ -20,7 +20,7 @@ the end token, not the prompt. `transformers`' `generate` scores alike, but sear
 The search here has none of the three. The tests compare it with the official rules in plain lists,
 and with `generate` corrected by a stopping criterion and a logits processor. Three shortcuts leave
 the output as it is: a distinct context is decoded once, a beam that can no longer win is dropped,
-and the beams of a context share one cache.
+and the beams of a context share one cache. Contexts may have adapters of their own (`batch_rows.py`).
 """
 
 from __future__ import annotations
@@ -32,6 +32,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 from transformers import DynamicCache, PreTrainedModel, PreTrainedTokenizerBase
 
+from batch_rows import only_rows, row_owners
 from families import positions
 from tasks.e2e.data import separator_id
 from tasks.e2e.texts import require_texts
@@ -105,26 +106,27 @@ def generate(
             f"found {settings.max_new_tokens}"
         )
     ends = end_token_ids(tokenizer, settings.blank_line_ends)
+    inputs = list(zip(contexts, row_owners(len(contexts)), strict=True))
+    row = {one: place for place, one in reversed([*enumerate(inputs)])}  # of each distinct input
     prompts = {
-        context: [*tokenizer.encode(context, add_special_tokens=False), separator_id(tokenizer)][-room:]
-        for context in contexts
+        one: [*tokenizer.encode(one[0], add_special_tokens=False), separator_id(tokenizer)][-room:] for one in inputs
     }
-    by_length = sorted(prompts, key=lambda context: len(prompts[context]))
-    answers: dict[str, Generation] = {}
+    by_length = sorted(prompts, key=lambda one: len(prompts[one]))
+    answers: dict[tuple, Generation] = {}
     was_training = model.training
     model.eval()
     with tqdm(total=len(prompts), desc="decoding", unit="MR", disable=not progress) as bar:
         for start in range(0, len(by_length), settings.batch_size):
             batch = by_length[start : start + settings.batch_size]
-            for context, tokens in zip(
-                batch, beam_search(model, [prompts[context] for context in batch], ends, settings), strict=True
-            ):
+            with only_rows([row[one] for one in batch]):
+                best = beam_search(model, [prompts[one] for one in batch], ends, settings)
+            for one, tokens in zip(batch, best, strict=True):
                 text = tokenizer.decode(tokens, clean_up_tokenization_spaces=False)
                 text = text.split(tokenizer.eos_token)[0].split(BLANK_LINE)[0].strip()
-                answers[context] = Generation(text, len(tokens), ended=tokens[-1] in ends)
+                answers[one] = Generation(text, len(tokens), ended=tokens[-1] in ends)
             bar.update(len(batch))
     model.train(was_training)
-    return [answers[context] for context in contexts]
+    return [answers[one] for one in inputs]
 
 
 @torch.inference_mode()
@@ -186,12 +188,13 @@ def beam_search(
         own = torch.eye(tokens.shape[1], dtype=torch.bool, device=device).expand(len(tokens), -1, -1)
         visible = torch.cat((visible, own), dim=-1)
         hidden = torch.zeros_like(visible, dtype=model.dtype).masked_fill(~visible, torch.finfo(model.dtype).min)
-        logits = model(
-            input_ids=tokens,
-            attention_mask=hidden[:, None],
-            position_ids=(lengths + length - 1)[:, None].expand_as(tokens),
-            past_key_values=cache,
-        ).logits
+        with only_rows(rows):
+            logits = model(
+                input_ids=tokens,
+                attention_mask=hidden[:, None],
+                position_ids=(lengths + length - 1)[:, None].expand_as(tokens),
+                past_key_values=cache,
+            ).logits
 
     if not all(answers):
         raise FloatingPointError("expected finite logits, found NaN or infinite ones: the model's weights are broken")

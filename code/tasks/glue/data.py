@@ -22,6 +22,7 @@ from typing import Any
 
 import pandas as pd
 import torch
+from httpx import HTTPError
 from huggingface_hub import hf_hub_download
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
@@ -153,7 +154,10 @@ def collate(rows: list[dict[str, Any]], pad_token_id: int, pad_to: int | None = 
 
 
 def _download(key: str, file: str) -> bytes:
-    content = Path(hf_hub_download(REPOSITORY, file, repo_type="dataset", revision=COMMIT)).read_bytes()
+    try:
+        content = Path(hf_hub_download(REPOSITORY, file, repo_type="dataset", revision=COMMIT)).read_bytes()
+    except HTTPError as error:  # a connection that goes in a circle is no OSError
+        raise OSError(f"{type(error).__name__}: {error}") from error
     if key in CHECKSUMS:
         remedy = "check HF_ENDPOINT, and delete the file from the hub's cache (HF_HOME)"
         check_sha256(content, CHECKSUMS[key], f"the hub's {file}", remedy)

@@ -1,0 +1,92 @@
+"""Table 1: what LoRA and adapters add to the latency of GPT-2 medium's forward pass, merged and not.
+
+The paper times a forward pass on a Quadro RTX8000 at three sizes of input, with adapters of about 0.5M parameters at
+the first and 11M at the others. A GPU does the same here; on a CPU the batches are a sixteenth as large, at the same
+lengths. Weights are random, since speed does not depend on them; the adapters' are not zero.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import torch
+from torch import nn
+
+import files
+from adapter_files import load_lora, save_lora
+from costs.benchmark_training import random_model
+from costs.timing import Step, interleave, ratio, timings
+from lora import LoRAConfig, add_lora, lora_layers, merge_lora, remove_lora, unmerge_lora
+from methods.adapters import add_adapters
+from models import architecture, base
+
+NAME, SMALL = "gpt2-medium", "gpt2"
+SIZES = ((32, 512), (16, 256), (1, 128))  # the paper's batch sizes and lengths
+BOTTLENECKS = {"Adapter^L": ("lin", (8, 224, 224)), "Adapter^H": ("houlsby", (4, 112, 112))}  # 0.5M, 11M, 11M
+RANK = 4
+
+
+def forward(model: nn.Module, ids: torch.Tensor) -> Step:
+    """A forward pass without gradients, finished when it returns."""
+
+    @torch.inference_mode()
+    def call() -> None:
+        model(ids)
+        if ids.is_cuda:
+            torch.cuda.synchronize()
+
+    return call
+
+
+def with_lora(name: str) -> nn.Module:
+    """The model with pairs that change its outputs."""
+    model = random_model(name).eval()
+    add_lora(model, LoRAConfig(rank=RANK, alpha=32))
+    for layer in lora_layers(model).values():
+        nn.init.normal_(layer.lora_B, std=0.02)
+    return model
+
+
+def latency(repetitions: int, data_dir: Path | None = None) -> dict[str, list[float]]:
+    """Each variant's time over the plain model's, with its interval, at each of SIZES."""
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    share = 1 if device.type == "cuda" else 16
+    models = {"plain": random_model(NAME).eval(), "LoRA merged": with_lora(NAME), "LoRA unmerged": with_lora(NAME)}
+    merge_lora(models["LoRA merged"])
+    measured = {}
+    for place, (rows, length) in enumerate(SIZES):
+        for kind, (name, bottlenecks) in BOTTLENECKS.items():
+            models[kind] = random_model(NAME).eval()
+            add_adapters(models[kind], name, bottlenecks[place])
+        shape = (max(1, rows // share), length)
+        ids = torch.randint(base(NAME).shape.get("vocab_size", 50257), shape, device=device)
+        seconds = timings({key: forward(model.to(device), ids) for key, model in models.items()}, repetitions)
+        for key in models.keys() - {"plain"}:
+            measured[f"{key} / plain, batch {shape[0]}, length {length}"] = ratio(seconds[key], seconds["plain"])
+    return dict(sorted(measured.items()))
+
+
+def adapters(repetitions: int, data_dir: Path | None = None) -> dict[str, float]:
+    """Seconds to merge, unmerge and load all pairs of GPT-2 medium, and the bytes that tasks take on GPT-2 small."""
+    model, plain = with_lora(NAME), random_model(NAME)
+    with TemporaryDirectory() as folder:
+        save_lora(model, folder)
+
+        def load() -> None:
+            load_lora(plain, folder)
+            remove_lora(plain)  # unmerged: the plain model again
+
+        steps = {"merge": lambda: merge_lora(model), "unmerge": lambda: unmerge_lora(model), "load": load}
+        measured = {f"seconds to {name}": value for name, value in interleave(steps, repetitions).items()}
+    with TemporaryDirectory() as folder:
+        model = with_lora(SMALL)
+        save_lora(model, folder)
+        adapter = sum(file.stat().st_size for file in Path(folder).iterdir())
+    whole = 4 * sum(parameter.numel() for parameter in architecture(SMALL).parameters())
+    return measured | {
+        "MB of an adapter": adapter / files.MEGABYTE,
+        "MB of a whole model": whole / files.MEGABYTE,
+        "MB of ten tasks, ten models": 10 * whole / files.MEGABYTE,
+        "MB of ten tasks, one model and ten adapters": (whole + 10 * adapter) / files.MEGABYTE,
+    }

@@ -1,0 +1,170 @@
+"""What a LoRA step costs beside the least that it can cost, PEFT's, loralib's and full fine-tuning's.
+
+The floor is the frozen model: a forward pass and the gradient of its input, which no adapter in the first layer can do
+without. All variants have the same rows, loss and precision; weights are random, since speed does not depend on them.
+Language models have rows of E2E's lengths in batches of 8, encoders MRPC's in batches of 16, as in the paper.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from pathlib import Path
+
+import loralib
+import torch
+import transformers
+from peft import LoraConfig, get_peft_model
+from torch import Tensor, nn
+
+from costs.benchmark_e2e import BATCH, LABEL_SMOOTHING, e2e_like_rows
+from costs.benchmark_glue import batches, mrpc_like_rows
+from costs.timing import Step, memory_above_weights, ratio, timings
+from families import FAMILIES, family_of, head_parameters, layers
+from lora import LoRAConfig, add_lora
+from models import base
+from tasks.e2e.loss import completion_loss
+from training.batches import Batch, pad_right
+from training.precision import keep_frozen_in_bfloat16
+from training.quick_layers import use_quick_layers
+
+BASES = ("gpt2", "roberta-base", "minilm", "smollm2-135m")
+IN_BFLOAT16 = ("smollm2-135m",)  # as its runs do
+DROPOUTS = (0.0, 0.1)
+RANK, ALPHA = 4, 32
+MEMORY_BASE, MEMORY_LENGTH = "gpt2-medium", 64
+
+
+def random_model(name: str) -> nn.Module:
+    """The architecture with random weights, training; an encoder has a head of two classes."""
+    family = FAMILIES[base(name).family]
+    head = {"num_labels": 2} if family.head else {}
+    torch.manual_seed(0)
+    return getattr(transformers, family.model)(getattr(transformers, family.config)(**base(name).shape, **head)).train()
+
+
+def typical_batch(name: str) -> Batch:
+    """Rows of the usual length for the model, padded to the longest."""
+    if FAMILIES[base(name).family].head:
+        filled = batches(mrpc_like_rows(800, base(name).shape.get("vocab_size", 30522)), by_length=True)
+        return filled[len(filled) // 2]
+    rows = sorted(
+        e2e_like_rows(BATCH * 50, base(name).shape.get("vocab_size", 50257)), key=lambda r: len(r["input_ids"])
+    )
+    return pad_right(rows[25 * BATCH : 26 * BATCH])
+
+
+def loss_of(model: nn.Module, batch: Batch) -> Tensor:
+    """The loss that is trained: of the completion, or of the classes."""
+    head = family_of(model).head
+    return model(**batch).loss if head else completion_loss(model, batch, LABEL_SMOOTHING)
+
+
+def with_lora(model: nn.Module, dropout: float) -> None:
+    add_lora(model, LoRAConfig(rank=RANK, alpha=ALPHA, dropout=dropout))
+
+
+def with_peft(model: nn.Module, dropout: float) -> None:
+    """PEFT's pairs in place, on query and value; on GPT-2 one over all of `c_attn`, which it cannot split."""
+    names = {"gpt2": ["c_attn"], "llama": ["q_proj", "v_proj"]}.get(model.config.model_type, ["query", "value"])
+    how = {"r": RANK, "lora_alpha": ALPHA, "lora_dropout": dropout, "target_modules": names}
+    get_peft_model(model, LoraConfig(**how, fan_in_fan_out=model.config.model_type == "gpt2"))
+
+
+def with_loralib(model: nn.Module, dropout: float) -> None:
+    """The authors' MergedLinear in the place of GPT-2's `c_attn`, with pairs on query and value."""
+    for layer in layers(model):
+        old = layer.attn.c_attn
+        width, wide = old.weight.shape
+        new = loralib.MergedLinear(width, wide, r=RANK, lora_alpha=ALPHA, lora_dropout=dropout,
+                                   enable_lora=[True, False, True])  # fmt: skip
+        new.weight.data, new.bias.data = old.weight.data.T.contiguous(), old.bias.data
+        layer.attn.c_attn = new
+    loralib.mark_only_lora_as_trainable(model)
+
+
+def fully(model: nn.Module, dropout: float) -> None:
+    """Full fine-tuning: nothing is added and nothing frozen."""
+
+
+def frozen(model: nn.Module, dropout: float) -> None:
+    """Nothing is trained; the gradient goes back to the embeddings' output."""
+    model.requires_grad_(False)
+    model.get_input_embeddings().register_forward_hook(lambda module, inputs, output: output.requires_grad_(True))
+
+
+METHODS: dict[str, Callable[[nn.Module, float], None]] = {
+    "ours": with_lora, "PEFT": with_peft, "loralib": with_loralib, "full": fully, "frozen": frozen,
+}  # fmt: skip
+
+
+def stepping(name: str, method: str, dropout: float = 0.0, batch: Batch | None = None) -> Step:
+    """One training step of a base model with a method of METHODS, its head trained too if it has one."""
+    model, batch = random_model(name), typical_batch(name) if batch is None else batch
+    METHODS[method](model, dropout)
+    if method not in ("full", "frozen"):
+        for parameter in head_parameters(model).values():
+            parameter.requires_grad_(True)
+    in_bfloat16 = name in IN_BFLOAT16
+    if in_bfloat16 and method in ("ours", "frozen"):
+        keep_frozen_in_bfloat16(model)
+    if method in ("ours", "frozen"):
+        model.set_attn_implementation("eager")
+        use_quick_layers(model)
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    optimizer = torch.optim.AdamW(trained, lr=1e-4) if trained else None
+
+    def step() -> None:
+        with torch.autocast("cpu", torch.bfloat16, enabled=in_bfloat16):
+            loss = loss_of(model, batch)
+        loss.backward()
+        if optimizer:
+            optimizer.step()
+            optimizer.zero_grad()
+
+    return step
+
+
+def training(repetitions: int, data_dir: Path | None = None) -> dict[str, list[float]]:
+    """Ratios of a step's time, each with its interval, on every model of BASES."""
+    measured = {}
+    for name in BASES:
+        others = ["PEFT"] + ["loralib"] * (name == "gpt2")
+        steps = {
+            (method, dropout): stepping(name, method, dropout) for method in ("ours", *others) for dropout in DROPOUTS
+        }
+        steps |= {(method, 0.0): stepping(name, method) for method in ("full", "frozen")}
+        seconds = timings(steps, repetitions, warmup=2)
+        measured[f"{name}: LoRA step / frozen model"] = ratio(seconds["ours", 0.0], seconds["frozen", 0.0])
+        measured[f"{name}: full step / LoRA step"] = ratio(seconds["full", 0.0], seconds["ours", 0.0])
+        for other in others:
+            for dropout in DROPOUTS:
+                key = f"{name}: {other} / ours, dropout {dropout:g}"
+                measured[key] = ratio(seconds[other, dropout], seconds["ours", dropout])
+        del steps
+    return measured
+
+
+def _memory_step(method: str) -> Step:
+    ids = torch.randint(1, base(MEMORY_BASE).shape.get("vocab_size", 50257), (BATCH, MEMORY_LENGTH))
+    return stepping(MEMORY_BASE, method, batch={"input_ids": ids, "labels": ids})
+
+
+def memory(repetitions: int, data_dir: Path | None = None) -> dict[str, float]:
+    """Peak memory of GPT-2 medium's training above its weights, and what it is of: GiB, at batch 8 and length 64.
+
+    Gradients and the optimizer's two moments are counted, float32; what remains of the measured peak is activations.
+    """
+    measured, above = {}, {}
+    for method in ("ours", "full"):
+        above[method] = memory_above_weights(_memory_step, method)
+        model = random_model(MEMORY_BASE)
+        METHODS[method](model, 0.0)
+        trained = 4 * sum(p.numel() for p in model.parameters() if p.requires_grad)
+        parts = {"gradients": trained, "optimizer": 2 * trained, "activations": above[method] - 3 * trained}
+        measured |= {f"GiB of {part}, {method}": size / 2**30 for part, size in parts.items()}
+    weights = 4 * sum(math.prod(p.shape) for p in model.parameters())
+    measured["GiB of weights"] = weights / 2**30
+    measured["LoRA r=4 / full (peak memory above the weights)"] = above["ours"] / above["full"]
+    measured["full / LoRA r=4 (peak memory with the weights)"] = (above["full"] + weights) / (above["ours"] + weights)
+    return measured

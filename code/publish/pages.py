@@ -1,0 +1,213 @@
+"""The pages that are read on GitHub: their blocks that follow from records, arithmetic, benchmark and broken runs.
+
+A block is the text between <!-- name --> and <!-- /name -->. PAGES says which page has which; all else in them is
+written by hand.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pandas as pd
+
+import files
+from analysis.claims import CLAIMS, JUDGED_BASES, judged
+from analysis.quantities import printed
+from analysis.summary import parsed
+from experiments.catalogue import find
+from experiments.settings import OFFICIAL
+from files import read_json, read_table, write_atomically
+from publish.efficiency import efficiency_block, shown, table1_block
+from publish.labels import BASE_MEANS, TITLES, label
+from publish.result_files import KEPT_SCALES, NOTHING, recorded, summary_text
+from publish.sheets import parts, sheet_of, wide
+from publish.tables import markdown, missing, notes
+from runs import records
+from tasks.catalogue import TASKS
+
+FOUND = ("e2e-matches", "all-matrices-loss", "glue-matches")  # claims in the README
+IN_SHORT = (  # claims beside the results
+    "few-parameters", "e2e-matches", "e2e-top2", "e2e-rank", "glue-matches", "mlp-first", "higher-rate",
+)  # fmt: skip
+IN_FULL = ("table3", "table2")  # tables beside the results
+COLUMNS = (  # of these tables, if a row fills them
+    "experiment", "n", "trainable", "BLEU", "metric", "paper's rule", "verdict", "held-out", "held-out verdict",
+    "paper's row", "paper BLEU", "paper",
+)  # fmt: skip
+SCANNED = {  # columns of the README's one table -> their headings there
+    "method": "method", "trainable": "trained parameters", "n": "seeds", "BLEU": "BLEU", "mean_words": "words a text",
+    "verdict": "against full fine-tuning", "paper's row": "in the paper", "paper BLEU": "BLEU there",
+}  # fmt: skip
+SEEDS = {"table3": 3, "table2": 5}  # as the paper has them
+BENCHMARKS = {  # name in benchmark.py -> title, in the README's order
+    "step": "LoRA step of GPT-2 small", "decode": "beam search, 64 inputs", "metrics": "E2E metrics, test set",
+    "glue": "GLUE", "smollm2-step": "LoRA step of SmolLM2-135M", "smollm2-decode": "SmolLM2-135M, ten beams",
+    "training": "a step at the usual length", "serving": "16 rows of GPT-2 small",
+    "serving-beams": "GPT-2 small, ten beams", "serving-requests": "GPT-2 small",
+}  # fmt: skip
+
+
+def write_pages() -> None:
+    """Make the blocks of all pages anew; ValueError if the lines around one are missing."""
+    for name in PAGES:
+        path = files.ROOT / name
+        write_atomically(path, page(name, path.read_text(encoding="utf-8")))
+
+
+def page(name: str, text: str) -> str:
+    """The text of a page with all its blocks made anew; ValueError if the lines around one are missing."""
+    for block, made in PAGES[name].items():
+        text = with_block(name, text, block, made())
+    return text
+
+
+def with_block(page: str, text: str, name: str, block: str) -> str:
+    """The text with a new block between `<!-- name -->` and `<!-- /name -->`; ValueError if either is missing."""
+    before, begin, rest = text.partition(f"<!-- {name} -->")
+    _, end, after = rest.partition(f"<!-- /{name} -->")
+    if not begin or not end:
+        raise ValueError(
+            f"expected the lines <!-- {name} --> and <!-- /{name} --> in {page}, around what is generated; found "
+            f"{'no end' if begin else 'no beginning'}: put both where it belongs"
+        )
+    return f"{before}{begin}\n\n{block}\n\n{end}{after}"
+
+
+def scope_block() -> str:
+    """Which models were run on what, and whether one of the paper's was."""
+    runs = [record for scale in KEPT_SCALES for record in records.read_records(scale)]
+    sizes: dict[tuple[str, str, str], list[int]] = {}  # parameters of each run; methods add some to the base's
+    for run in runs:
+        settings, size = run["settings"], run["parameters"]["total"]
+        sizes.setdefault((TASKS[settings["task"]].paper_table, run["scale"], settings["model"]), []).append(size)
+    lines = []
+    for (table, scale, model), each in sorted(sizes.items(), key=lambda item: -min(item[1])):
+        means = f": {BASE_MEANS[model]}" if model in BASE_MEANS else ""
+        size = f"{min(each) / 1e6:.1f} million parameters"
+        lines.append(f"- {TITLES[table]}, scale `{scale}`, {len(each)} runs of `{model}`, {size}{means}")
+    if all(run["scale"] != "paper" for run in runs):
+        lines.append("- **No model of the paper's size so far.** Their experiments are declared, priced and not run.")
+    return "\n".join(lines)
+
+
+def found_block() -> str:
+    """The claims of FOUND, each with its verdict and evidence, in a line."""
+    findings = judged(parsed(summary_text([cells for *_, cells in recorded()])))
+    lines = []
+    for claim in (claim for claim in CLAIMS if claim.name in FOUND):
+        finding = findings[claim.name, "cpu"]
+        seeds = f"; {finding.n} {'seed' if finding.n == 1 else 'seeds'}" if finding.n else ""
+        base = claim.base or JUDGED_BASES["cpu"][claim.table == "table2"]
+        lines.append(f"- {claim.says} **On `{base}`: {finding.verdict}.** {finding.evidence}{seeds}")
+    return "\n".join(lines)
+
+
+def scanned_block() -> str:
+    """Table 3 of the leading base: a line a row that was run, the paper's numbers in columns of their own."""
+    shown = []
+    for table, scale, cells in recorded():
+        for part in parts(wide(cells), table).values() if (table, scale) == ("table3", "cpu") else ():
+            run = part[(part["n"] > 0) & (part["model"] == JUDGED_BASES["cpu"][0]) & (part["variant"] != OFFICIAL)]
+            shown += [row | {"method": label(find(row["experiment"]))} for row in run.to_dict("records")]
+    if not shown:
+        return NOTHING
+    sheet = sheet_of(shown, tuple(SCANNED)).rename(columns=lambda name: SCANNED.get(name, name))
+    return markdown(sheet)
+
+
+def claims_block() -> str:
+    """The claims of IN_SHORT with their verdicts at scale `cpu`."""
+    findings = judged(parsed(summary_text([cells for *_, cells in recorded()])))
+    rows = []
+    for claim in (claim for claim in CLAIMS if claim.name in IN_SHORT):
+        finding = findings[claim.name, "cpu"]
+        rows.append([claim.says, claim.source, finding.verdict, finding.evidence, str(finding.n)])
+    return markdown(pd.DataFrame(rows, columns=["claim", "source", "here", "evidence", "n"]), numbers=["n"])
+
+
+def results_block() -> str:
+    """The main tables in short, with the command of every row."""
+    block = []
+    for table, scale, cells in recorded():
+        for part in parts(wide(cells), table).values() if table in IN_FULL else ():
+            if (part["variant"] != OFFICIAL).all():
+                run = part[part["n"] > 0]
+                rows = run.to_dict("records")
+                block += [f"**{TITLES[table]}, scale `{scale}`**"]
+                block += [markdown(sheet_of(rows, COLUMNS))]
+                more = len(missing(part))
+                block += [f"{more} more {'row is' if more == 1 else 'rows are'} not run yet."] if more else []
+                block += ["\n".join(f"- {note}" for note in notes(run, scale))]
+                commands = "\n".join(row["command"] for row in rows)
+                block += ["<details><summary>The command of every row</summary>", f"```\n{commands}\n```", "</details>"]
+    if not block:
+        return NOTHING
+    return "\n\n".join(block)
+
+
+def cost_rows() -> list[list[str]]:
+    """[table, model, runs with the paper's seeds, A100 hours of all, gigabytes of the largest], by arithmetic."""
+    runs: dict[tuple[str, str], list[dict[str, str]]] = {}
+    for run in read_table("paper_costs.csv"):
+        runs.setdefault((run["experiment"].split("/")[0], run["model"]), []).append(run)
+    return [
+        [
+            TITLES[table], model, str(len(costs) * SEEDS[table]),
+            f"{sum(int(cost['minutes']) for cost in costs) * SEEDS[table] / 60:,.0f}",
+            f"{max(float(cost['gigabytes']) for cost in costs):.0f}",
+        ]
+        for (table, model), costs in runs.items()
+    ]  # fmt: skip
+
+
+def costs_block() -> str:
+    """The cost of the paper's runs."""
+    sheet = pd.DataFrame(cost_rows(), columns=["table", "model", "runs", "A100 hours", "GB"])
+    return markdown(sheet, numbers=["runs", "A100 hours", "GB"])
+
+
+def speed_rows() -> list[list[str]]:
+    """[comparison, ratio, threads and repetitions] of every ratio that `benchmark.py` measured."""
+    rows = []
+    for name, title in BENCHMARKS.items():
+        path = files.RESULTS / "benchmark" / f"{name}.json"
+        try:
+            run = read_json(path)
+        except (OSError, ValueError) as error:
+            why = "not yet" if isinstance(error, FileNotFoundError) else f"{path.name} is damaged"
+            rows.append([title, "–", f"{why}: `python code/benchmark.py {name}`"])
+            continue
+        times = run["repetitions"]
+        conditions = f"{run['threads']} threads, " + (f"up to {times} repetitions" if times > 1 else "1 repetition")
+        for quantity, value in run["measured"].items():
+            if "/" in quantity:
+                text = shown(value) if isinstance(value, list) else printed("ratio", value)
+                rows.append([f"{title}: {quantity}", text, conditions])
+    return rows
+
+
+def speed_block() -> str:
+    """Time and memory against other libraries."""
+    sheet = pd.DataFrame(speed_rows(), columns=["what / against what", "ratio", "measured with"])
+    return markdown(sheet, numbers=["ratio"])
+
+
+def robustness_block() -> str:
+    """What was done to the project on purpose, how often, and what came of it."""
+    path = files.RESULTS / "robustness.json"
+    try:
+        run = read_json(path)
+    except FileNotFoundError:
+        return "Not yet: `make break`."
+    sheet = pd.DataFrame(run["outcomes"])[["kind", "fault", "times", "outcome"]].astype(str)
+    made = f"On {run['date']}: Python {run['python']}, torch {run['torch']}, transformers {run['transformers']}."
+    return f"{markdown(sheet, numbers=['times'])}\n\n{made}"
+
+
+COSTS = {"costs": costs_block, "efficiency": efficiency_block, "table1": table1_block, "speed": speed_block}
+PAGES: dict[str, dict[str, Callable[[], str]]] = {
+    "README.md": {"scope": scope_block, "found": found_block, "scanned": scanned_block},
+    "results/README.md": {"claims": claims_block, "results": results_block},
+    "results/costs.md": COSTS,
+    "results/verification.md": {"robustness": robustness_block},
+}

@@ -1,0 +1,1 @@
+"""Many adapters, one base model: a batch whose rows belong to different tasks."""
