@@ -64,7 +64,8 @@ def keep_in(folder: str | Path | None) -> None:
     for name, place in places.items():
         place.mkdir(parents=True, exist_ok=True)
         os.environ[name] = str(place)
-    for shipped in (path for kind in ("runs", "predictions") for path in (ROOT / "results" / kind).rglob("*.json*")):
+    kinds = ("runs", "predictions", "subspaces")
+    for shipped in (path for kind in kinds for path in (ROOT / "results" / kind).rglob("*.json*")):
         kept = folder / shipped.relative_to(ROOT)
         if not kept.exists():
             kept.parent.mkdir(parents=True, exist_ok=True)

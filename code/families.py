@@ -30,6 +30,11 @@ def _llama_keys_values(body: nn.Module, layer: nn.Module, x: Tensor) -> tuple[Te
     return apply_rotary_pos_emb(key, key, cosine, sine)[1], value
 
 
+def _encoder_keys_values(body: nn.Module, layer: nn.Module, x: Tensor) -> tuple[Tensor, Tensor]:
+    attention, heads = layer.attention.self, body.config.num_attention_heads
+    return tuple(part(x).unflatten(-1, (heads, -1)).transpose(1, 2) for part in (attention.key, attention.value))
+
+
 @dataclass(frozen=True)
 class Family:
     """An architecture: its classes in transformers, and the names of its parts.
@@ -45,6 +50,7 @@ class Family:
     layer_end: str = ""  # its output enters the next layer
     mlp_norm: str | None = None  # the LayerNorm after the feed-forward map, where there is one
     head: tuple[str, ...] = ()  # trained with every method; empty where answers are written
+    reads_both_ways: bool = False  # each token attends to those behind it as well
     unused_positions: int = 0  # RoBERTa counts positions from 2, behind the pad token's
     matrix_norms: tuple[str, ...] = ()  # norms in a layer whose output enters matrices alone
     projects_positions: str | None = None  # attention's method that sends positions through its matrices for all rows
@@ -55,7 +61,7 @@ class Family:
 
 _ENCODER = {
     "layers": "encoder.layer", "attention_end": "attention.output.dropout", "mlp_end": "output.dropout",
-    "layer_end": "output", "mlp_norm": "output.LayerNorm",
+    "layer_end": "output", "mlp_norm": "output.LayerNorm", "reads_both_ways": True,
 }  # fmt: skip
 FAMILIES: dict[str, Family] = {  # by `config.model_type`
     "gpt2": Family("GPT2Config", "GPT2LMHeadModel", layers="h", attention_end="attn.resid_dropout",
@@ -63,9 +69,10 @@ FAMILIES: dict[str, Family] = {  # by `config.model_type`
     "llama": Family("LlamaConfig", "LlamaForCausalLM", layers="layers", attention_end="self_attn.o_proj",
                     mlp_end="mlp.down_proj", keys_values=_llama_keys_values,
                     matrix_norms=("input_layernorm", "post_attention_layernorm"), rotation="rotary_emb"),
-    "bert": Family("BertConfig", "BertForSequenceClassification", head=("bert.pooler", "classifier"), **_ENCODER),
+    "bert": Family("BertConfig", "BertForSequenceClassification", head=("bert.pooler", "classifier"),
+                   keys_values=_encoder_keys_values, **_ENCODER),
     "roberta": Family("RobertaConfig", "RobertaForSequenceClassification", head=("classifier",), unused_positions=2,
-                      **_ENCODER),
+                      keys_values=_encoder_keys_values, **_ENCODER),
     "deberta-v2": Family("DebertaV2Config", "DebertaV2ForSequenceClassification", head=("pooler", "classifier"),
                          projects_positions="disentangled_attention_bias", **_ENCODER),
 }  # fmt: skip

@@ -18,7 +18,7 @@ import urllib.request
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from functools import cache
-from http.client import HTTPException
+from http.client import HTTPException, IncompleteRead
 from pathlib import Path
 from tempfile import TemporaryDirectory, TemporaryFile
 from typing import Any
@@ -144,11 +144,16 @@ def fingerprint(rows: Iterable[Iterable[str]]) -> str:
 
 
 def download(url: str) -> bytes:
-    """The content at this address; OSError if it cannot be read whole."""
+    """The content at this address; OSError if it cannot be reached, ValueError if the connection ends early."""
     try:
         with urllib.request.urlopen(url, timeout=DOWNLOAD_SECONDS) as response:
             return response.read()
-    except HTTPException as error:  # a connection that is cut is no OSError
+    except IncompleteRead as error:
+        size = len(error.partial)
+        raise ValueError(
+            f"{url} was cut off: expected {size + error.expected:,} bytes, found {size:,}; run the same command again"
+        ) from error
+    except HTTPException as error:  # is no OSError
         raise OSError(f"{type(error).__name__}: {error}") from error
 
 
@@ -179,6 +184,17 @@ def check_sha256(content: bytes, expected: str, source: Path | str, remedy: str)
         raise ValueError(f"{source} is not the released file: expected SHA-256 {expected}, found {digest}; {remedy}")
 
 
+def check_git_blob(content: bytes, expected: str, source: Path | str, remedy: str) -> None:
+    """Raise ValueError, which ends with `remedy`, if git would give the content of `source` another id."""
+    blob = hashlib.sha1(b"blob %d\0" % len(content) + content).hexdigest()
+    if blob != expected:
+        raise ValueError(f"{source} is not the official file: expected git blob {expected}, found {blob}; {remedy}")
+
+
+class NotAsked(FileNotFoundError):
+    """A file that is not on this machine was looked for while `nothing_fetched`."""
+
+
 _fetching = True
 
 
@@ -197,7 +213,8 @@ def find_file(file: str, data_dir: Path | None, fetch: Callable[[], bytes], publ
     """The path of `file` (`e2e/devset.csv`); `published` names the place that `fetch` reads it from.
 
     Raises FileNotFoundError if `data_dir` or LORA_DATA_DIR is no folder, or if no place has the file and `fetch`
-    raises OSError; ValueError if the cache's is not what was fetched.
+    raises OSError; NotAsked, which is one too, if nothing may be fetched; ValueError if the cache's is not what was
+    fetched.
     """
     chosen = data_dir or os.environ.get("LORA_DATA_DIR")
     if chosen and not Path(chosen).is_dir():
@@ -211,9 +228,9 @@ def find_file(file: str, data_dir: Path | None, fetch: Callable[[], bytes], publ
                 expected = fetched.read_text(encoding="ascii", errors="replace")
                 check_sha256(path.read_bytes(), expected, path, "delete it, and it is fetched anew")
             return path
+    if not _fetching:
+        raise NotAsked(f"{file} is in none of {', '.join(map(str, places))}, and nothing is fetched now")
     try:
-        if not _fetching:
-            raise OSError("not asked")
         content = fetch()
     except OSError as error:
         tried = "\n  ".join([*map(str, places), f"{published} ({error})"])

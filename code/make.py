@@ -4,6 +4,7 @@ python code/make.py summary                  records -> summary, tables, figures
 python code/make.py documents                summary -> the report and the poster as PDF
 python code/make.py notebooks 01 07          sources -> executed notebooks, these or all
 python code/make.py check                    is all of it what the records give?
+python code/make.py subspaces smollm2-135m   adapters that runs kept -> results/subspaces (section 7)
 python code/make.py costs                    what the paper's runs take, by arithmetic -> data/paper_costs.csv
 python code/make.py base-model --corpus DIR  pre-trains gpt2-mini, in a few hours on two CPU cores
 python code/make.py card                     the card of gpt2-mini
@@ -51,6 +52,15 @@ def rescore(arguments: argparse.Namespace) -> None:
     print(f"records that lacked a score: {rescore(arguments.scale, arguments.data_dir)}")
 
 
+def make_subspaces(arguments: argparse.Namespace) -> None:
+    from analysis.subspace_measurement import measured
+    from analysis.subspace_records import path_of
+    from publish.subspace_sheets import as_text
+
+    print(as_text(measured(arguments.base, arguments.seeds, arguments.data_dir)))
+    print(f"kept in {path_of(arguments.base)}; delete it to measure anew")
+
+
 def make_costs(arguments: argparse.Namespace) -> None:
     from costs.paper_costs import write_costs
 
@@ -93,6 +103,11 @@ def parser() -> argparse.ArgumentParser:
     command.add_argument("--scale", choices=("cpu", "paper"), default="cpu", help="(default: cpu)")
     command.add_argument("--data-dir", type=Path, help="folder with e2e/; else LORA_DATA_DIR, data/cache, the internet")
     command.set_defaults(call=rescore)
+    command = commands.add_parser("subspaces", help="what the adapters of a base share (section 7)")
+    command.add_argument("base", help="such as smollm2-135m, whose runs of r=1, 8 and 64 are recorded")
+    command.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], help="two or more (default: 0 1 2)")
+    command.add_argument("--data-dir", type=Path, help="folder with models/; else LORA_DATA_DIR, data/cache")
+    command.set_defaults(call=make_subspaces)
     command = commands.add_parser("costs", help="what the paper's runs take, by arithmetic")
     command.set_defaults(call=make_costs)
     command = commands.add_parser("card", help="the card of gpt2-mini, from what its pre-training measured")

@@ -6,9 +6,9 @@
     work.show()                  # ours beside the paper's
     work.figure("parameters")
 
-`show_recorded("cpu")` shows all that is recorded at a scale, `show_claims("cpu")` what follows from it. Every number
-comes from a record, through the same summary as the files in `results/` (`summary.py`), and nothing is written there
-but records and predictions.
+`show_recorded("cpu")` shows all that is recorded at a scale, `show_claims("cpu")` what follows from it, and
+`show_subspaces("smollm2-135m")` what its adapters share. Every number comes from a record, through the same summary as
+the files in `results/` (`summary.py`), and nothing is written there but records and predictions.
 """
 
 from __future__ import annotations
@@ -22,12 +22,13 @@ import pandas as pd
 from IPython.display import Image, Markdown, display
 from tqdm.auto import tqdm
 
+from analysis import subspace_records
 from analysis.claims import CLAIMS, judged
 from analysis.quantities import printed, quantities
 from analysis.summary import cells, parsed
 from costs.estimate import estimate
 from experiments.catalogue import select
-from publish import result_files
+from publish import result_files, subspace_sheets
 from publish.figure_data import KINDS, figure_data
 from publish.figures import draw_text
 from publish.labels import TITLES
@@ -122,6 +123,22 @@ def show_recorded(scale: str) -> None:
             _figure(kind, table, scale)
     if not recorded:
         display(Markdown(f"Nothing is recorded at scale `{scale}` yet."))
+    for measured in subspace_records.read_all(scale):
+        show_subspaces(measured["base"])
+
+
+def show_subspaces(base: str) -> None:
+    """Show what was measured of a base's adapters (section 7) as tables and figures, or that nothing was."""
+    measured = subspace_records.read(base)
+    if measured is None:
+        display(Markdown(f"The subspaces of {base} are not measured yet: `{subspace_records.command(base)}`."))
+        return
+    for title, sheet in subspace_sheets.sheets(measured).items():
+        display(Markdown(f"**{title}: {base}**, scale `{measured['scale']}`"))
+        _display(sheet)
+    display(Markdown("\n".join(f"- {note}" for note in subspace_sheets.notes(measured))))
+    for kind in (name for name, kind in KINDS.items() if "subspaces" in kind.tables):
+        _figure(kind, "subspaces", measured["scale"])
 
 
 def show_claims(scale: str) -> None:

@@ -156,7 +156,8 @@ def metrics(record: dict[str, Any]) -> list[dict[str, Any]]:
 
 def _refuse_another(earlier: dict[str, Any], record: dict[str, Any], folder: Path) -> None:
     def decisive(facts: dict[str, Any]) -> dict[str, Any]:
-        return json.loads(json.dumps(facts["settings"])) | {key: facts[key] for key in ("seed", "task_version")}
+        settings = DEFAULTS | facts["settings"]  # a run that is older than a setting has its default
+        return json.loads(json.dumps(settings)) | {key: facts[key] for key in ("seed", "task_version")}
 
     theirs, ours = decisive(earlier), decisive(record)
     if differing := [

@@ -8,10 +8,11 @@ import pytest
 import torch
 from transformers import RobertaConfig, RobertaForSequenceClassification
 
+import files
 from costs import estimate as estimate_module
 from costs.estimate import estimate
+from costs.gpu_measurements import path_of
 from experiments.catalogue import find, select
-from experiments.glue import GLUE_TASKS
 from experiments.settings import OFFICIAL, Settings
 from methods.catalogue import apply_method
 from runs import records
@@ -85,7 +86,7 @@ def _saved(settings: Settings, layers: int, rows: int = 4, tokens: int = 64, hid
 
 @pytest.mark.parametrize(("name", "ratio"), [(MRPC_LORA, 6 / 4), (MRPC_FULL, 8 / 6)])
 def test_recomputing_the_forward_pass_takes_time_and_saves_memory(name, ratio):
-    settings = paper(name, evaluate="selection")
+    settings = paper(name, evaluate="selection", batch_size=256)
     plain, twice = (estimate(replace(settings, gradient_checkpointing=on), "paper") for on in (False, True))
     assert twice.minutes == pytest.approx(plain.minutes * ratio)
     assert twice.gigabytes < plain.gigabytes
@@ -93,9 +94,90 @@ def test_recomputing_the_forward_pass_takes_time_and_saves_memory(name, ratio):
 
 def test_bfloat16_has_a_rate_of_its_own():
     precisions = ("float32", "bfloat16", "auto")
-    minutes = {p: estimate(paper(MRPC_LORA, precision=p), "paper").minutes for p in precisions}
+    minutes = {p: estimate(paper(MRPC_LORA, precision=p, batch_size=1024), "paper").minutes for p in precisions}
     assert minutes["auto"] == minutes["bfloat16"]  # the A100 has it, whatever this machine has
     assert 3 < minutes["float32"] / minutes["bfloat16"] < 16  # their peaks are as 1 to 16
+
+
+# --- a step's floor, and steps that were measured ---------------------------------------------------------------------
+
+
+def step_seconds(settings: Settings) -> float:
+    """What a training step is said to take on an A100, scoring left out."""
+    cost = estimate(replace(settings, evaluate="selection"), "paper")
+    return 60 * cost.minutes / cost.steps
+
+
+@pytest.mark.parametrize(("model", "milliseconds"), [("roberta-base", 24), ("deberta-v2-xxlarge", 363)])
+def test_a_step_takes_at_least_what_a_thread_needs_to_start_its_operations(model, milliseconds):
+    settings = paper(f"table2/{model}/mrpc/lora-r8", gradient_checkpointing=False)
+    few, fewer = (step_seconds(replace(settings, batch_size=batch)) for batch in (2, 1))
+    assert few == pytest.approx(fewer) == pytest.approx(milliseconds / 1e3, rel=0.03)
+    assert step_seconds(replace(settings, batch_size=4096)) > 10 * few
+
+
+def test_the_floor_is_higher_where_the_forward_pass_is_recomputed():
+    settings = paper("table2/deberta-v2-xxlarge/mrpc/lora-r8", batch_size=1)
+    plain, twice = (step_seconds(replace(settings, gradient_checkpointing=on)) for on in (False, True))
+    assert twice / plain == pytest.approx(527 / 363)
+
+
+def test_a_run_without_a_gpu_has_no_such_floor():
+    settings = replace(find("table2/minilm/mrpc/lora-r8").settings, precision="float32")
+    two, one = (estimate(replace(settings, batch_size=b, evaluate="selection"), "cpu", []) for b in (2, 1))
+    assert two.steps < one.steps
+    assert two.minutes == pytest.approx(one.minutes, rel=0.5)  # the rate is measured anew; a floor would halve it
+    assert two.minutes > 0
+
+
+STEP = {
+    "model": "roberta-base", "method": "lora", "batch_size": 16, "tokens": 53, "gradient_checkpointing": False,
+    "precision": "float32", "seconds": 0.1, "gigabytes": 2.5,
+}  # fmt: skip
+
+
+@pytest.fixture
+def measured(monkeypatch, tmp_path):
+    """Writes what the steps of a GPU took."""
+    monkeypatch.setattr(files, "RESULTS", tmp_path)
+    return lambda *steps, device="NVIDIA A100-SXM4-40GB": files.write_json(
+        path_of(device), {"device": device, "steps": list(steps)}
+    )
+
+
+def test_a_measured_step_of_an_a100_corrects_time_and_memory(measured):
+    settings = paper(MRPC_LORA, precision="float32")
+    before = estimate(settings, "paper")
+    measured(STEP | {"seconds": 50.0, "batch_size": 4}, STEP)
+    cost = estimate(settings, "paper")
+    assert step_seconds(settings) == pytest.approx(0.1, rel=0.01)  # of the nearer of the two batches
+    assert cost.gigabytes > before.gigabytes
+    assert "corrected by its measured steps" in cost.basis and "corrected" not in before.basis
+
+
+@pytest.mark.parametrize("other", [{"model": "roberta-large"}, {"method": "full"}, {"gradient_checkpointing": True}])
+def test_a_measured_step_of_another_kind_corrects_nothing(measured, other):
+    settings = paper(MRPC_LORA, precision="float32")
+    before = estimate(settings, "paper")
+    measured(STEP | other)
+    assert estimate(settings, "paper") == before
+
+
+def test_steps_of_another_gpu_are_not_an_a100s(measured):
+    before = estimate(paper(MRPC_LORA), "paper")
+    measured(STEP, device="Tesla T4")
+    assert estimate(paper(MRPC_LORA), "paper") == before
+
+
+@pytest.mark.parametrize(
+    "steps", [{"gpt2": 0.1}, ["gpt2"], [{"model": "gpt2", "seconds": 0.1}], [STEP | {"seconds": 0}],
+              [STEP | {"more": 1}]],
+)  # fmt: skip
+def test_measurements_of_another_form_are_refused_by_their_file(monkeypatch, tmp_path, steps):
+    monkeypatch.setattr(files, "RESULTS", tmp_path)
+    files.write_json(path_of("A100"), {"device": "A100", "steps": steps})
+    with pytest.raises(ValueError, match=r"A100\.json: expected `steps`, a list of objects with batch_size.*found"):
+        estimate(paper(MRPC_LORA), "paper")
 
 
 @pytest.mark.parametrize("has", [False, True])
@@ -112,10 +194,10 @@ def test_this_machine_has_a_rate_in_each_precision(precision):
     assert estimate_module._machine_flops(precision)[0] > 1e6
 
 
-def test_the_big_batches_of_the_official_code_are_made_to_fit_a_card_of_40_gb():
-    rows = [e.settings for e in select("table2", "paper", variant=OFFICIAL)]
-    big = {s.task for s in rows if s.model == "roberta-base" and s.gradient_checkpointing}
-    assert big == {*GLUE_TASKS} - {"cola"}  # of 64 rows, the others of 128 and 256
-    assert not any(s.gradient_checkpointing for s in rows if s.model == "roberta-large")
-    assert all(estimate(s, "paper").gigabytes < 36 for s in rows if s.batch_size >= 128)
-    assert not paper("table2/roberta-base/rte/lora-r8").gradient_checkpointing
+def test_every_row_of_tables_2_and_3_fits_a_card_of_40_gb_recomputed_or_not():
+    rows = select("table2", "paper", variant=OFFICIAL) + select("table2", "paper", ["full", "lora-r8"])
+    rows += select("table3", "paper")
+    assert {e.settings.gradient_checkpointing for e in rows} == {None, False}
+    by_size = {(s.model, s.method, s.batch_size, s.max_length): s for s in (e.settings for e in rows)}
+    for settings in by_size.values():
+        assert estimate(settings, "paper").gigabytes * 2**30 < 40e9

@@ -21,7 +21,7 @@ HOUSE = (
 )
 PLACE = {room: place for place, rooms in enumerate(HOUSE.split("|")) for room in rooms.split()}
 OPTIONAL = {"ray", "google"}  # `--engine ray` says how to install the one, the other is part of Colab
-DISTRIBUTIONS = {"sklearn": "scikit-learn", "IPython": "ipython"}  # by the name that is imported
+DISTRIBUTIONS = {"sklearn": "scikit-learn", "IPython": "ipython", "pyter": "pyter3"}  # by the name that is imported
 MOST_LINES = {"lora.py": 200}  # to be read in one sitting
 LINES = 300  # of every other module
 FORBIDDEN = {"utils", "helpers", "common", "misc"}  # drawers for everything

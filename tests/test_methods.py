@@ -246,8 +246,8 @@ def test_settings_come_back_equal_to_those_that_were_saved(method, tmp_path):
         ("preembed", "gpt2", {"prefix_tokens": 0}, "prefix_tokens must be above 0 .*, found 0"),
         ("prelayer", "gpt2", {"prefix_tokens": None}, "prefix_tokens must be at least 1 .*, found None"),
         ("prelayer", "gpt2", {"prefix_tokens": 16}, "prefix_tokens must .* leave some of 16 positions, found 16"),
-        ("prelayer", "bert", {}, "a prefix needs a GPT-2 or a Llama, found BertForSequenceClassification"),
-        ("preembed", "deberta-v2", {}, "a prefix needs a GPT-2 or a Llama, found DebertaV2ForSequenceClassification"),
+        ("prelayer", "deberta-v2", {}, "PreLayer needs a GPT-2 or a Llama, a BERT or a RoBERTa, found DebertaV2For"),
+        ("preembed", "bert", {}, "PreEmbed needs a GPT-2 or a Llama, found BertForSequenceClassification"),
     ],
 )
 def test_settings_that_make_no_sense_are_refused_and_the_model_stays_plain(method, family, facts, message):

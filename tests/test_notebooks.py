@@ -20,6 +20,8 @@ import notebook_tools
 import synthetic_records
 from experiments.catalogue import select
 from experiments.settings import SCALES
+from known_adapters import save_known_adapter
+from models import load_model
 from notebook_tools import Work
 from publish import notebooks
 from runs import records
@@ -42,10 +44,10 @@ def cells_of(name):
 # The sources ------------------------------------------------------------------------------------------------------
 
 
-def test_the_eight_notebooks_of_the_project_are_there():
+def test_the_notebooks_of_the_project_are_there():
     assert NAMES == [
         "00_start_here", "01_lora_by_hand", "02_e2e_gpt2", "03_glue", "04_rank_and_weights", "05_rank_over_time",
-        "06_pitfalls", "07_results",
+        "06_pitfalls", "07_results", "09_inside_the_update",
     ]  # fmt: skip
 
 
@@ -414,8 +416,11 @@ def recorded(tmp_path, monkeypatch):
         done.append(str(run))
         name, scale, seed = run.experiment.name, run.experiment.scale, run.seed
         adapter = run.adapter
-        adapter.mkdir(parents=True)
-        (adapter / "adapter_model.safetensors").write_bytes(b"1")
+        if run.experiment.table == "subspaces":  # whose adapters are read
+            save_known_adapter(load_model(run.experiment.settings.model), run)
+        else:
+            adapter.mkdir(parents=True)
+            (adapter / "adapter_model.safetensors").write_bytes(b"1")
         if TASKS[run.experiment.settings.task].outputs:
             return synthetic_records.write_glue(name, seed, [0.7, 0.8], [0.7, 0.75])
         texts = [{"mr": f"name[{i}], area[riverside]", "prediction": f"{i} by {run.experiment.row}"} for i in range(5)]

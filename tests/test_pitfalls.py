@@ -81,8 +81,8 @@ def tiny(part: str, row: str):
     return (tiny_gpt2 if part == "e2e" else tiny_bert)(settings)
 
 
-def few_rows(job: Job) -> e2e_run.Splits:
-    return {split: e2e_data.load_builtin(split)[:24] for split in ("train", "dev", "test")}
+def few_rows(job: Job) -> tuple[e2e_run.Splits, dict[str, str]]:
+    return {split: e2e_data.load_builtin(split)[:24] for split in ("train", "dev", "test")}, {}
 
 
 @pytest.fixture

@@ -169,3 +169,35 @@ def test_behind_a_layernorm_a_prefix_has_a_direction_and_no_size(family):
         torch.testing.assert_close(model(input_ids=ids).logits, before, atol=1e-3, rtol=1e-3)
         activations.normal_()
         assert (model(input_ids=ids).logits - before).abs().max() > 0.1
+
+
+# Encoders: PreLayer alone, and the text keeps its positions.
+
+ENCODERS = ("bert", "roberta")
+PADDED = torch.tensor([[1, 1, 1, 1, 1, 1], [1, 1, 1, 1, 0, 0]])
+
+
+def classified(plain: PreTrainedModel, activations: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+    """The logits with the activations in the sequence before each layer."""
+    body, rows, length = plain.base_model, len(TOKENS), activations.shape[1]
+    x = body.embeddings(TOKENS)
+    hidden = nn.functional.pad(1.0 - mask, (length, 0)).to(x) * torch.finfo(x.dtype).min
+    for layer, before in zip(layers(plain), activations, strict=True):
+        x = layer(torch.cat((before.expand(rows, -1, -1), x), dim=1), hidden[:, None, None])[:, length:]
+    return plain.classifier(body.pooler(x) if body.pooler is not None else x)
+
+
+@pytest.mark.parametrize("family", ENCODERS)
+@pytest.mark.parametrize("mask", [PADDED, torch.ones_like(PADDED)], ids=["padded", "not padded"])
+def test_an_encoder_attends_to_the_activations_of_every_layer(family, mask):
+    model, plain, _ = with_prefix("prelayer", family)
+    ours = prefix_of(model)
+    theirs = ours.detach().clone().requires_grad_(True)
+    found, expected = model(TOKENS, attention_mask=mask).logits, classified(plain, theirs, mask)
+    assert torch.allclose(found, expected, atol=1e-12)
+    assert not torch.allclose(found, classified(plain, theirs.roll(1, 0), mask), atol=1e-3)
+    found.square().sum().backward()
+    expected.square().sum().backward()
+    assert torch.allclose(ours.grad, theirs.grad, atol=1e-9)
+    assert ours.grad.abs().amax(dim=(-2, -1)).min() > 1e-4  # of every layer's activations
+    assert positions(model) == positions(plain)

@@ -283,6 +283,26 @@ def test_table_6_has_gpt3s_cell_beside_the_same_matrices_and_rank():
     assert paper_value(find("table5/roberta-base/mnli/query-key-r4"), "accuracy").value == "91.3"
 
 
+@pytest.mark.parametrize(
+    ("name", "metric", "row", "number"),
+    [
+        ("table13/gpt2-medium/dart/lora-r4", "BLEU", "GPT-2 M LoRA 0.35M", "47.1 ±0.2"),
+        ("table13/gpt2-large/dart/adapter-l-23M", "TER", "GPT-2 L Adapter^L 23M", "45"),
+        ("table14/gpt2-medium/webnlg/prelayer", "BLEU unseen", "GPT-2 M Prefix 0.35M", "45.6"),
+        ("table14/gpt2-medium/webnlg/top2", "METEOR seen", "GPT-2 M FT^Top2 24M", "38"),
+        ("table16/minilm/mnli/1000/prelayer", "accuracy", "GPT-3 175B PrefixLayer", "82.5 ±0.3"),
+        ("table16/roberta-base/mnli/10000/full", "accuracy", "GPT-3 175B Fine-Tune", "88.9 ±0.3"),
+    ],
+)
+def test_tables_13_14_and_16_have_the_papers_cell_times_100_where_it_prints_fractions(name, metric, row, number):
+    found = paper_value(find(name), metric)
+    assert (found.row, str(found)) == (row, number)
+
+
+def test_8000_rows_of_mnli_are_no_cell_of_the_paper():
+    assert paper_value(find("table16/minilm/mnli/8000/full"), "accuracy") is None
+
+
 def test_every_number_of_paper_csv_is_in_the_reference_and_the_other_way_round(shared_data):
     """Cell by cell: the multiset of (value, spread) of every table; METEOR and ROUGE-L of table 18 are times 100."""
     folder = shared_data.parent / "reference" / "paper"

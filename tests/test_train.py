@@ -340,6 +340,18 @@ def test_a_finished_run_is_not_done_again(minilm_folder, monkeypatch, capsys):
     assert "finished; nothing to do" in capsys.readouterr().out
 
 
+def test_a_run_that_is_older_than_a_setting_has_its_default(minilm_folder):
+    record = read_json(minilm_folder["folder"] / "record.json")
+    older = {key: value for key, value in record["settings"].items() if key != "official_text"}
+    train._refuse_another(record | {"settings": older}, record, minilm_folder["folder"])
+    with pytest.raises(ValueError, match="official_text False, not True"):
+        train._refuse_another(
+            record | {"settings": older},
+            record | {"settings": older | {"official_text": True}},
+            minilm_folder["folder"],
+        )
+
+
 def test_a_folder_of_another_run_is_refused_and_stays_as_it_is(minilm_folder):
     folder, settings = minilm_folder["folder"], minilm_folder["settings"]
     before = (folder / "record.json").read_bytes()

@@ -43,7 +43,7 @@ FACTS = {
     "prelayer": {"prefix_tokens": 4},
 }
 PREFIXES = {"preembed": PreEmbed, "prelayer": PreLayer}
-FITS = {method: LANGUAGE_MODELS for method in PREFIXES}  # where a method does not fit every family
+FITS = {"preembed": LANGUAGE_MODELS, "prelayer": (*LANGUAGE_MODELS, "bert", "roberta")}  # not every family
 FITS |= {"adapter-p": ("bert", "roberta", "deberta-v2"), "bitfit": ("gpt2", "bert", "roberta", "deberta-v2")}
 CASES = [(method, family) for method in FACTS for family in FITS.get(method, FAMILIES)]
 ADAPTER_CASES = [(method, family) for method, family in CASES if method.startswith("adapter")]
@@ -98,7 +98,7 @@ def expected_names(method: str, family: str) -> set[str]:
         return names | {name for name in plain if name.endswith("bias")}
     if method in PREFIXES:
         body = layers.partition(".")[0]
-        return {f"{body}.prefix.{'embeddings' if method == 'preembed' else 'activations'}"}
+        return names | {f"{body}.prefix.{'embeddings' if method == 'preembed' else 'activations'}"}
     parts = ["down.weight", "down.bias", "up.weight", "up.bias"]
     parts += ["norm.weight", "norm.bias"] if method == "adapter-l" else []
     layers_with = range(FACTS[method].get("dropped_layers", 0), LAYERS)

@@ -36,6 +36,7 @@ from analysis.comparisons import (
 )
 from analysis.quantities import MARGIN, printed
 from analysis.seed_statistics import paired_differences
+from analysis.subspace_claims import amplifies_new, first_direction, seeds_share
 
 JUDGED_SCALES = ("cpu", "paper")
 JUDGED_BASES = {
@@ -275,4 +276,10 @@ CLAIMS = (
           tenfold_rate, "learning-rate", REAL),
     Claim("rate-by-rank", REGRET, "LoRA's best learning rate hardly depends on the rank.",
           rate_by_rank, "learning-rate", REAL),
+    Claim("same-first-direction", "Figure 3", "The first directions that A learns at rank 8 and at rank 64 are alike.",
+          first_direction, "table3", REAL),
+    Claim("seeds-share", "Figure 4", "Two seeds learn more directions in common than random matrices have.",
+          seeds_share, "table3", REAL),
+    Claim("amplifies-new", "Table 7", "LoRA r=8 amplifies directions that W has but does not emphasise.",
+          amplifies_new, "table3", REAL),
 )  # fmt: skip

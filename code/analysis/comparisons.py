@@ -77,6 +77,12 @@ def scores(lines: pd.DataFrame) -> Scores:
     return {line["task"]: values for line in lines.to_dict("records") if (values := each_seed(line))}
 
 
+def of_same_data(theirs: pd.DataFrame, ours: pd.DataFrame) -> pd.DataFrame:
+    """Their lines of the tasks whose data are ours: the whole split or a subset, the official text or a rebuilt one."""
+    data = theirs["task"].map(ours.drop_duplicates("task").set_index("task")["data"])
+    return theirs[(theirs["data"] == data) & (data != "mixed")]
+
+
 def differences(ours: Scores, theirs: Scores) -> tuple[list[float], list[str]]:
     """(mean over tasks of ours minus theirs, by seed; those tasks). A task that lacks a seed is left out."""
     common = {task: ours[task].keys() & theirs.get(task, {}).keys() for task in ours}
@@ -112,7 +118,7 @@ def _comparison(outcomes: dict[str, str], names: str, ours: tuple[str, str], the
 
     def judge(summary: pd.DataFrame) -> Finding:
         mine, other = rows(summary, *ours), rows(summary, *theirs)
-        pairs, tasks = differences(scores(mine), scores(other))
+        pairs, tasks = differences(scores(mine), scores(of_same_data(other, mine)))
         if not pairs:
             return Finding(MISSING)
         metric = mine.set_index("task")["metric"][tasks[0]] if len(tasks) == 1 else ""
@@ -131,7 +137,7 @@ def glue_average(rule: str) -> Judge:
     def judge(summary: pd.DataFrame) -> Finding:
         mine = rows(summary, "table2", "lora-r8", rule=rule)
         others = summary[summary["experiment"].isin(mine["reference"]) & (summary["rule"] == rule)]
-        pairs, tasks = differences(scores(mine), scores(others.drop_duplicates("task")))
+        pairs, tasks = differences(scores(mine), scores(of_same_data(others, mine).drop_duplicates("task")))
         if not pairs:
             return Finding(MISSING)
         evidence = evidence_of("LoRA r=8 minus full", "", pairs, tasks)
@@ -151,7 +157,7 @@ def same_dev_loss(ours: str, theirs: str, our_name: str, their_name: str) -> Jud
         if not {ours, theirs} <= tried.keys():
             return Finding(MISSING)
         best, other = tried[ours].head(1), tried[theirs].head(1)
-        pairs, tasks = differences(scores(best), scores(other))
+        pairs, tasks = differences(scores(best), scores(of_same_data(other, best)))
         if not pairs:
             return Finding(MISSING)
         word = compared(pairs, LOSS_MARGIN, higher_is_better=False)
@@ -169,7 +175,7 @@ def cheaper(metric: str, unit: str) -> Judge:
         lora, full = (rows(summary, "table3", row, metric) for row in ("lora-r4", "full"))
         ours, theirs = (
             {task: {seed: log(value) for seed, value in by_seed.items()} for task, by_seed in scores(lines).items()}
-            for lines in (lora, full)
+            for lines in (lora, of_same_data(full, lora))
         )
         pairs, _ = differences(ours, theirs)
         if not pairs:

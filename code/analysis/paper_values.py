@@ -1,7 +1,7 @@
 """The paper's own numbers, from `data/paper.csv`: table, row (model, method, trainable parameters), metric, version.
 
-They are as printed in arXiv:2106.09685v2, or in the ICLR 2022 version where a row says so, times 100 where the paper
-prints fractions. A ± is the paper's own: Table 3 calls it a confidence interval and gives no level.
+They are as printed in arXiv:2106.09685v2, or in the ICLR 2022 version where a row says so, but times 100 where the
+paper prints fractions. A ± is the paper's own: Table 3 calls it a confidence interval and gives no level.
 
     paper_value(find("table3/gpt2-medium/lora-r4"), "BLEU")    # PaperValue(value="70.4", spread="0.1", ...)
 """
@@ -17,6 +17,10 @@ from tasks.catalogue import TASKS
 
 FIRST_VERSION = "arXiv v2"  # the one that tables show where two versions differ
 FULL = "FT"
+OF_GPT3 = ("table5", "table6", "table16")  # tables whose rows are GPT-3's in the paper; it is not public
+TABLE_16 = {"full": "Fine-Tune", "lora": "LoRA", "prelayer": "PrefixLayer"}  # its methods
+PRINTED_ROWS = {100: "100", 1_000: "1k", 10_000: "10k"}  # training rows as Table 16 prints them
+FRACTIONS = ("table13", "table14")  # METEOR and TER stand in `data/paper.csv` as these print them
 PRIOR_WORK, OTHER_METRIC = "*", "‡"
 PRIOR_WORK_MEANS = "A star at a row of the paper: its numbers are from prior work."
 OTHER_METRIC_MEANS = "‡: probably F1 and not accuracy, from prior work; not to be compared."
@@ -51,18 +55,23 @@ def starred(row: dict[str, str]) -> str:
 @cache
 def _rows() -> dict[tuple[str, ...], dict[str, str]]:
     rows = [row for row in read_table("paper.csv") if row["version"] == FIRST_VERSION]
+    for i, row in enumerate(rows):
+        if row["table"] in FRACTIONS and not row["metric"].startswith("BLEU"):
+            rows[i] = row | {"value": f"{100 * float(row['value']):.0f}"}
     return {tuple(row[key] for key in ("table", "model", "method", "trainable", "metric")): row for row in rows}
 
 
 def _row_of(experiment: Experiment) -> tuple[str, ...]:
     """(table, model, method, trainable) of the paper's row that it repeats; () for none.
 
-    Tables 5 and 6 are GPT-3's in the paper; ours are RoBERTa's, with the same matrices and ranks.
+    The tables OF_GPT3 are an encoder's here, with the same matrices, ranks and training rows.
     """
     settings = experiment.settings
     if experiment.cell:
         return (TASKS[settings.task].paper_table, *experiment.cell)
-    if experiment.table in ("table5", "table6"):
+    if experiment.table == "table16":
+        return (experiment.table, "GPT-3 175B", TABLE_16[settings.method], "")
+    if experiment.table in OF_GPT3:
         matrices = "+".join(f"W{target[0]}" for target in settings.targets)
         trainable = "18M" if experiment.table == "table5" else ""
         return (experiment.table, "GPT-3 175B", f"LoRA {matrices} r={settings.rank}", trainable)
@@ -71,7 +80,9 @@ def _row_of(experiment: Experiment) -> tuple[str, ...]:
 
 def paper_value(experiment: Experiment, metric: str) -> PaperValue | None:
     """The paper's number for the experiment's row and a metric of its task; None where it has none."""
-    name = TASKS[experiment.settings.task].paper_metric(metric)
+    name, rows = TASKS[experiment.settings.task].paper_metric(metric), experiment.settings.train_rows
+    if experiment.table == "table16":
+        name += f", {PRINTED_ROWS.get(rows, rows)} training rows"
     row = _rows().get((*_row_of(experiment), name))
     if row is None:
         return None

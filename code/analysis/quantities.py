@@ -29,6 +29,12 @@ COSTS = {  # metric -> key of the record, how it is shown
     "peak_memory_gib": ("peak_memory_gib", Metric(unit=1.0)),
 }
 
+SUBSPACES = {  # of adapters: section 7
+    **dict.fromkeys(("first_direction", "shared_by_seeds", "shared_by_random"), Metric(unit=1.0, decimals=3)),
+    **dict.fromkeys(("norm_of_weights", "norm_of_update"), Metric(unit=1.0)),
+    **dict.fromkeys(("along_update", "along_weights", "along_random"), Metric(unit=1.0, decimals=3)),
+    "amplification": Metric(unit=1.0),
+}
 MARGIN = Metric().margin  # of most metrics
 
 
@@ -89,7 +95,8 @@ def quantities(settings: Settings) -> list[Quantity]:
 def printed(metric: str, value: float | None, sign: str = "") -> str:
     """A number in table units as text, rounded as everywhere; empty for None or NaN."""
     known = chain(
-        ({m: shown_as for m, (_, shown_as) in COSTS.items()} | DEV_LOSS,), (t.metrics for t in TASKS.values())
+        ({m: shown_as for m, (_, shown_as) in COSTS.items()} | DEV_LOSS | SUBSPACES,),
+        (t.metrics for t in TASKS.values()),
     )
     return next((metrics[metric] for metrics in known if metric in metrics), Metric()).shown(value, sign)
 

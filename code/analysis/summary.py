@@ -87,13 +87,14 @@ def cells(chosen: Iterable[Experiment]) -> pd.DataFrame:
 def _identity(experiment: Experiment, runs: list[dict]) -> dict[str, Any]:
     settings = experiment.settings
     parameters = runs[0]["parameters"] if runs else {}
-    subset = {"subset" if any(record["subset"].values()) else "whole" for record in runs if "subset" in record}
+    kinds = {"subset" if any(record["subset"].values()) else "whole" for record in runs if "subset" in record}
+    kinds |= {f"{record['text']} text" for record in runs if "text" in record}
     alike = not any(_unlike(record, runs[0]) for record in runs)
     return {
         "table": experiment.table, "experiment": experiment.name, "variant": experiment.variant,
         "scale": experiment.scale, "task": settings.task, "train_rows": settings.train_rows, "model": settings.model,
         "method": settings.method,
-        "data": min(subset, default=None) if alike else "mixed", "rank": settings.rank,
+        "data": min(kinds, default=None) if alike else "mixed", "rank": settings.rank,
         "targets": " ".join(settings.targets), "learning_rate": settings.learning_rate,
         "trainable": parameters.get("trainable"), "head": parameters.get("head"),
         "share": 100 * parameters["trainable"] / parameters["total"] if parameters else None,

@@ -3,8 +3,13 @@
 Time is operations divided by speed. A parameter and token take 2 operations forward; backward 4 for full fine-tuning,
 2 for a frozen base; and 2 more where the forward pass is recomputed. Speed is a matrix product's rate in the run's
 precision, times the share of it that a training step reaches (EFFICIENCY, an estimate). The rate is measured on this
-machine; at `paper` scale without a GPU it is an A100's peak. The result is good to about a factor of two, less surely
-in bfloat16, where small batches wait most. Once a run of the same kind is recorded, its own time is used instead.
+machine; at `paper` scale without a GPU it is an A100's peak.
+
+On a GPU a step takes at least the time in which a processor's thread starts its operations: LAYER_SECONDS, whatever the
+batch. Deep models with small batches take that long: a faster GPU does not help them, a faster processor does.
+
+Where the GPU's steps are measured (`gpu_measurements.py`), the time and memory of that model and method are corrected
+by them. Once a run of the same kind is recorded, its own time and memory are used instead.
 """
 
 from __future__ import annotations
@@ -15,15 +20,25 @@ from dataclasses import asdict, dataclass, replace
 from experiments.settings import Settings
 from tasks.catalogue import TASKS
 
-A100_FLOPS = {"float32": 19.5e12, "bfloat16": 312e12}  # peaks: float32 as PyTorch has it, without tensor cores
-EFFICIENCY = {"float32": 0.35, "bfloat16": 0.15}  # share that a training step reaches; tensor cores wait for the rest
-SCORED_SHARE = 0.5  # of an E2E row's tokens carry a loss, so need logits
+A100_FLOPS = {"float32": 19.5e12, "tf32": 156e12, "bfloat16": 312e12}  # peaks; float32 is without tensor cores
+A100_BYTES = 40 * 10**9
+EFFICIENCY = {
+    "float32": 0.35,
+    "tf32": 0.2,
+    "bfloat16": 0.15,
+}  # share that a training step reaches; tensor cores wait for the rest
+# A layer's share of the time in which one thread starts the operations of a training step, by `config.model_type`. From
+# bare steps on one CPU thread, as an audit of this project reports them: RoBERTa-base 24 ms, -large 49, GPT-2 medium
+# 33, large 53, DeBERTa-XXL 363, and 527 where the forward pass is recomputed. Llama and BERT by the ratio of their
+# tiny models' steps to GPT-2's and RoBERTa's.
+LAYER_SECONDS = {"gpt2": 1.4e-3, "llama": 2.0e-3, "bert": 2.0e-3, "roberta": 2.04e-3, "deberta-v2": 7.6e-3}
+RECOMPUTED = 527 / 363
 DECODED_TOKENS = 30  # typical E2E output
 
 
 @dataclass(frozen=True)
 class Estimate:
-    """What one run takes, and what that rests on (`basis`: arithmetic, or an earlier run)."""
+    """What one run takes, and what that rests on (`basis`: arithmetic, a measured step, or an earlier run)."""
 
     minutes: float
     gigabytes: float
@@ -46,8 +61,9 @@ class Estimate:
 def _machine_flops(precision: str) -> tuple[float, str]:
     import torch
 
-    dtype = getattr(torch, precision)
+    dtype = torch.bfloat16 if precision == "bfloat16" else torch.float32
     if torch.cuda.is_available():
+        torch.set_float32_matmul_precision("high" if precision == "tf32" else "highest")
         a = torch.randn(4096, 4096, device="cuda", dtype=dtype)
         a @ a
         torch.cuda.synchronize()
@@ -67,12 +83,15 @@ def estimate(settings: Settings, scale: str, earlier: list[dict] | None = None) 
     """The cost of one run on this machine; the time of a similar record in `earlier` is preferred.
 
     At `paper` scale the machine is its GPU, or an A100 if it has none; with `earlier` None always an A100.
+    Raises ValueError for lengths beyond the model's positions, and for a damaged file of measured steps.
     """
     import torch
 
+    from costs.gpu_measurements import measured_steps, nearest
     from families import positions
     from methods.catalogue import apply_method, count_trained, trains
     from models import architecture
+    from training.memory import GIBIBYTE, SCORED_SHARE, USABLE, card_bytes, training_bytes
     from training.precision import uses_bfloat16
 
     model = architecture(settings.model, TASKS[settings.task].outputs)
@@ -94,20 +113,23 @@ def estimate(settings: Settings, scale: str, earlier: list[dict] | None = None) 
     embeddings = config.vocab_size * config.hidden_size
     body = total - embeddings
     scored = SCORED_SHARE * generates  # an encoder's embeddings are looked up, not multiplied
-    tokens = rows * epochs * task.mean_tokens
-    passes = (6 if whole else 4) + 2 * settings.gradient_checkpointing
-    flops = passes * tokens * (body + scored * embeddings)
+    longest = task.longest_row(settings.max_length)
+    bfloat16 = settings.precision in ("bfloat16", "auto") if scale == "paper" else uses_bfloat16(settings)
+    precision = "bfloat16" if bfloat16 else "tf32" if settings.precision == "tf32" else "float32"
+    reference = scale == "paper" and (earlier is None or not torch.cuda.is_available())
+    memory = A100_BYTES if reference else card_bytes()
+    plain = training_bytes(model, settings.batch_size, longest, recomputed=False, bfloat16=bfloat16)
+    recomputed = settings.gradient_checkpointing
+    if recomputed is None:
+        recomputed = memory is not None and plain > USABLE * memory
+    passes = (6 if whole else 4) + 2 * recomputed
     answered = settings.beams * DECODED_TOKENS if generates else epochs * task.mean_tokens
-    flops += decodes * 2 * total * task.test_inputs * answered
+    scoring = decodes * 2 * total * task.test_inputs * answered
 
-    longest = min(4 * task.mean_tokens, settings.max_length or 4 * task.mean_tokens)  # rows of one batch are alike
-    # Numbers kept for the backward pass, for each token, layer and hidden unit: 15.1 measured for LoRA, 21.0 for full.
-    kept = 2 if settings.gradient_checkpointing else 21 if whole else 16
-    bfloat16 = settings.precision != "float32" if scale == "paper" else uses_bfloat16(settings)
-    number_bytes, precision = (2, "bfloat16") if bfloat16 else (4, "float32")  # bytes
-    activations = settings.batch_size * longest * config.num_hidden_layers * config.hidden_size * kept * number_bytes
-    logits = settings.batch_size * task.mean_tokens * config.vocab_size * 4 * 3 * generates
-    gigabytes = (4 * total + (12 * trainable + activations + logits) * trained) / 2**30 + 0.5
+    def gibibytes(batch_size: int, tokens: int) -> float:
+        if not trained:
+            return 4 * total / GIBIBYTE + 0.5
+        return training_bytes(model, batch_size, tokens, recomputed, bfloat16) / GIBIBYTE
 
     for record in earlier or ():
         alike = all(
@@ -120,7 +142,21 @@ def estimate(settings: Settings, scale: str, earlier: list[dict] | None = None) 
             return Estimate(
                 seconds / 60, record["peak_memory_gib"], steps, trainable, total, f"as {record['name']} took"
             )
-    reference = scale == "paper" and (earlier is None or not torch.cuda.is_available())
     speed, machine = (A100_FLOPS[precision], "one A100") if reference else _machine_flops(precision)
-    minutes = flops / (speed * EFFICIENCY[precision]) / 60
-    return Estimate(minutes, gigabytes, steps, trainable, total, f"arithmetic for {machine}")
+    speed *= EFFICIENCY[precision]
+    on_gpu = reference or torch.cuda.is_available()
+    floor = on_gpu * config.num_hidden_layers * LAYER_SECONDS[config.model_type]
+    floor *= RECOMPUTED if recomputed else 1
+
+    def step_seconds(batch_size: float, tokens: float) -> float:
+        return max(passes * batch_size * tokens * (body + scored * embeddings) / speed, floor)
+
+    seconds = steps * step_seconds(rows * epochs / max(steps, 1), task.mean_tokens)
+    gigabytes, basis = gibibytes(settings.batch_size, longest), f"arithmetic for {machine}"
+    steps_here = measured_steps("A100" if reference else machine) if on_gpu and trained else []
+    kind = (settings.model, settings.method, recomputed, settings.precision)
+    if measured := nearest(steps_here, *kind, batch=(settings.batch_size, task.mean_tokens)):
+        seconds *= measured.seconds / step_seconds(measured.batch_size, measured.tokens)
+        gigabytes *= measured.gigabytes / gibibytes(measured.batch_size, measured.tokens)
+        basis += ", corrected by its measured steps"
+    return Estimate((seconds + scoring / speed) / 60, gigabytes, steps, trainable, total, basis)

@@ -1,8 +1,8 @@
 """What the runs of Tables 2 and 3 cost at `paper` scale, by arithmetic -> `data/paper_costs.csv`.
 
-The numbers are those of `reproduce.py run NAME --dry-run` for an A100. They are no measurement: good to about a factor
-of two, less surely in bfloat16 (DeBERTa). Parameters are counted on models without weights. The README, the
-report and the poster take the cost of the tables and the bytes of an adapter from here.
+The numbers are those of `reproduce.py run NAME --dry-run` for an A100. They are no measurement, unless the steps of
+one are in `results/gpu` (`estimate.py`). Parameters are counted on models without weights. The README, the report and
+the poster take the cost of the tables and the bytes of an adapter from here.
 """
 
 from __future__ import annotations

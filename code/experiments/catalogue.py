@@ -12,13 +12,17 @@ import re
 from collections.abc import Iterable
 from dataclasses import replace
 
+from experiments.bleu_gap import BLEU_GAP_EXPERIMENTS
 from experiments.decoding import DECODING_EXPERIMENTS
 from experiments.e2e import E2E_EXPERIMENTS
 from experiments.glue import GLUE_EXPERIMENTS, QUICK_TASKS
+from experiments.low_data import LOW_DATA_EXPERIMENTS
 from experiments.other_methods import METHOD_EXPERIMENTS
 from experiments.pitfalls import PITFALL_EXPERIMENTS
 from experiments.settings import SCALES, Experiment
 from experiments.smollm2 import SMOLLM2_EXPERIMENTS
+from experiments.subspaces import SUBSPACE_EXPERIMENTS
+from experiments.triples import TRIPLES_EXPERIMENTS
 
 
 def by_name(declared: Iterable[Experiment]) -> dict[str, Experiment]:
@@ -37,7 +41,7 @@ def by_name(declared: Iterable[Experiment]) -> dict[str, Experiment]:
 
 EXPERIMENTS = by_name((
     *E2E_EXPERIMENTS, *GLUE_EXPERIMENTS, *METHOD_EXPERIMENTS, *PITFALL_EXPERIMENTS, *SMOLLM2_EXPERIMENTS,
-    *DECODING_EXPERIMENTS,
+    *DECODING_EXPERIMENTS, *SUBSPACE_EXPERIMENTS, *BLEU_GAP_EXPERIMENTS, *TRIPLES_EXPERIMENTS, *LOW_DATA_EXPERIMENTS,
 ))  # fmt: skip
 
 

@@ -31,7 +31,7 @@ BOUNDS: tuple[tuple[tuple[str, ...], Callable[[float], bool], str], ...] = (  # 
 )  # fmt: skip
 
 CHOICES = {  # setting -> the words that it may be
-    "precision": ("float32", "bfloat16", "auto"), "decay": ("all", "matrices"), "keep": ("best-epoch", "last"),
+    "precision": ("float32", "tf32", "bfloat16", "auto"), "decay": ("all", "matrices"), "keep": ("best-epoch", "last"),
     "evaluate": ("test", "dev", "selection"), "protocol": ("challenge", "lora"),
     "learning_rate_schedule": ("linear", "constant"), "stage_trigger": (None, "fixed", "plateau"),
 }  # fmt: skip
@@ -77,14 +77,15 @@ class Settings:
     adam_epsilon: float = 1e-6
     max_grad_norm: float = 0.0  # 0: no clipping
     decay: str = "all"  # every parameter has weight decay; or "matrices": neither biases nor LayerNorms
-    precision: str = "float32"  # or "bfloat16" autocast; or "auto": bfloat16 where the machine has it
-    gradient_checkpointing: bool = False
+    precision: str = "float32"  # "tf32": with a GPU's TF32 products; "bfloat16": autocast; "auto": where it is fast
+    gradient_checkpointing: bool | None = False  # recompute the forward pass; None: if a GPU's memory asks for it
     train_rows: int | None = None  # None: all; else the first of a fixed shuffle
     keep: str = "best-epoch"  # or "last"; a GLUE record has every epoch's scores
     evaluate: str = "test"  # "selection": by the loss on rows where settings may be chosen; "dev": those rows decoded
     start_from: str | None = None  # the experiment whose trained adapter this one starts with
     # E2E
     protocol: str = "lora"
+    official_text: bool = False  # the official code's own text of all splits where it can be had, else rebuilt
     beams: int = 10
     length_penalty: float = 0.9
     no_repeat_ngram: int = 4
@@ -121,6 +122,10 @@ class Settings:
             raise ValueError("epochs must be above 0 in a run that starts from no other, found 0")
         if len(self.adam_betas) != 2:
             raise ValueError(f"adam_betas must be two numbers, found {self.adam_betas}")
+        if self.official_text and self.protocol != "lora":
+            raise ValueError(
+                f"official_text is text of the protocol lora, found the protocol {self.protocol}: leave one of them out"
+            )
         for name, words in CHOICES.items():
             if getattr(self, name) not in words:
                 known = ", ".join(word for word in words if word)

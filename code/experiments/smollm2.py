@@ -5,7 +5,8 @@
     learning-rate/smollm2-135m/lora-r8/0.002                  a grid for each kind of row, on fewer training rows
 
 The protocol is the paper's, with the model's own end token as separator and end; its chat template is not used. Its
-layers have no biases, so there is no BitFit. Rates are those with the lowest dev loss among `learning-rate/*`.
+layers have no biases, so there is no BitFit. Rates are those with the lowest dev loss among `learning-rate/*`, but for
+BROKEN: the search is five times shorter, and what it chooses may break a training at full length.
 """
 
 from __future__ import annotations
@@ -24,13 +25,14 @@ MATRICES = {  # which matrices have pairs -> the targets
 PAPER = replace(e2e.E2E, model="smollm2-135m-base")
 CPU = {
     "model": "smollm2-135m", "epochs": 1, "warmup_steps": 100, "keep": "last", "precision": "auto",
-    "train_rows": 10_000,
+    "train_rows": 10_000, "official_text": False,
 }  # fmt: skip
 SEARCH = CPU | {"train_rows": 2_000, "warmup_steps": 50, "evaluate": "selection"}
 RATES = {  # row or kind of row -> learning rate
-    "full": 4e-4, "top3": 1.6e-3, "lora": 4e-3, "lora-all": 4e-3, "lora-mlp": 2e-3, "adapter-h": 1e-3,
+    "full": 4e-4, "top3": 1.6e-3, "lora": 4e-3, "lora-r8": 2e-3, "lora-all": 4e-3, "lora-mlp": 2e-3, "adapter-h": 1e-3,
     "adapter-h-0.24M": 2e-3, "adapter-l": 2e-3, "prelayer": 1e-1,
 }  # fmt: skip
+BROKEN = {"lora-r8": (4e-3,)}  # seed 0: after step 300 of 1,250 the loss rose from 2.9 to 4.7; higher ones are out too
 GRIDS = {  # row that is searched -> rates
     "full": (5e-5, 1e-4, 2e-4, 4e-4, 8e-4),
     **{f"{kind}-r{rank}": (1e-3, 2e-3, 4e-3, 8e-3) for kind in ("lora", "lora-all") for rank in (1, 8, 64)},
@@ -50,7 +52,10 @@ def lora(kind: str, rank: int) -> dict[str, Any]:
 
 ROWS: dict[str, tuple[str, dict[str, Any], str]] = {  # row -> whose rate it has, its settings, what it is
     "full": ("full", {}, "full fine-tuning"),
-    **{f"lora-r{r}": ("lora", lora("lora", r), f"LoRA r={r} on query and value") for r in (1, 4, 8, 64)},
+    **{
+        f"lora-r{r}": (f"lora-r{r}" if r == 8 else "lora", lora("lora", r), f"LoRA r={r} on query and value")
+        for r in (1, 4, 8, 64)
+    },
     **{f"lora-all-r{r}": ("lora-all", lora("lora-all", r), f"LoRA r={r} on all matrices") for r in (1, 4, 8, 64)},
     "lora-mlp-r4": ("lora-mlp", lora("lora-mlp", 4), "LoRA r=4 on the MLP's three matrices"),
     "top3": ("top3", {"method": "top-layers", "top_layers": 3}, "the top three layers"),

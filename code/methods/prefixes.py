@@ -1,10 +1,13 @@
-"""Trained positions before the input of a language model: PreEmbed and PreLayer (section 5.1, Table 3).
+"""Trained positions before the input: PreEmbed and PreLayer (section 5.1, Tables 3, 13, 14 and 16).
 
     add_prefix(model, PreEmbed, 16)    trained word embeddings, which pass through the layers
     add_prefix(model, PreLayer, 16)    trained activations in every layer
 
-All else is frozen. At first the model computes what it would with random words before the input. `prefix_parameters` is
-the paper's count.
+All else is frozen. At first a language model computes what it would with random words before the input.
+`prefix_parameters` is the paper's count.
+
+An encoder (BERT, RoBERTa) takes PreLayer: its text attends to the trained activations of every layer, and keeps its own
+positions. It takes no PreEmbed, whose embeddings would have to read the text in the layers above.
 """
 
 from __future__ import annotations
@@ -75,13 +78,16 @@ class PreLayer(nn.Module):
 def add_prefix(model: nn.Module, kind: type[PreEmbed] | type[PreLayer], tokens: int | None) -> None:
     """Put trained positions before the input; they alone are trained.
 
-    The input's positions begin after them, as if the prefix were text, and `families.positions` says how many are left.
-    Masks, caches and outputs cover the input only: each attention adds the prefix's keys and values itself. Raises
-    ValueError for an encoder, no token, or so many that no position is left.
+    In a language model the input's positions begin after them, as if the prefix were text, and `families.positions`
+    says how many are left. Masks, caches and outputs cover the input only: each attention adds the prefix's keys and
+    values itself. Raises ValueError for a DeBERTa, an encoder's PreEmbed, no token, or so many that no position is
+    left.
     """
     require_plain(model)
-    if family_of(model).keys_values is None:
-        raise ValueError(f"a prefix needs a GPT-2 or a Llama, found {type(model).__name__}")
+    family = family_of(model)
+    if family.keys_values is None or (family.reads_both_ways and kind is PreEmbed):
+        fitting = "a GPT-2 or a Llama" + ("" if kind is PreEmbed else ", a BERT or a RoBERTa")
+        raise ValueError(f"{kind.__name__} needs {fitting}, found {type(model).__name__}")
     if tokens not in range(1, positions(model)):
         raise ValueError(
             f"prefix_tokens must be at least 1 and leave some of {positions(model)} positions, found {tokens}"
@@ -91,13 +97,16 @@ def add_prefix(model: nn.Module, kind: type[PreEmbed] | type[PreLayer], tokens: 
     model.requires_grad_(False)
     body.prefix = kind(body, tokens)
     body.register_forward_pre_hook(_hand_over, with_kwargs=True)
-    model.config.max_position_embeddings -= tokens
+    if not family.reads_both_ways:
+        model.config.max_position_embeddings -= tokens
 
 
 def _hand_over(body: nn.Module, args: tuple, kwargs: dict) -> tuple[tuple, dict]:
     """Forward pre-hook: add the prefix's keys and values, (1, heads, tokens, d / heads) a layer; shift positions."""
-    keys_values, inputs = family_of(body).keys_values, list(body.prefix.layer_inputs(body))
-    pairs = [keys_values(body, layer, x) for layer, x in zip(layers(body), inputs, strict=True)]
+    family, inputs = family_of(body), list(body.prefix.layer_inputs(body))
+    pairs = [family.keys_values(body, layer, x) for layer, x in zip(layers(body), inputs, strict=True)]
+    if family.reads_both_ways:
+        return args, kwargs | {"prefix": pairs}
     ids = kwargs.get("position_ids")
     if ids is None:
         tokens = next(t for t in (*args, kwargs.get("input_ids"), kwargs.get("inputs_embeds")) if t is not None)
@@ -108,15 +117,15 @@ def _hand_over(body: nn.Module, args: tuple, kwargs: dict) -> tuple[tuple, dict]
 
 
 def _attend(
-    module: nn.Module, query: Tensor, key: Tensor, value: Tensor, mask: Tensor, prefix: Pairs = (), **others: Any
+    module: nn.Module, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, prefix: Pairs = (), **others: Any
 ) -> tuple[Tensor, None]:
-    """Attention to the whole prefix, and to the input as far as the additive mask allows."""
+    """Attention to the whole prefix, and to the input as far as the additive mask, if there is one, allows."""
     if prefix:
         keys, values = (part.expand(len(key), -1, -1, -1) for part in prefix[module.layer_idx])
         key, value = torch.cat((keys, key), dim=2), torch.cat((values, value), dim=2)
-        mask = F.pad(mask, (keys.shape[2], 0))
+        mask = None if mask is None else F.pad(mask, (keys.shape[2], 0))  # None: an encoder's batch without padding
     return sdpa_attention_forward(module, query, key, value, mask, **others)
 
 
 AttentionInterface.register(ATTENTION, _attend)
-AttentionMaskInterface.register(ATTENTION, eager_mask)  # never None: a mask left out could not be extended
+AttentionMaskInterface.register(ATTENTION, eager_mask)  # never None for a language model, whose mask has to be extended

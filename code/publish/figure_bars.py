@@ -10,14 +10,20 @@ from publish.figure_data import ERRORS
 from publish.figure_style import BRIGHTNESS, GREYS, HATCHES, OURS, legend_below, panels
 
 
-def heat_map(ax: Axes, table: pd.DataFrame, quantity: str, decimals: int) -> None:
-    """A heat map with its numbers; brighter is more. A colour bar is drawn if `quantity` names it."""
-    image = ax.imshow(table, cmap=BRIGHTNESS, aspect="auto")
+def heat_map(
+    ax: Axes, table: pd.DataFrame, quantity: str, decimals: int, limits: tuple[float, float] | None = None
+) -> None:
+    """A heat map with its numbers; brighter is more. A colour bar is drawn if `quantity` names it.
+
+    `limits` are the numbers of the darkest and the brightest colour: panels that share them compare.
+    """
+    low, high = limits or (table.min(axis=None), table.max(axis=None))
+    image = ax.imshow(table, cmap=BRIGHTNESS, aspect="auto", vmin=low, vmax=high)
     ax.grid(False)
     ax.set_xticks(range(len(table.columns)), table.columns)
     ax.set_yticks(range(len(table.index)), table.index)
     ax.spines[:].set_visible(False)
-    middle = (table.min(axis=None) + table.max(axis=None)) / 2
+    middle = (low + high) / 2
     for y, row in enumerate(table.to_numpy()):
         for x, value in enumerate(row):
             text = "not run" if pd.isna(value) else f"{value:.{decimals}f}"
@@ -113,4 +119,16 @@ def slots(data: pd.DataFrame) -> Figure:
     bars.set_xlabel("errors in 100 texts")
     bars.set_xlim(0, 1.05 * left.max() or 1)
     legend_below(figure, dict(zip(ERRORS, bars.containers, strict=True)))
+    return figure
+
+
+def similarities(data: pd.DataFrame) -> Figure:
+    """A heat map for each matrix, of numbers of directions by numbers of directions; means over seeds."""
+    most = data.groupby("panel")["first"].nunique().max()
+    figure, axes = panels(data["panel"].nunique(), columns=2, height=0.9 + 0.2 * most)
+    for (panel, rows), ax in zip(data.groupby("panel", sort=False), axes, strict=True):
+        table = rows.groupby(["first", "second"], sort=False)["similarity"].mean().unstack()
+        heat_map(ax, table, "", 2, limits=(0, 1))
+        ax.set_title(panel)
+        ax.set_xlabel(data["across"].iloc[0])
     return figure

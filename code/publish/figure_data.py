@@ -23,6 +23,7 @@ from analysis.summary import cells, measured_on
 from experiments.catalogue import EXPERIMENTS, find, select
 from experiments.settings import Experiment, Settings
 from publish.labels import label, words
+from publish.subspace_sheets import between_ranks, between_seeds
 from runs import records
 from tasks.catalogue import TASKS
 from tasks.e2e import slot_errors
@@ -249,6 +250,8 @@ KINDS = {
     "ranks": Kind(ranks, ("rank-over-time",)),
     "costs": Kind(costs, ("table3",)),
     "slots": Kind(slots, ("table3",)),
+    "between-ranks": Kind(between_ranks, ("subspaces",)),
+    "between-seeds": Kind(between_seeds, ("subspaces",)),
 }
 
 

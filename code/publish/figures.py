@@ -23,8 +23,8 @@ from matplotlib.ticker import MaxNLocator, NullFormatter
 
 import files
 from files import write_atomically
-from publish.figure_bars import costs, differences, heat_map, slots
-from publish.figure_data import figure_data
+from publish.figure_bars import costs, differences, heat_map, similarities, slots
+from publish.figure_data import KINDS, figure_data
 from publish.figure_style import legend_below, panels, save, styles, wide_and_small
 from publish.labels import TITLES
 
@@ -48,6 +48,8 @@ HEADINGS = {
     "ranks": "Where an adaptive budget of rank goes, reallocation by reallocation",
     "costs": "Time and memory of a run, medians over seeds; what ran on one day compares",
     "slots": "Slot errors of the texts, by slot and by kind",
+    "between-ranks": "Similarity of the first directions of A at two ranks, from 0 to 1",
+    "between-seeds": "Similarity of the first directions of A at two seeds, from 0 to 1",
 }
 
 
@@ -216,7 +218,7 @@ def ranks(data: pd.DataFrame) -> Figure:
 DRAW: dict[str, Callable[[pd.DataFrame], Figure]] = {
     "parameters": parameters, "differences": differences, "training": training, "epochs": epochs, "grid": grid,
     "choice": choice, "stages": stages, "rates-and-ranks": rates_and_ranks, "ranks": ranks, "costs": costs,
-    "slots": slots,
+    "slots": slots, "between-ranks": similarities, "between-seeds": similarities,
 }  # fmt: skip
 
 
@@ -245,9 +247,11 @@ def draw(kind: str, table: str, scale: str) -> list[Path]:
     """
     text = figure_data(kind, table, scale)
     if not text:
+        of_adapters = table == "subspaces" and table in KINDS[kind].tables
+        remedy = "make.py subspaces BASE" if of_adapters else f"reproduce.py sweep {table} --scale {scale}"
         raise ValueError(
             f"nothing of {table} is recorded at scale {scale} that the figure {kind!r} could show; run "
-            f"`python code/reproduce.py sweep {table} --scale {scale}`"
+            f"`python code/{remedy}`"
         )
     folder = files.RESULTS / "figures"
     write_atomically(folder / f"{table}-{kind}-{scale}.csv", text)

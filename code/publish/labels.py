@@ -11,12 +11,17 @@ TITLES = {
     "table3": "Table 3: E2E",
     "table5": "Table 5: which matrices, at one number of parameters",
     "table6": "Table 6: which matrices, which rank",
+    "table13": "Table 13: DART",
+    "table14": "Table 14: WebNLG",
+    "table16": "Table 16: MNLI with few training rows",
     "curves": "Epoch by epoch, by rank",
     "learning-rate": "The choice of learning rates",
     "decoding": "Decoding alone: the same trained rows, searched otherwise",
+    "bleu-gap": "68.8 against 70.4: text, epoch, length penalty and end",
     "rank-over-time": "Rank over time: Sequential LoRA and adaptive rank",
     "variants": "Variants of LoRA",
     "pitfalls": "What the mistakes of earlier reproductions cost",
+    "subspaces": "Section 7: inside the update",
     "released": "The authors' own adapters",
 }
 BASE_MEANS = {  # of the models that are not the paper's: what a reader has to know of them
@@ -44,12 +49,12 @@ WORDS = {  # word of a row's name -> as the paper writes it
 
 def label(experiment: Experiment) -> str:
     """A row's name: `LoRA r=4`, `LoRA† r=8`, `full fine-tuning`, `Adapter L 11M`, `LoRA 0.004`."""
-    if experiment.settings.evaluate == "selection":
+    if experiment.table == "learning-rate":
         *_, row, rate = experiment.name.split("/")
         return f"{words(row)} {rate}"
     if not experiment.settings.epochs:  # a row decoded anew, and how
-        row = experiment.settings.start_from.rpartition("/")[2]
-        return f"{words(row)}, {re.sub('[-/]', ' ', experiment.name.partition(f'/{row}/')[2])}"
+        row, *change = (part for part in experiment.name.split("/")[2:] if part != experiment.settings.task)
+        return f"{words(row)}, {' '.join(change).replace('-', ' ')}"
     return words(experiment.row)
 
 

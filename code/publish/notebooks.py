@@ -35,6 +35,7 @@ from publish import result_files
 REPOSITORY, REVISION = "OWNER/lora-reproduced", "main"  # on GitHub; what Colab opens and clones
 NOTEBOOKS = files.ROOT / "notebooks"
 SHOWS_RECORDS = ("07_results",)
+SHOWS_PAGE = {"09_inside_the_update": "tables/subspaces-cpu.md"}  # the one text of `result_files` that it shows
 BADGE = (
     "# [![Open in Colab](https://colab.research.google.com/assets/colab-badge.svg)]"
     "(https://colab.research.google.com/github/{repository}/blob/{revision}/notebooks/{name}.ipynb)"
@@ -134,12 +135,13 @@ def _passing(output: dict[str, Any]) -> bool:
 
 
 def digest(book: nbformat.NotebookNode, name: str) -> str:
-    """The SHA-256 of everything a notebook shows, and of the summary if it shows records."""
+    """The SHA-256 of everything a notebook shows, and of what it shows of the records."""
     seen = [
         (cell.cell_type, cell.source.replace(REPOSITORY, ""), cell.get("outputs"), cell.get("execution_count"))
         for cell in book.cells
     ]
-    records = result_files.result_texts()["summary.csv"] if name in SHOWS_RECORDS else ""
+    shown = "summary.csv" if name in SHOWS_RECORDS else SHOWS_PAGE.get(name)
+    records = result_files.result_texts().get(shown, "") if shown else ""
     text = json.dumps(seen, sort_keys=True) + records
     return hashlib.sha256(text.encode()).hexdigest()
 
@@ -183,7 +185,7 @@ def difference(source: Path) -> str | None:
     if len(theirs) != len(ours):
         return f"{target.name}: {len(theirs)} cells, {len(ours)} in {source.name}"
     if book.metadata.get("built") != digest(book, source.stem):
-        cause = ", or made from other records" if source.stem in SHOWS_RECORDS else ""
+        cause = ", or made from other records" if source.stem in (*SHOWS_RECORDS, *SHOWS_PAGE) else ""
         return f"{target.name}: its outputs are not those of a build{cause}"
     return None
 

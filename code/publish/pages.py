@@ -39,6 +39,11 @@ SCANNED = {  # columns of the README's one table -> their headings there
     "verdict": "against full fine-tuning", "paper's row": "in the paper", "paper BLEU": "BLEU there",
 }  # fmt: skip
 SEEDS = {"table3": 3, "table2": 5}  # as the paper has them
+EVENING = (  # table -> rows that are done together
+    ("table3", ("gpt2-medium/lora-r4", "gpt2-medium/full")),
+    ("table3", ("gpt2/lora-r4", "gpt2/full", "gpt2-large/lora-r4")),
+    ("table2", ("roberta-base/mrpc", "roberta-base/rte", "roberta-base/stsb")),
+)
 BENCHMARKS = {  # name in benchmark.py -> title, in the README's order
     "step": "LoRA step of GPT-2 small", "decode": "beam search, 64 inputs", "metrics": "E2E metrics, test set",
     "glue": "GLUE", "smollm2-step": "LoRA step of SmolLM2-135M", "smollm2-decode": "SmolLM2-135M, ten beams",
@@ -163,7 +168,26 @@ def cost_rows() -> list[list[str]]:
 def costs_block() -> str:
     """The cost of the paper's runs."""
     sheet = pd.DataFrame(cost_rows(), columns=["table", "model", "runs", "A100 hours", "GB"])
-    return markdown(sheet, numbers=["runs", "A100 hours", "GB"])
+    table = markdown(sheet, numbers=["runs", "A100 hours", "GB"])
+    return f"{table}\n\nWhat an evening on an A100 buys, one run at a time:\n\n{evening()}"
+
+
+def evening() -> str:
+    """The commands of EVENING and about how many hours each takes with the paper's seeds."""
+    lines = []
+    for table, rows in EVENING:
+        chosen = [f"{row}/{each}" for row in rows for each in (("full", "lora-r8") if table == "table2" else ("",))]
+        costs = [
+            float(run["minutes"]) * SEEDS[table]
+            for run in read_table("paper_costs.csv")
+            if run["experiment"] in [f"{table}/{row}".rstrip("/") for row in chosen]
+        ]
+        few = f"--rows {' '.join(row.rstrip('/') for row in chosen)} --seeds {' '.join(map(str, range(SEEDS[table])))}"
+        lines.append(
+            f"- about {sum(costs) / 60:.1f} hours, {len(costs) * SEEDS[table]} runs: "
+            f"`python code/reproduce.py sweep {table} --scale paper {few}`"
+        )
+    return "\n".join(lines)
 
 
 def speed_rows() -> list[list[str]]:

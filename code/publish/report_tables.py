@@ -41,7 +41,7 @@ Rows = dict[tuple[str, str], Row]  # (experiment, scale) -> its row, if it is ru
 
 def report_rows(summary: pd.DataFrame) -> Rows:
     """The row of every experiment with a record, from the summary as printed."""
-    run = summary[summary["n"] != "0"]
+    run = summary[(summary["n"] != "0") & summary["experiment"].isin(EXPERIMENTS)]
     run = run.assign(**{column: pd.to_numeric(run[column]) for column in NUMBERS})
     rows = {}
     for key, lines in run.groupby(["experiment", "scale"], sort=False):
@@ -67,8 +67,9 @@ def report_table(rows: Rows, name: str, scale: str) -> Table:
 
 
 def coverage(rows: Rows, scales: Iterable[str]) -> list[list[str]]:
-    """[title, rows run at each scale] of every table, on the models that claims are judged on."""
-    return [[title, *(_covered(rows, table, scale) for scale in scales)] for table, title in TITLES.items()]
+    """[title, rows run at each scale] of every table with runs there, on the models that claims are judged on."""
+    lines = [[title, *(_covered(rows, table, scale) for scale in scales)] for table, title in TITLES.items()]
+    return [line for line in lines if {*line[1:]} != {NOTHING}]
 
 
 def _covered(rows: Rows, table: str, scale: str) -> str:

@@ -15,6 +15,7 @@ import pandas as pd
 
 import files
 from analysis import summary
+from analysis.subspace_records import read_all, summary_lines
 from experiments.catalogue import EXPERIMENTS, select
 from experiments.settings import OFFICIAL
 from files import write_atomically
@@ -22,6 +23,7 @@ from publish.figure_data import KINDS, figure_data
 from publish.figures import draw_text
 from publish.labels import TITLES
 from publish.sheets import parts, wide
+from publish.subspace_sheets import subspace_page
 from publish.tables import as_csv, as_markdown, markdown
 from runs import records
 
@@ -50,13 +52,14 @@ def recorded() -> Iterator[tuple[str, str, pd.DataFrame]]:
 
 
 def summary_text(cells: Sequence[pd.DataFrame]) -> str:
-    """The text of `summary.csv`, from the cells of `recorded`."""
-    return summary.as_csv(pd.concat(cells) if cells else pd.DataFrame(columns=list(summary.COLUMNS)))
+    """The text of `summary.csv`: the cells of `recorded`, then what was measured of adapters."""
+    lines = [*cells, *filter(len, map(summary_lines, KEPT_SCALES))]
+    return summary.as_csv(pd.concat(lines) if lines else pd.DataFrame(columns=list(summary.COLUMNS)))
 
 
 def result_texts() -> dict[str, str]:
     """Path below the results folder -> text; the same records give the same texts."""
-    texts, every_cell, contents = {}, [], []
+    texts, every_cell, contents = _subspace_texts(), [], []
     for table, scale, cells in recorded():
         every_cell.append(cells)
         for name, part in parts(wide(cells), table).items():
@@ -67,11 +70,24 @@ def result_texts() -> dict[str, str]:
             if data := figure_data(kind, table, scale):
                 texts[f"figures/{table}-{kind}-{scale}.csv"] = data
     page = markdown(pd.DataFrame(contents)) if contents else NOTHING
+    if pages := [name for name in texts if name.startswith("tables/subspaces-")]:
+        links = ", ".join(f"[{name}]({name})" for name in (page.removeprefix("tables/") for page in pages))
+        page += f"\n\n{TITLES['subspaces']}: {links}."
     if unknown := sorted(set().union(*map(names_of_records, KEPT_SCALES)) - EXPERIMENTS.keys()):
         page += f"\n\nRecords of experiments that are not declared (any more), and in no table: {', '.join(unknown)}."
     if names := damaged():
         page += f"\n\nFiles that are damaged, or copies, and in no table: {len(names)} ({', '.join(names)})."
     return {"summary.csv": summary_text(every_cell), "tables/README.md": f"# What is recorded\n\n{page}\n", **texts}
+
+
+def _subspace_texts() -> dict[str, str]:
+    """The page and the figures' numbers of each scale with a measurement of adapters."""
+    texts = {}
+    for scale in (scale for scale in KEPT_SCALES if read_all(scale)):
+        texts[f"tables/subspaces-{scale}.md"] = subspace_page(scale)
+        for kind in (name for name, kind in KINDS.items() if "subspaces" in kind.tables):
+            texts[f"figures/subspaces-{kind}-{scale}.csv"] = figure_data(kind, "subspaces", scale)
+    return texts
 
 
 def pictures(texts: dict[str, str]) -> dict[str, str]:
@@ -89,6 +105,12 @@ def present() -> set[str]:
     ]
     names = {path.relative_to(files.RESULTS).as_posix() for path in paths if path.is_file()}
     return {name for name in names if not name.rpartition(".")[0].endswith("-quick")}
+
+
+def _drawn_as(stem: str) -> tuple[str, str, str]:
+    """(kind, table, scale) of the figure in a file of that name; a kind and a table may have hyphens both."""
+    figures = ((name, table, scale) for name, kind in KINDS.items() for table in kind.tables for scale in KEPT_SCALES)
+    return next((kind, table, scale) for kind, table, scale in figures if stem == f"{table}-{kind}-{scale}")
 
 
 def _entry(name: str, table: str, scale: str, part: pd.DataFrame) -> dict[str, str]:
@@ -112,6 +134,5 @@ def write_results() -> str:
         path = files.RESULTS / name
         write_atomically(path, text)
         if path.parent.name == "figures":
-            table, kind, scale = path.stem.rsplit("-", 2)
-            draw_text(text, kind, table, scale, path.parent)
+            draw_text(text, *_drawn_as(path.stem), path.parent)
     return f"{len(texts)} texts and {len(drawn)} pictures in {files.RESULTS}"

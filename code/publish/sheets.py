@@ -12,8 +12,11 @@ from typing import Any
 
 import pandas as pd
 
+from analysis.comparisons import MISSING
+from analysis.factorial import Effect, effects, scores_of
 from analysis.quantities import COSTS, printed
 from analysis.summary import FROM_MNLI
+from experiments.bleu_gap import DESIGNS, factors_of
 from experiments.catalogue import find
 from experiments.settings import OFFICIAL, Experiment
 from publish.labels import HEADS
@@ -156,6 +159,32 @@ def sheets(part: pd.DataFrame) -> Iterator[tuple[str, pd.DataFrame]]:
         if filled := [row for row in rows if shown(row, columns[-1])]:
             yield title, sheet_of(filled, columns)
     yield from _grids(rows)
+    if rows[0]["table"] == "bleu-gap":
+        yield "What each factor is worth", effects_sheet(rows[0]["scale"])
+
+
+def effects_sheet(scale: str) -> pd.DataFrame:
+    """The effect of each factor of the designs at a scale, by both scoring protocols, and over how many pairs.
+
+    A row is the mean difference of two levels over all cells that differ in nothing else, with the least and the most.
+    """
+    lines = []
+    for base, design in DESIGNS.items():
+        if next(iter(design.values())).scale == scale:
+            by_metric = {m: effects(scores_of(design, m), factors_of(base)) for m in ("BLEU", "course_BLEU")}
+            for place, effect in enumerate(by_metric["BLEU"]):
+                shown = {HEADS.get(m, m): _effect(m, found[place]) for m, found in by_metric.items()}
+                change = {"base": base, "factor": effect.factor, "from": effect.start, "to": effect.end}
+                lines.append(change | shown | {"pairs": str(effect.pairs)})
+    return pd.DataFrame(lines)
+
+
+def _effect(metric: str, effect: Effect) -> str:
+    """`+0.31 (+0.02 to +0.64)`, or that it is not measured yet."""
+    if not effect.pairs:
+        return MISSING
+    mean, least, most = (printed(metric, value, "+") for value in (effect.mean, effect.least, effect.most))
+    return mean if effect.pairs == 1 else f"{mean} ({least} to {most})"
 
 
 def _columns(row: dict[str, Any]) -> tuple[str, ...]:
@@ -202,4 +231,6 @@ def _place(row: dict[str, Any]) -> tuple[str, str, str]:
     if table == "table6":
         matrices, _, rank = last.rpartition("-r")
         return f"{task}, {row['metric']}, {{}}: matrices by rank", matrices.replace("-", ", "), f"r={rank}"
+    if table == "table16":
+        return f"{task}, {row['metric']}, {{}}: methods by training rows", f"{model} {last}", shown(row, "train_rows")
     return "{}: rows by task", f"{model} {last}", f"{task} ({row['metric']})"

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 
 import pandas as pd
 
-from analysis.paper_values import OTHER_METRIC, OTHER_METRIC_MEANS, PRIOR_WORK, PRIOR_WORK_MEANS
+from analysis.paper_values import OF_GPT3, OTHER_METRIC, OTHER_METRIC_MEANS, PRIOR_WORK, PRIOR_WORK_MEANS
 from analysis.quantities import MARGIN, RULES, printed
 from analysis.seed_statistics import DIFFERENCE_LEVEL
 from analysis.summary import FULL_ROWS, NO_REFERENCE, cells
@@ -50,6 +50,7 @@ def notes(part: pd.DataFrame, scale: str) -> list[str]:
         sentences.append(
             f"Text protocol `{first['protocol']}`; scored: {', '.join(RULES[r] for r in part['rule'].unique())}."
         )
+    sentences += dict.fromkeys(note for name in part["task"] if (note := TASKS[name].note))
     if "difference" in part and part["difference"].notna().any():
         others = {metric: shown_as.margin for metric, shown_as in task.metrics.items() if shown_as.margin != MARGIN}
         margins = "".join(f", {margin:g} {metric}" for metric, margin in others.items())
@@ -63,12 +64,14 @@ def notes(part: pd.DataFrame, scale: str) -> list[str]:
         sentences.append(f"*{NO_REFERENCE}*: the run that the row is compared with is not declared or not recorded.")
     papers = [column for column in part.columns if column.startswith("paper") and column != "paper's rule"]
     if part[papers].notna().any(axis=None):
-        models = "GPT-3 175B" if first["table"] in ("table5", "table6") else "its own models"
+        models = "GPT-3 175B" if first["table"] in OF_GPT3 else "its own models"
         same_work = models == "its own models" and scale == "paper"
         sentences.append(
             "The paper's columns are as it prints them. Table 3 calls its ± a confidence interval, without a level."
             + ("" if same_work else f" The numbers are of {models} at its own scale: not the same work.")
         )
+        if first["table"] == "table16":
+            sentences.append("GPT-3 is not public: the rows here are an encoder's.")
     if part["paper's row"].fillna("").str.contains(PRIOR_WORK, regex=False).any():
         sentences.append(PRIOR_WORK_MEANS)
     if part[papers].astype(str).apply(lambda column: column.str.contains(OTHER_METRIC)).any(axis=None):
@@ -76,6 +79,8 @@ def notes(part: pd.DataFrame, scale: str) -> list[str]:
     if (subset := part["data"] == "subset").any():
         tasks = ", ".join(TASKS[task].title for task in part[subset]["task"].unique())
         sentences.append(f"At least one split of {tasks} is a subset of the released one.")
+    if (part["data"] == "rebuilt text").any():
+        sentences.append("*rebuilt text*: the official code's files were out of reach and were rebuilt by one rule.")
     if (part["data"] == "mixed").any():
         sentences.append(
             "*mixed*: the runs had different data or base weights; differences are between runs on the same ones only."

@@ -1,4 +1,4 @@
-"""Train a language model on the completions, fold the adapter, decode the test set, score (Table 3)."""
+"""Train a language model on the completions, fold the adapter, decode the test set, score (Tables 3, 13, 14)."""
 
 from __future__ import annotations
 
@@ -24,6 +24,7 @@ from tasks.e2e.evaluation import validation_loss
 from tasks.e2e.loss import completion_loss
 from tasks.e2e.meteor import meteor_unavailable
 from training.batches import pad_right
+from training.memory import contexts_at_once
 from training.precision import autocast, keep_frozen_in_bfloat16, uses_bfloat16
 from training.trainer import train
 
@@ -39,21 +40,24 @@ def add_new_tokens(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -
     model.resize_token_embeddings(len(tokenizer), mean_resizing=False)
 
 
-def load_splits(job: Job) -> Splits:
-    """The rows by split, test only if it is reported; of train, the first `train_rows` of a fixed shuffle."""
-    settings = job.settings
-    reported = ("test",) if settings.evaluate == "test" else ()
-    load = TASKS[settings.task].load
-    splits = {split: load(split, settings.protocol, job.data_dir) for split in ("train", "dev", *reported)}
+def load_splits(job: Job) -> tuple[Splits, dict[str, str]]:
+    """The rows by split, test only if it is reported; and, where the official text is asked for, which text it is.
+
+    Of train these are the first `train_rows` of a fixed shuffle.
+    """
+    settings, task = job.settings, TASKS[job.settings.task]
+    names = ("train", "dev", "test") if settings.evaluate == "test" else ("train", "dev")
+    official = task.official(job.data_dir) if settings.official_text else None
+    splits = {name: official[name] if official else task.load(name, settings.protocol, job.data_dir) for name in names}
     if settings.train_rows:
         random.Random(0).shuffle(splits["train"])
         splits["train"] = splits["train"][: settings.train_rows]
-    return splits
+    return splits, {"text": "official" if official else "rebuilt"} if settings.official_text else {}
 
 
 def data_fingerprint(job: Job) -> dict[str, str]:
     """The fingerprint of each split that the job reads."""
-    return _fingerprints(load_splits(job))
+    return _fingerprints(load_splits(job)[0])
 
 
 def _fingerprints(splits: Splits) -> dict[str, str]:
@@ -64,8 +68,9 @@ def train_and_score(
     model: nn.Module, tokenizer: PreTrainedTokenizerBase, job: Job, keep_adapter: Callable[[nn.Module], None]
 ) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     """Train and test; return facts for the record, and predictions. `keep_adapter(model)` is called before folding."""
-    settings, splits = job.settings, load_splits(job)
+    settings, (splits, text) = job.settings, load_splits(job)
     measured: dict[str, Any] = {
+        **text,
         "data_fingerprint": _fingerprints(splits),
         "rows": {name: len(rows) for name, rows in splits.items()},
     }
@@ -112,6 +117,7 @@ def _decode_and_score(
     decoding = DecodingSettings(
         beams=settings.beams, length_penalty=settings.length_penalty, no_repeat_ngram=settings.no_repeat_ngram,
         max_new_tokens=settings.max_new_tokens, blank_line_ends=settings.blank_line_ends,
+        batch_size=contexts_at_once(model, settings.beams, settings.max_new_tokens),
     )  # fmt: skip
     if uses_bfloat16(settings):
         keep_frozen_in_bfloat16(model.requires_grad_(False))
@@ -124,6 +130,6 @@ def _decode_and_score(
         for item, output, judgement in zip(inputs, outputs, judgements, strict=True)
     ]
     results = {"evaluation_seconds": round(time.monotonic() - started, 1), "scores": scores, "inputs": len(inputs)}
-    if scores.get("METEOR", 0) is None:  # a task of its own may lack it
+    if None in scores.values():  # of all scores, METEOR alone may be missing
         results["meteor_unavailable"] = meteor_unavailable()
     return results, predictions

@@ -27,11 +27,12 @@ from families import family_of, head_parameters
 from methods.catalogue import apply_method, count_trained, trains
 from methods.released_adapters import load_released_adapter, released_file
 from methods.saved import load_adapter, save_adapter
-from models import load_model, load_tokenizer
+from models import architecture, load_model, load_tokenizer
 from runs import e2e, glue, records
 from runs.run import Run, first_process, run_lock
 from tasks.catalogue import TASKS
-from training.precision import keep_frozen_in_bfloat16, uses_bfloat16
+from training.memory import recomputes
+from training.precision import keep_frozen_in_bfloat16, set_products, uses_bfloat16
 from training.quick_layers import use_quick_layers
 from training.trainer import ShareDone, TrainingDiverged
 
@@ -172,6 +173,9 @@ def measure(
             f"expected the adapter of {settings.start_from} in {start}, found no such folder; `reproduce.py run` of "
             "this experiment makes it first"
         )
+    if trains(settings):
+        _require_memory(settings)
+    tf32 = set_products(settings)
     torch.manual_seed(job.seed)
     model = load_model(settings.model, task.outputs, settings.head_dropout, job.data_dir)
     device = torch.device(f"cuda:{os.environ.get('LOCAL_RANK', 0)}" if torch.cuda.is_available() else "cpu")
@@ -182,6 +186,8 @@ def measure(
         "bfloat16": uses_bfloat16(settings),  # "auto" is decided by the machine
         "processes": int(os.environ.get("WORLD_SIZE", "1")),
     }
+    if device.type == "cuda":
+        measured["tf32"] = tf32
     if not settings.epochs:
         _load_start(model, start)
     elif trains(settings):
@@ -212,7 +218,17 @@ def measure(
         results, predictions = WORKFLOWS[task.workflow](
             model.to(device), load_tokenizer(settings.model, job.data_dir), job, keep_adapter
         )
+    if device.type == "cuda" and trains(settings):
+        measured["gradient_checkpointing"] = model.is_gradient_checkpointing  # None is decided by the GPU's memory
     return measured | results, predictions
+
+
+def _require_memory(settings: Settings) -> None:
+    """Raise ValueError where a training step does not fit the GPU: before the weights are fetched."""
+    task = TASKS[settings.task]
+    model = architecture(settings.model, task.outputs)
+    apply_method(model, replace(settings, rank_stages=settings.rank_stages[-1:]))
+    recomputes(model, settings, task.longest_row(settings.max_length))
 
 
 def _require_base(folder: Path, fingerprint: str) -> None:

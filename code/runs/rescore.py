@@ -56,7 +56,9 @@ def _scores(
     record: dict[str, Any], texts: list[dict[str, Any]], settings: Settings, data_dir: Path | None
 ) -> dict[str, Any]:
     """All scores of the record's texts; ValueError if they are not of the data at hand."""
-    rows = TASKS[settings.task].load("test", settings.protocol, data_dir)
+    task = TASKS[settings.task]
+    official = task.official(data_dir) if record.get("text") == "official" else None
+    rows = official["test"] if official else task.load("test", settings.protocol, data_dir)
     inputs = group_by_context(rows)
     expected, found = record["data_fingerprint"]["test"], data_fingerprint(rows)
     if expected != found or [line["mr"] for line in texts] != [item.mr for item in inputs]:
@@ -64,4 +66,4 @@ def _scores(
             f"{record['predictions']} is of other test data than those at hand; expected {expected}, found {found}: "
             "give the data with --data-dir"
         )
-    return TASKS[settings.task].score(inputs, [line["prediction"] for line in texts], settings)[0]
+    return task.score(inputs, [line["prediction"] for line in texts], settings)[0]

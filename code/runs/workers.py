@@ -70,7 +70,7 @@ class InProcess:
 
 
 class Processes:
-    """Several runs on this machine: one a GPU, or the processor's threads divided among them."""
+    """Several runs on this machine, evenly on its GPUs; each has its share of the threads and of a GPU's memory."""
 
     def __init__(self, slots: int):
         import torch
@@ -82,8 +82,11 @@ class Processes:
         self.slowdown = slots / max(1, min(slots, len(self.gpus)))
 
     def environment(self, slot: int) -> dict[str, str]:
+        from training.memory import RUNS_PER_GPU
+
         gpu = {"CUDA_VISIBLE_DEVICES": self.gpus[slot % len(self.gpus)]} if self.gpus else {}
-        return folders() | {"OMP_NUM_THREADS": str(self.threads)} | gpu
+        share = {RUNS_PER_GPU: str(-(-self.slots // len(self.gpus)))} if self.gpus else {}
+        return folders() | {"OMP_NUM_THREADS": str(self.threads)} | gpu | share
 
     def start(self, run: Run, slot: int) -> subprocess.Popen:
         return launch(run.command, self.environment(slot), run.log)

@@ -1,9 +1,9 @@
 """Each task as one entry: its splits and their sizes, how it is loaded and scored, what is measured, its version.
 
-E2E is Table 3 of the paper; the eight GLUE tasks are Table 2, with the names, columns, label ids and split sizes of
-https://huggingface.co/datasets/nyu-mll/glue. The tasks called `...-builtin` are made by this project for the `quick`
-scale. A changed prompt, metric or split raises the version; records of another version are never compared
-(`runs/records.py`).
+E2E is Table 3 of the paper, DART Table 13, WebNLG Table 14. The eight GLUE tasks are Table 2, with the names, columns,
+label ids and split sizes of https://huggingface.co/datasets/nyu-mll/glue. The tasks called `...-builtin` are made by
+this project for the `quick` scale; those called `...-dev` are parts of a development file. A changed prompt, metric or
+split raises the version; records of another version are never compared (`runs/records.py`).
 
 Whatever depends on a task stands in its entry, so that no other module asks which task it is.
 """
@@ -17,6 +17,10 @@ from pathlib import Path
 from typing import Any
 
 from tasks.e2e.data import Example, Inputs, load_builtin, load_e2e
+from tasks.e2e.official_text import load_official
+from tasks.triples import data as triples
+
+Scored = tuple[dict[str, Any], list[dict[str, Any]]]  # scores of all texts together, findings on each
 
 
 @dataclass(frozen=True)
@@ -42,6 +46,7 @@ class Task:
 
     `load(split, protocol, data_dir)` gives the rows of `train`, `dev` or `test`; `score(inputs, texts, settings)` gives
     the scores of all texts together, and findings on each text. Only tasks whose answers are written have them.
+    `official(data_dir)` gives the official code's own rows by split, None where they are out of reach.
     """
 
     name: str
@@ -56,7 +61,9 @@ class Task:
     settings: tuple[str, ...] = ()  # flags that only tasks of this workflow have
     lora_row: str = "lora-r4"  # row of the paper's table with LoRA's default settings
     load: Callable[[str, str, Path | None], list[Example]] | None = None
-    score: Callable[[list[Inputs], list[str], Any], tuple[dict[str, Any], list[dict[str, Any]]]] | None = None
+    official: Callable[[Path | None], dict[str, list[Example]] | None] | None = None
+    score: Callable[[list[Inputs], list[str], Any], Scored] | None = None
+    note: str = ""  # what a reader of its numbers has to know
     version: int = 1
 
     def __post_init__(self) -> None:
@@ -76,6 +83,10 @@ class Task:
     def trained_rows(self) -> int:
         """The number of rows that a run trains on unless its settings ask for fewer."""
         return self.train_rows
+
+    def longest_row(self, max_length: int | None) -> int:
+        """About how many tokens the longest rows have, before any is read."""
+        return min(4 * self.mean_tokens, max_length or 4 * self.mean_tokens)
 
     @property
     def selection(self) -> tuple[str, str]:
@@ -157,8 +168,14 @@ class GlueTask(Task):
         return rows < ({"train": self.train_rows} | self.validation)[split]
 
 
-def _score_e2e(inputs: list[Inputs], texts: list[str], settings: Any) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+def _score_e2e(inputs: list[Inputs], texts: list[str], settings: Any) -> Scored:
     from tasks.e2e.evaluation import score_texts  # imported here: tables need no torch
+
+    return score_texts(inputs, texts, settings)
+
+
+def _score_triples(inputs: list[Inputs], texts: list[str], settings: Any) -> Scored:
+    from tasks.triples.metrics import score_texts  # imported here: tables need no scoring
 
     return score_texts(inputs, texts, settings)
 
@@ -180,6 +197,19 @@ E2E: dict[str, Any] = {
     "title": "E2E", "metrics": E2E_METRICS | OF_TEXTS | COURSE, "mean_tokens": 58, "score": _score_e2e,
     "settings": ("protocol", "beams", "length_penalty", "no_repeat_ngram", "max_new_tokens", "prompt_loss", "end_loss",
                  "new_tokens", "single_reference"),
+}  # fmt: skip
+SEEN_MEANS = "*seen*: categories that are trained on too; *unseen*: the others."
+PARTS_MEAN = "Training, dev and test rows are parts of the development file: no score of the released test set."
+AT_CAP = {"share_at_cap": OF_TEXTS["share_at_cap"]}
+DART_METRICS = {"BLEU": Metric(True), "METEOR": Metric(True), "TER": Metric(False)}
+TRIPLES: dict[str, Any] = {"score": _score_triples, "settings": E2E["settings"][1:-1]}  # one protocol, all references
+DART = TRIPLES | {
+    "title": "DART", "metrics": DART_METRICS | AT_CAP, "mean_tokens": 70, "paper_table": "table13",
+}  # fmt: skip
+WEBNLG = TRIPLES | {
+    "title": "WebNLG", "mean_tokens": 79, "paper_table": "table14", "note": SEEN_MEANS,
+    "metrics": {f"{name} {part}": metric for part in ("all", "seen", "unseen") for name, metric in DART_METRICS.items()}
+    | AT_CAP,
 }  # fmt: skip
 CLASSES = {name: Metric(True) for name in ("accuracy", "f1", "precision", "recall")}
 SIMILARITY = {name: Metric(True) for name in ("pearson", "spearman")}
@@ -213,9 +243,17 @@ MNLI_VALIDATION = {"validation_matched": 9_815, "validation_mismatched": 9_832}
 TASKS: dict[str, Task] = {
     task.name: task
     for task in (
-        Task(name="e2e", train_rows=42_061, test_inputs=630, load=load_e2e, **E2E),
+        Task(name="e2e", train_rows=42_061, test_inputs=630, load=load_e2e, official=load_official,
+             **E2E | {"settings": (*E2E["settings"], "official_text")}),
         Task(name="e2e-builtin", train_rows=3_200, test_inputs=60,
              load=lambda split, protocol, data_dir: load_builtin(split, protocol), **E2E),
+        Task(name="dart", train_rows=62_659, test_inputs=5_097, load=triples.load_dart, **DART),
+        Task(name="dart-dev", train_rows=5_576, test_inputs=273, load=triples.load_dart_parts,
+             **DART | {"note": PARTS_MEAN}),
+        Task(name="webnlg", train_rows=18_102, test_inputs=1_862, load=triples.load_webnlg, **WEBNLG),
+        Task(name="webnlg-dev", train_rows=1_580, test_inputs=177, load=triples.load_webnlg_parts,
+             **WEBNLG | {"note": f"{SEEN_MEANS} {PARTS_MEAN}"}),
+        Task(name="triples-builtin", train_rows=1_080, test_inputs=40, load=triples.load_builtin, **WEBNLG),
         _glue("mnli", "MNLI", ("premise", "hypothesis"), ("entailment", "neutral", "contradiction"),
               392_702, MNLI_VALIDATION, 40),
         _glue("sst2", "SST-2", ("sentence",), ("negative", "positive"), 67_349, 872, 13),

@@ -21,6 +21,16 @@ def autocast(settings: Settings, device: torch.device) -> torch.autocast:
     return torch.autocast(device.type, torch.bfloat16, enabled=uses_bfloat16(settings))
 
 
+def set_products(settings: Settings) -> bool:
+    """Let float32 products be TF32's if the settings say so; return whether this machine computes them so.
+
+    TF32 rounds what enters a product to 10 bits behind the point, on GPUs from Ampere on; sums stay in float32.
+    """
+    asked = settings.precision == "tf32"
+    torch.set_float32_matmul_precision("high" if asked else "highest")
+    return asked and torch.cuda.is_available() and torch.cuda.get_device_capability() >= (8, 0)
+
+
 def keep_frozen_in_bfloat16(model: nn.Module) -> None:
     """Convert once what autocast would convert at every use, in a model that computes in bfloat16: frozen matrices, and
     the output of norms that enters matrices alone.

@@ -128,5 +128,5 @@ def use_quick_layers(model: nn.Module) -> None:
     for module in model.modules():
         if type(module) is LlamaRMSNorm:
             module.__class__ = QuickRMSNorm
-    if family_of(model).keys_values and model.config._attn_implementation == "eager":  # else it has a prefix
+    if not family_of(model).reads_both_ways and model.config._attn_implementation == "eager":  # else it has a prefix
         model.set_attn_implementation(ATTENTION)

@@ -32,6 +32,7 @@ from methods.stacked_lora import resize
 from training.batches import Batch, RowsByLength, pad_right, share_of
 from training.checkpoints import Bar, Sitting, TrainingInterrupted, newest_checkpoint, numbers_alone
 from training.machine import forget_peak_memory
+from training.memory import recomputes
 from training.optimizer import OfficialAdamW, first_not_finite, gradients, parameter_groups, regroup, trained_state
 from training.precision import uses_bfloat16
 
@@ -213,16 +214,14 @@ def train(
 ) -> TrainingResult:
     """Train the parameters that require a gradient; `job.folder` holds the checkpoints.
 
-    `loss(model, batch)` is minimised; `validate(model, epoch)` is measured after every epoch. If the
-    best epoch is kept, `best` says by which of these numbers, and whether higher is better. Training
-    continues from the newest checkpoint. Raises TrainingDiverged for a loss or gradient that is not finite,
-    for such weights before they are validated or saved, and where a validation raises FloatingPointError.
-    Raises TrainingInterrupted after SIGINT or SIGTERM, once the state is saved; ValueError for a checkpoint of another
-    run, or with more than numbers in it.
+    `loss(model, batch)` is minimised; `validate(model, epoch)` is measured after every epoch. If the best is kept,
+    `best` says by which number and whether higher is better. Training continues from the newest checkpoint.
+    Raises TrainingDiverged for a loss or gradient that is not finite, for such weights before they are validated or
+    saved, and where a validation raises FloatingPointError; TrainingInterrupted after SIGINT or SIGTERM, once the state
+    is saved; ValueError for a checkpoint of another run or with more than numbers, and where the GPU is too small.
 
-    Under `accelerate launch` the processes share each batch's rows and take the steps that one process
-    would. The first returns the result; the others end with ShareDone. A `schedule` changes ranks during
-    training; it raises ValueError with several processes.
+    Under `accelerate launch` the processes share each batch's rows and take the steps of one process: the first returns
+    the result, the others end with ShareDone. A `schedule` changes ranks; it raises ValueError with several processes.
     """
     forget_peak_memory()
     settings, folder = job.settings, job.folder
@@ -258,7 +257,8 @@ def train(
             "averaged over processes for the pairs of the first step only. Start it without `accelerate launch`"
         )
     arguments._n_gpu = min(arguments.n_gpu, 1)  # one GPU a process: DataParallel would multiply the batch
-    if settings.gradient_checkpointing:
+    longest = collate([max(rows, key=lambda row: len(row["input_ids"]))])["input_ids"].shape[1]
+    if recomputes(model, settings, longest):
         model.gradient_checkpointing_enable({"use_reentrant": False})  # the inputs of a frozen base need no gradient
     trainer = ProtocolTrainer(
         settings,

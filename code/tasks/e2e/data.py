@@ -4,9 +4,10 @@ A protocol decides the text of both sides of a row. Scores of the two protocols 
 
 - `challenge`: the released text as it is.
 - `lora`: as in the data of the official code (microsoft/LoRA at c4593f0, examples/NLG): renamed slots joined by
-  ` | `, references pre-tokenised. The official tokenizer is not published: `pretokenise` reconstructs it, one rule for
-  all splits. It gives 99.1% (test) and 98.5% (valid) of the official references exactly, 100% up to white space. The
-  two files differ in contractions (test `is n't`, valid `isn 't`), and the train file's are not known. Here all splits
+  ` | `, references pre-tokenised. At `paper` scale its own files are read (`official_text.py`). Elsewhere, or where
+  they are out of reach, the text is rebuilt from the release. The official tokenizer is not published: `pretokenise`
+  reconstructs it, one rule for all splits. It gives 99.1% (test) and 98.5% (valid) of the official references exactly,
+  100% up to white space. The two files differ in contractions (test `is n't`, valid `isn 't`). Here all splits
   follow test, so that a model is trained on the spelling it is scored on.
 
 Files are `trainset.csv`, `devset.csv` and `testset_w_refs.csv` of https://github.com/tuetschek/e2e-dataset
@@ -52,6 +53,7 @@ class Example:
     mr: str
     context: str
     reference: str
+    seen: bool | None = None  # WebNLG: whether its category is one of those trained on
 
 
 @dataclass(frozen=True)
@@ -61,6 +63,7 @@ class Inputs:
     mr: str
     context: str
     references: list[str]
+    seen: bool | None = None
 
 
 def pretokenise(text: str) -> str:
@@ -98,7 +101,7 @@ def group_by_context(examples: list[Example]) -> list[Inputs]:
     """Distinct contexts in order of first occurrence, as the official decoding groups its references."""
     groups: dict[str, Inputs] = {}
     for example in examples:
-        group = groups.setdefault(example.context, Inputs(example.mr, example.context, []))
+        group = groups.setdefault(example.context, Inputs(example.mr, example.context, [], example.seen))
         group.references.append(example.reference)
     return list(groups.values())
 
@@ -137,8 +140,11 @@ def encode(
 
 
 def data_fingerprint(examples: list[Example]) -> str:
-    """The fingerprint (`files.fingerprint`) of the rows' texts."""
-    return fingerprint((example.mr, example.context, example.reference) for example in examples)
+    """The fingerprint (`files.fingerprint`) of the rows' texts and, where they are of categories, which are seen."""
+    return fingerprint(
+        (example.mr, example.context, example.reference, *([] if example.seen is None else [str(example.seen)]))
+        for example in examples
+    )
 
 
 def _examples(rows: list[tuple[str, str]], protocol: str) -> list[Example]:

@@ -33,7 +33,7 @@ from tasks.e2e.ptb_tokenizer import ptb_tokenize
 from tasks.e2e.slot_errors import slot_errors
 from tasks.e2e.texts import require_lists_of_texts, require_texts
 
-__all__ = ["course_score", "meteor_unavailable", "mteval_tokenize", "output_lengths", "score", "slot_errors"]
+__all__ = ["bleu", "course_score", "meteor_unavailable", "mteval_tokenize", "output_lengths", "score", "slot_errors"]
 
 Tokens = list[str]
 
@@ -45,7 +45,7 @@ def score(predictions: Sequence[str], references: Sequence[Sequence[str]]) -> di
     empty prediction is a legitimate output and scores low. Raises ValueError for empty lists or different lengths,
     and TypeError for anything but lists of strings.
     """
-    _check(predictions, references)
+    check_texts(predictions, references)
     words, reference_words = _tokenize_all(mteval_tokenize, predictions, references)
     tokens, reference_tokens = _tokenize_all(ptb_tokenize, predictions, references)
     with ThreadPoolExecutor(1) as executor:  # the jar is a process of its own
@@ -66,7 +66,7 @@ def course_score(predictions: Sequence[str], references: Sequence[Sequence[str]]
     from nltk.translate.bleu_score import corpus_bleu
     from rouge_score.tokenizers import DefaultTokenizer
 
-    _check(predictions, references)
+    check_texts(predictions, references)
     word_tokenize = NLTKWordTokenizer().tokenize
     stem_tokenize = cache(DefaultTokenizer(use_stemmer=True).tokenize)  # stemming a word again and again is slow
 
@@ -95,7 +95,7 @@ def output_lengths(predictions: Sequence[str], references: Sequence[Sequence[str
     The penalty is the factor, from 0 to 1, by which BLEU falls because the outputs are shorter than the references.
     Raises as `score` does.
     """
-    _check(predictions, references)
+    check_texts(predictions, references)
     targets = [text for texts in references for text in texts]
     lengths = {
         name: sum(len(text.split()) for text in texts) / len(texts)
@@ -104,7 +104,15 @@ def output_lengths(predictions: Sequence[str], references: Sequence[Sequence[str
     return lengths | {"brevity_penalty": _brevity_penalty(*_tokenize_all(mteval_tokenize, predictions, references))}
 
 
-def _check(predictions: Sequence[str], references: Sequence[Sequence[str]]) -> None:
+def bleu(predictions: Sequence[str], references: Sequence[Sequence[str]]) -> float:
+    """Corpus BLEU-4 over mteval-v13a tokens, from 0 to 1. An empty text has no token here. Raises as `score` does."""
+    check_texts(predictions, references)
+    outputs, targets = _tokenize_all(lambda text: [*filter(None, mteval_tokenize(text))], predictions, references)
+    return _bleu_and_nist(outputs, targets)[0] if any(outputs) else 0.0
+
+
+def check_texts(predictions: Sequence[str], references: Sequence[Sequence[str]]) -> None:
+    """Raise unless each prediction has a list of one or more references: TypeError for no texts, else ValueError."""
     require_texts(predictions, "predictions")
     require_lists_of_texts(references, "references")
     if not predictions or not references:

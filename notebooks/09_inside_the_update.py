@@ -1,0 +1,149 @@
+# %% [markdown]
+# # Inside the update
+#
+# *What has LoRA learnt, when a small rank is enough?* Section 7 of the paper: which directions the pairs hold, whether
+# another rank or another seed finds them too, and what they do to the frozen matrix.
+#
+# [![Open in Colab](https://colab.research.google.com/assets/colab-badge.svg)](https://colab.research.google.com/github/OWNER/lora-reproduced/blob/main/notebooks/09_inside_the_update.ipynb)
+#
+# The paper looks at one layer of GPT-3, whose weights are not public. Here it is the first, the middle and the last
+# layer of SmolLM2-135M (`cpu` and `paper`), with pairs of rank 1, 8 and 64 on query and value. `quick` trains a small
+# model for 50 steps a run: enough to show how it is measured, too few to say what LoRA does.
+
+# %%
+# Set-up. On Colab: fetch the code and install what is missing. Elsewhere: find the code, no more.
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+ON_COLAB = "google.colab" in sys.modules
+if ON_COLAB:
+    root, url = Path("lora"), os.environ.get("LORA_REPOSITORY", "https://github.com/OWNER/lora-reproduced")
+    if not root.exists():
+        subprocess.run(["git", "clone", "--quiet", "--depth=1", "--branch=main", url, str(root)], check=True)
+else:
+    root = next(folder for folder in (Path.cwd(), *Path.cwd().parents) if (folder / "code" / "lora.py").exists())
+sys.path.insert(0, str(root.resolve() / "code"))
+if ON_COLAB:
+    from colab import install_missing
+
+    install_missing()
+
+# %%
+from colab import keep_in, suitable_scale
+
+SCALE = suitable_scale()  # "paper" on a GPU, "quick" elsewhere; "cpu": real data, a small real model
+SEEDS = [0, 1]  # two or more; three in the committed measurement
+BASE = {"quick": "gpt2-mini", "cpu": "smollm2-135m", "paper": "smollm2-135m-base"}[SCALE]
+DRIVE = None  # a folder on Colab's Drive, such as "/content/drive/MyDrive/lora", keeps results and unfinished runs
+keep_in(DRIVE)
+
+# %% [markdown]
+# ## Directions that two matrices share
+#
+# $A$ of a pair is a matrix $r \times d$: $r$ directions in what the layer reads. Its first direction is the right
+# singular vector of its largest singular value. The similarity of the first $i$ directions of one $A$ and the first
+# $j$ of another is
+#
+# $$\phi(i, j) = \frac{\lVert V_1^{(i)} V_2^{(j)\top} \rVert_F^2}{\min(i, j)}$$
+#
+# from 0 (at right angles) to 1 (one lies in the other). Try it where the answer is known. The two matrices below hold
+# the axes 0, 1, 2, 3 and the axes 0, 4, 2, 5. Expect half of them in common, and the first whole.
+
+# %%
+import torch
+
+from analysis.subspaces import amplification, similarity
+
+axes, sizes = torch.eye(8), torch.tensor([4.0, 3.0, 2.0, 1.0])[:, None]
+one, other = sizes * axes[[0, 1, 2, 3]], sizes * axes[[0, 4, 2, 5]]
+print("first four:", similarity(one, other, 4, 4))
+print("the first: ", similarity(one, other, 1, 1))
+print("the second:", similarity(one[1:], other[1:], 1, 1))
+
+# %% [markdown]
+# Two random matrices share something too: $\max(i, j) / d$ on average. Expect about 8 / 512 here, and expect trained
+# pairs to be judged against it.
+
+# %%
+random = torch.randn(2, 64, 512, generator=torch.Generator().manual_seed(0))
+print(f"{similarity(*random, 8, 8):.4f}, expected about {8 / 512:.4f}")
+
+# %% [markdown]
+# ## What an update amplifies
+#
+# Does the update repeat what $W$ does already? Take the first $r$ left and right singular vectors $U$, $V$ of
+# $\Delta W$, and ask how much of $W$ lies there: $\lVert U^\top W V \rVert_F$. Table 7 compares it with the same for
+# $W$'s own first directions and for random ones. The factor of amplification is $\lVert \Delta W \rVert_F$ over that
+# norm. Below, $W$ is large along the first axis, and the update is six times $W$ along the third. Expect 0.5, 10 and
+# a factor of 6.
+
+# %%
+W, update = torch.diag(torch.tensor([10.0, 3.0, 0.5, 0.1])), torch.diag(torch.tensor([0.0, 0.0, 3.0, 0.0]))
+amplification(W, update, 1)
+
+# %% [markdown]
+# ## What it costs here
+#
+# Three ranks at each seed. A run keeps its adapter outside git; what is measured of it is a small file in `results`,
+# which names the runs.
+
+# %%
+from experiments.subspaces import RANKS, ROWS
+from notebook_tools import Work
+
+table, _, place = ROWS[BASE].partition("/")
+adapters = Work(table, SCALE, SEEDS, [f"{place}/lora-r{rank}" for rank in RANKS])
+adapters.cost()
+
+# %% [markdown]
+# ## Train
+#
+# At `cpu` this takes hours, unless the runs are recorded. `python code/make.py subspaces smollm2-135m` measures them
+# from a shell.
+
+# %%
+adapters.run()
+
+# %% [markdown]
+# ## Measure
+#
+# In the paper, three things stand out. The first direction of rank 8 is also that of rank 64, with a similarity above
+# a half; the others are not. The paper sees in it a reason why rank 1 does so well. Two seeds share directions, random
+# matrices none. And the update amplifies directions that $W$ has but does not emphasise, by a factor of 21.5 at rank 4.
+# In the figures, look at the upper left corner first: at the right edge even random matrices share something.
+
+# %%
+from analysis.subspace_measurement import measured
+from notebook_tools import show_subspaces
+
+kept = measured(BASE, SEEDS)
+show_subspaces(BASE)
+
+# %% [markdown]
+# In the paper the factor falls from 21.5 at rank 4 to about 2 at rank 64. Beware of the factor at rank 1: it divides by
+# one small number.
+#
+# ## SmolLM2-135M, three seeds
+#
+# What comes with the repository: 10,000 rows of E2E, measured at scale `cpu`. The paper's three findings are claims
+# here, each with a predicate. They stand among all others in [07_results](07_results.ipynb).
+
+# %%
+show_subspaces("smollm2-135m")
+
+# %%
+from analysis.claims import CLAIMS, judged
+from analysis.summary import parsed
+from publish.result_files import summary_text
+
+findings = judged(parsed(summary_text([])))
+for claim in CLAIMS:
+    if claim.name in ("same-first-direction", "seeds-share", "amplifies-new"):
+        finding = findings[claim.name, "cpu"]
+        print(claim.says, finding.verdict, finding.evidence, sep="\n  ", end="\n\n")
+
+# %% [markdown]
+# Which matrices and which rank to adapt, the paper's sections 7.1 and 7.2 from the outside, is the question of
+# [04_rank_and_weights](04_rank_and_weights.ipynb).
