@@ -185,13 +185,13 @@ def _whole(name: str, data_dir: Path | None) -> Iterator[tuple[str, dict[str, An
         yield place, settings
     except (OSError, HTTPError) as error:
         raise FileNotFoundError(
-            f"cannot load {name!r} from {place}: {error}. "
+            f"cannot load {name} from {place}: {error}. "
             "Check the connection to the hub (HF_ENDPOINT, HF_HUB_OFFLINE), or use --scale quick, which needs none"
         ) from error
     except Exception as error:  # a damaged file raises errors of many kinds
         found = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
         raise ValueError(
-            f"cannot load {name!r} from {place}: expected whole files without code in them, found {found}; {remedy}"
+            f"cannot load {name} from {place}: expected whole files without code in them, found {found}; {remedy}"
         ) from error
 
 
