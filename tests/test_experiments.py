@@ -133,7 +133,10 @@ SEARCHED = [  # search, method, the rate that is used at `cpu`, the grid it is f
         ("smollm2-135m", row, smollm2.RATES[kind], smollm2.GRIDS[row], min)
         for kind, row in ({kind: kind for kind in smollm2.RATES} | SEARCHED_AT).items()
     ),
-    *(("minilm/mnli/1000", row, rate, low_data.GRIDS[row], max) for row, rate in low_data.RATES.items()),
+    *(
+        ("minilm/mnli/1000", row.removesuffix("-r8"), rate, low_data.GRIDS[row], max)
+        for row, rate in low_data.RATES.items()
+    ),
 ]
 
 

@@ -51,7 +51,7 @@ def test_pearson_sees_distances_and_spearman_only_the_order():
     assert scores["predictions_per_class"] is None and scores["alarm"] is None
 
 
-@pytest.mark.parametrize("name", [name for name, task in TASKS.items() if "BLEU" not in task.metrics])
+@pytest.mark.parametrize("name", [name for name, task in TASKS.items() if task.outputs])
 def test_every_task_gets_exactly_its_metrics(name):
     task = TASKS[name]
     labels = [number % task.outputs for number in range(12)] if task.labels else [number / 4 for number in range(12)]

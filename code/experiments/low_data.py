@@ -64,7 +64,8 @@ def _learning_rates() -> list[Experiment]:
         for rate in grid:
             about = f"{row} at {rate:g}, {{model}} on {SEARCHED_ROWS:,} rows of {{task}}, scored on held-out rows"
             settings = replace(base, learning_rate=rate)
-            candidates += declare("learning-rate", f"{SEARCHED_ROWS}/{row}/{rate:g}", about, {"cpu": settings})
+            name = f"{SEARCHED_ROWS}/{row.removesuffix('-r8')}/{rate:g}"
+            candidates += declare("learning-rate", name, about, {"cpu": settings})
     return candidates
 
 

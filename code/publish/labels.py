@@ -52,6 +52,8 @@ def label(experiment: Experiment) -> str:
     if experiment.table == "learning-rate":
         *_, row, rate = experiment.name.split("/")
         return f"{words(row)} {rate}"
+    if (rows := experiment.name.split("/")[-2]).isdecimal():  # of a table of few rows
+        return f"{words(experiment.row)}, {rows} rows"
     if not experiment.settings.epochs:  # a row decoded anew, and how
         row, *change = (part for part in experiment.name.split("/")[2:] if part != experiment.settings.task)
         return f"{words(row)}, {' '.join(change).replace('-', ' ')}"
