@@ -312,7 +312,7 @@ def test_a_difference_has_an_interval_where_seeds_give_one_and_full_fine_tuning_
     assert several["difference_low"] == several["difference"] == several["difference_high"] == -2  # the same twice
     assert one["difference"] == pytest.approx(59 - 61) and pd.isna(one["difference_low"])
     (ax,) = drawn("differences", "table3").axes
-    assert [text.get_text() for text in ax.texts] == [f"{row['difference']:+.1f}" for row in (several, one)]
+    assert [text.get_text() for text in ax.texts] == [f"{row['difference']:+.2f}" for row in (several, one)]
 
 
 def test_nothing_recorded_and_an_unknown_kind_are_refused():

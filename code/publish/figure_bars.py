@@ -80,12 +80,15 @@ def differences(data: pd.DataFrame) -> Figure:
             look = {"color": OURS if ours else GREYS[1], "fillstyle": "full" if known else "none"}
             ax.plot([row["difference_low"], row["difference_high"]], [place, place], linewidth=2.2, color=look["color"])
             ax.plot(row["difference"], place, "o", **look)
-            ax.annotate(f"{row['difference']:+.1f}", (1.01, place), xycoords=("axes fraction", "data"), va="center",
+            ax.annotate(f"{row['difference']:+.2f}", (1.01, place), xycoords=("axes fraction", "data"), va="center",
                         fontsize=8)  # fmt: skip
         ax.set_yticks(range(len(rows)), rows["label"])
         ax.set_ylim(len(rows) - 0.5, -0.5)
         ax.grid(axis="y", visible=False)
         ax.set_title(base)
+    low, high = data[["difference", "difference_low"]].min().min(), data[["difference", "difference_high"]].max().max()
+    for ax in axes:  # one measure for all bases
+        ax.set_xlim(min(low, 0) - 0.05 * (high - low), max(high, 0) + 0.05 * (high - low))
     axes[-1].set_xlabel("points behind or ahead of full fine-tuning (hollow: one seed, no interval)")
     return figure
 
