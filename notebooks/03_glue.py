@@ -22,8 +22,9 @@ from pathlib import Path
 ON_COLAB = "google.colab" in sys.modules
 if ON_COLAB:
     root, url = Path("lora"), os.environ.get("LORA_REPOSITORY", "https://github.com/OWNER/lora-reproduced")
-    if not root.exists():
-        subprocess.run(["git", "clone", "--quiet", "--depth=1", "--branch=main", url, str(root)], check=True)
+    clone = ["git", "clone", "--quiet", "--depth=1", "--branch=main", url, str(root)]
+    if not root.exists() and subprocess.run(clone).returncode:
+        raise RuntimeError(f"{url} cannot be cloned: write your copy's name in the place of OWNER in this cell")
 else:
     root = next(folder for folder in (Path.cwd(), *Path.cwd().parents) if (folder / "code" / "lora.py").exists())
 sys.path.insert(0, str(root.resolve() / "code"))

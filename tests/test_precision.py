@@ -17,7 +17,7 @@ from methods.stacked_lora import add_stacked_lora, stacked_layers
 from tasks.e2e.evaluation import validation_loss
 from test_training import some_rows, tiny_model
 from tiny_models import CASES, LANGUAGE_MODELS, TOKENS, logits, settings, tiny
-from training.precision import autocast, keep_frozen_in_bfloat16
+from training.precision import autocast, keep_frozen_in_bfloat16, uses_bfloat16
 
 CPU, PAIRS = torch.device("cpu"), {"rank": 2, "alpha": 4.0, "targets": ("query", "value")}
 FAMILIES = ("gpt2", "llama", "bert")
@@ -173,6 +173,18 @@ def test_small_steps_move_all_of_a_beside_bfloat16_and_little_of_it_in_bfloat16(
     for layer in lora_layers(model).values():
         layer.lora_A.data = layer.lora_A.bfloat16()
     assert moved(model, chosen) < 0.2
+
+
+def test_bfloat16_is_refused_on_a_gpu_that_only_emulates_it(monkeypatch):
+    asked, auto = (Settings("mnli", "deberta-v2-xlarge", "full", 1e-4, 1, 4, precision=p) for p in ("bfloat16", "auto"))
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "Tesla T4")
+    monkeypatch.setattr("training.precision.has_fast_bfloat16", lambda: False)
+    with pytest.raises(ValueError, match=r"expected a GPU with bfloat16 .*, found Tesla T4, .* or scale `cpu`"):
+        uses_bfloat16(asked)
+    assert not uses_bfloat16(auto)
+    monkeypatch.setattr("training.precision.has_fast_bfloat16", lambda: True)
+    assert uses_bfloat16(asked) and uses_bfloat16(auto)
 
 
 def test_the_validation_loss_in_bfloat16_is_that_in_float32():

@@ -12,8 +12,17 @@ from training.machine import has_fast_bfloat16
 
 
 def uses_bfloat16(settings: Settings) -> bool:
-    """Whether a run computes in bfloat16: if asked for, or with `auto` if the machine has it in hardware."""
-    return settings.precision == "bfloat16" or (settings.precision == "auto" and has_fast_bfloat16())
+    """Whether a run computes in bfloat16: if asked for, or with `auto` if the machine has it in hardware.
+
+    Raises ValueError where it is asked of a GPU that only emulates it, many times slower (T4, V100).
+    """
+    asked = settings.precision == "bfloat16"
+    if asked and torch.cuda.is_available() and not has_fast_bfloat16():
+        raise ValueError(
+            f"expected a GPU with bfloat16 (A100 or later), found {torch.cuda.get_device_name()}, which emulates it, "
+            "many times slower: take such a GPU, or scale `cpu`, whose runs compute in float32 there"
+        )
+    return asked or (settings.precision == "auto" and has_fast_bfloat16())
 
 
 def autocast(settings: Settings, device: torch.device) -> torch.autocast:
