@@ -36,8 +36,8 @@ REPOSITORY, REVISION = "OWNER/lora-reproduced", "main"  # on GitHub; what Colab 
 NOTEBOOKS = files.ROOT / "notebooks"
 SHOWS_RECORDS = ("07_results",)
 SHOWS_TABLE = {  # the tables of scale `cpu` that a notebook shows: the beginning of their names in `result_files`
-    "02_e2e_gpt2": "table3", "03_glue": "table2", "04_rank_and_weights": "table6", "05_rank_over_time": "rank-over-time",
-    "06_pitfalls": "pitfalls", "09_inside_the_update": "subspaces",
+    "02_e2e_gpt2": "table3", "03_glue": "table2", "04_rank_and_weights": "table6",
+    "05_rank_over_time": "rank-over-time", "06_pitfalls": "pitfalls", "09_inside_the_update": "subspaces",
 }  # fmt: skip
 BADGE = (
     "# [![Open in Colab](https://colab.research.google.com/assets/colab-badge.svg)]"
