@@ -168,7 +168,8 @@ def test_every_row_that_a_claim_compares_is_declared_on_its_model(monkeypatch):
         everything |= asked
         bases = {"cpu": (claim.base,)} if claim.base else claims.JUDGED_BASES
         for table, row in asked:
-            rows_of_name = [e for e in EXPERIMENTS.values() if e.table == table and e.name.endswith(f"/{row}")]
+            ends = tuple(f"/{name}" for name in ((row,) if isinstance(row, str) else row))
+            rows_of_name = [e for e in EXPERIMENTS.values() if e.table == table and e.name.endswith(ends)]
             for scale, models in bases.items():
                 assert any(e.settings.model in models for e in rows_of_name if e.scale == scale), (table, row, scale)
     assert {("table3", "lora-r4"), ("decoding", "full/chosen-penalty")} <= everything

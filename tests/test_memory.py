@@ -42,6 +42,7 @@ def gpu(monkeypatch):
     def pretend(gigabytes: float, capability: tuple[int, int] = (8, 0)) -> None:
         properties = SimpleNamespace(total_memory=int(gigabytes * 1e9))
         monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+        monkeypatch.setattr("training.precision.has_fast_bfloat16", lambda: True)
         monkeypatch.setattr(torch.cuda, "get_device_properties", lambda _: properties)
         monkeypatch.setattr(torch.cuda, "get_device_name", lambda *_: f"a GPU of {gigabytes} GB")
         monkeypatch.setattr(torch.cuda, "get_device_capability", lambda *_: capability)

@@ -103,7 +103,10 @@ def test_a_source_without_badge_or_set_up_cell_is_an_error(what):
 @pytest.mark.parametrize("source", SOURCES, ids=lambda path: path.stem)
 def test_a_notebook_has_the_cells_of_its_source_and_the_outputs_of_a_build(source):
     found = notebooks.difference(source)
-    if source.stem in notebooks.SHOWS_RECORDS:  # whether it shows today's records, `make check` says
+    if source.stem in (
+        *notebooks.SHOWS_RECORDS,
+        *notebooks.SHOWS_TABLE,
+    ):  # whether it shows today's records, `make check` says
         assert found is None or found.endswith("or made from other records")
     else:
         assert found is None
@@ -203,11 +206,18 @@ def test_an_edit_by_hand_of_either_file_is_red(built, suffix, old, new, message)
     assert notebooks.difference(built).startswith(message)
 
 
-def test_a_notebook_that_shows_records_is_red_when_they_change(built, monkeypatch):
-    monkeypatch.setattr(notebooks, "SHOWS_RECORDS", ("08_new",))
+@pytest.mark.parametrize(
+    ("shows", "what", "text"),
+    [("SHOWS_RECORDS", ("08_new",), "summary.csv"), ("SHOWS_TABLE", {"08_new": "table3"}, "tables/table3-cpu.md")],
+)
+def test_a_notebook_that_shows_records_is_red_when_they_change(built, monkeypatch, shows, what, text):
+    monkeypatch.setattr(notebooks, shows, what)
+    monkeypatch.setattr(notebooks.result_files, "result_texts", lambda: {text: "one", "tables/table33-cpu.md": "a"})
     notebooks.build(built, built.with_suffix(".ipynb"))
     assert notebooks.difference(built) is None
-    monkeypatch.setattr(notebooks.result_files, "result_texts", lambda: {"summary.csv": "another"})
+    monkeypatch.setattr(notebooks.result_files, "result_texts", lambda: {text: "one", "tables/table33-cpu.md": "b"})
+    assert notebooks.difference(built) is None
+    monkeypatch.setattr(notebooks.result_files, "result_texts", lambda: {text: "another"})
     assert notebooks.difference(built).endswith("not those of a build, or made from other records")
 
 
@@ -571,7 +581,7 @@ def test_every_cell_of_a_notebook_works_on_the_records_of_its_runs(name, recorde
     for kind, text in cells_of(name):
         if kind == "code":
             exec(text, names)
-    assert bool(recorded) == any(".run(" in text for _, text in cells_of(name))
+    assert bool(recorded) == any(re.search(r"\.run\((CONFIRM)?\)", text) for _, text in cells_of(name))
     assert len(recorded) == len(set(recorded))
     assert {run.experiment.scale for work in names.values() if isinstance(work, Work) for run in work.runs} <= {"quick"}
     said = [piece.data for piece in shown if isinstance(getattr(piece, "data", None), str)]

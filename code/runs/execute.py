@@ -224,7 +224,9 @@ def measure(
 
 
 def _require_memory(settings: Settings) -> None:
-    """Raise ValueError where a training step does not fit the GPU: before the weights are fetched."""
+    """Raise ValueError where a training step does not fit the GPU, if there is one: before the weights are fetched."""
+    if not torch.cuda.is_available():
+        return
     task = TASKS[settings.task]
     model = architecture(settings.model, task.outputs)
     apply_method(model, replace(settings, rank_stages=settings.rank_stages[-1:]))
