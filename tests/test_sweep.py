@@ -525,8 +525,9 @@ def ray_address(tmp_path_factory):
     os.environ["RAY_AUTH_MODE"] = "disabled"
     with log.open("w") as output:
         head = subprocess.Popen(
-            command, stdout=output, stderr=subprocess.STDOUT, env=os.environ | {"PYTHONPATH": str(folder)}
-        )
+            command, stdout=output, stderr=subprocess.STDOUT, env=os.environ | {"PYTHONPATH": str(folder)},
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_IGN),  # as of a node started in the background
+        )  # fmt: skip
     while "Ray runtime started" not in log.read_text():
         if head.poll() is not None:
             pytest.skip(f"Ray does not start here: {log.read_text().splitlines()[-1]}")

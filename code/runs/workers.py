@@ -113,6 +113,8 @@ def on_node(command: list[str], environment: dict[str, str], log: Path) -> int:
             f"{socket.gethostname()} has no {command[0]}: the repository, its results and its checkpoints have to be "
             "in the same place on every node, on a file system that they share"
         )
+    # What Ray cancels a task with, and what a node that was started in the background ignores.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     process = launch(command, environment, log)
     try:
         while process.poll() is None:
