@@ -376,9 +376,11 @@ def test_what_was_broken_on_purpose_is_shown_with_its_outcome(tmp_path, monkeypa
     monkeypatch.setattr(files, "RESULTS", tmp_path)
     assert "make break" in pages.robustness_block()
     outcome = {"kind": "disks", "fault": "a full one", "outcome": "said", "times": 3}
-    made = {"date": "2026-11-29", "python": "3.11", "torch": "2.13", "transformers": "5.3", "outcomes": [outcome]}
+    part = {"date": "2026-11-29", "git_commit": "abcdef0123", "python": "3.11", "torch": "2.13", "transformers": "5.3"}
+    made = {"test_disks": part | {"outcomes": [outcome]}}
     files.write_json(tmp_path / "robustness.json", made)
-    assert "| disks | a full one | 3 | said |" in pages.robustness_block()
+    assert "| disks | a full one | said | 3 |" in pages.robustness_block()
+    assert "- On 2026-11-29, of commit abcdef0: Python 3.11" in pages.robustness_block()
 
 
 def test_every_claim_is_named_once():

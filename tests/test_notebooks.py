@@ -115,6 +115,7 @@ def test_a_notebook_has_the_cells_of_its_source_and_the_outputs_of_a_build(sourc
 @pytest.fixture
 def showing(tmp_path, monkeypatch):
     """Build a notebook whose one output is a note; what is said of it."""
+    monkeypatch.setattr(notebooks, "provenance", lambda: {"git_dirty": False})
     monkeypatch.setattr(notebooks, "NOTEBOOKS", tmp_path)
     (tmp_path / "08_new.py").write_text(SOURCE, encoding="utf-8")
 
@@ -136,6 +137,13 @@ def test_a_notebook_that_shows_other_words_than_before_is_an_error_where_that_is
     showing("scored by NLTK")
     with pytest.raises(SystemExit, match="other words than the code gives now: 08_new; they are built anew"):
         showing("scored by the course's metrics", "--unchanged")
+
+
+def test_no_notebook_is_built_from_code_that_is_not_committed(showing, monkeypatch):
+    monkeypatch.setattr(notebooks, "provenance", lambda: {"git_dirty": True})
+    with pytest.raises(SystemExit, match=r"something in code/ or data/ is not: commit it first"):
+        showing("scored by NLTK")
+    assert not list(notebooks.NOTEBOOKS.glob("*.ipynb"))
 
 
 def test_a_copy_under_another_name_needs_no_build(built, monkeypatch):

@@ -31,6 +31,7 @@ from nbclient.exceptions import CellExecutionError
 import files
 from files import write_atomically
 from publish import result_files
+from runs.records import provenance
 
 REPOSITORY, REVISION = "OWNER/lora-reproduced", "main"  # on GitHub; what Colab opens and clones
 NOTEBOOKS = files.ROOT / "notebooks"
@@ -211,7 +212,14 @@ def chosen(words: list[str]) -> list[Path]:
 
 
 def build_all(sources: list[Path], unchanged: bool = False) -> None:
-    """Build each. Raises RuntimeError where a cell fails; with `unchanged`, ValueError if one shows other words."""
+    """Build each. Raises RuntimeError where a cell fails; with `unchanged`, ValueError if one shows other words.
+
+    ValueError also where code is not committed: the runs of a notebook would say so, and would say it for ever.
+    """
+    if provenance()["git_dirty"]:
+        raise ValueError(
+            "notebooks show runs of committed code, and something in code/ or data/ is not: commit it first"
+        )
     changed = []
     for source in sources:
         print(f"{source.stem} ...", flush=True)

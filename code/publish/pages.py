@@ -230,12 +230,17 @@ def robustness_block() -> str:
     """What was done to the project on purpose, how often, and what came of it."""
     path = files.RESULTS / "robustness.json"
     try:
-        run = read_json(path)
+        parts = [part for name, part in read_json(path).items() if name != "digest"]
     except FileNotFoundError:
         return "Not yet: `make break`."
-    sheet = pd.DataFrame(run["outcomes"])[["kind", "fault", "times", "outcome"]].astype(str)
-    made = f"On {run['date']}: Python {run['python']}, torch {run['torch']}, transformers {run['transformers']}."
-    return f"{markdown(sheet, numbers=['times'])}\n\n{made}"
+    outcomes = sorted(tuple(map(str, outcome.values())) for part in parts for outcome in part["outcomes"])
+    sheet = pd.DataFrame(outcomes, columns=["kind", "fault", "outcome", "times"])
+    keys = ("date", "git_commit", "python", "torch", "transformers")
+    made = sorted({tuple(part[key] for key in keys) for part in parts})
+    notes = [
+        f"On {day}, of commit {commit[:7]}: Python {p}, torch {t}, transformers {h}." for day, commit, p, t, h in made
+    ]
+    return "\n\n".join([markdown(sheet, numbers=["times"]), "\n".join(f"- {note}" for note in notes)])
 
 
 COSTS = {"costs": costs_block, "efficiency": efficiency_block, "table1": table1_block, "speed": speed_block}
