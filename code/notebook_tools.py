@@ -7,7 +7,8 @@
     work.figure("parameters")
 
 `show_recorded("cpu")` shows all that is recorded at a scale, `show_claims("cpu")` what follows from it, and
-`show_subspaces("smollm2-135m")` what its adapters share. Every number comes from a record, through the same summary as
+`show_subspaces("smollm2-135m")` what its adapters share. `conclude("cpu", "real-matches")` ends a notebook with what
+the records say of a claim. Every number comes from a record, through the same summary as
 the files in `results/` (`summary.py`), and nothing is written there but records and predictions.
 """
 
@@ -24,6 +25,7 @@ from tqdm.auto import tqdm
 
 from analysis import subspace_records
 from analysis.claims import CLAIMS, judged
+from analysis.comparisons import Finding
 from analysis.quantities import printed, quantities
 from analysis.summary import cells, parsed
 from costs.estimate import estimate
@@ -168,9 +170,25 @@ def show_subspaces(base: str) -> None:
 
 def show_claims(scale: str) -> None:
     """Show the verdict on each claim of the paper and of this project at the scale, its evidence and its seeds."""
-    findings = judged(parsed(result_files.summary_text([rows for *_, rows in result_files.recorded()])))
+    findings = _findings()
     rows = [(claim.says, claim.source, *astuple(findings[claim.name, scale])) for claim in CLAIMS]
     _display(pd.DataFrame(rows, columns=["claim", "source", f"here, at {scale}", "evidence", "n"]))
+
+
+def conclude(scale: str, *names: str) -> None:
+    """Show what the records say of the claims of these names, a sentence and a verdict each; KeyError for no claim."""
+    findings, says = _findings(), {claim.name: claim.says for claim in CLAIMS}
+    lines = []
+    for name in names:
+        finding = findings[name, scale]
+        seeds = f"; {finding.n} seed{'s' * (finding.n > 1)}" if finding.n else ""
+        evidence = f" ({finding.evidence}{seeds})" if finding.evidence else ""
+        lines.append(f"- {says[name]} **{finding.verdict.capitalize()}** at `{scale}`{evidence}.")
+    display(Markdown("\n".join(lines)))
+
+
+def _findings() -> dict[tuple[str, str], Finding]:
+    return judged(parsed(result_files.summary_text([rows for *_, rows in result_files.recorded()])))
 
 
 def _show(rows: pd.DataFrame, table: str, scale: str) -> None:

@@ -1,7 +1,11 @@
-"""A frozen base in int8: near what it was, smaller, trained beside as before, and plain again before it is merged."""
+"""A frozen base in int8: near what it was, smaller, trained beside as before, and plain again before it is merged.
+
+The slow ones install torchao into a folder of their own: in the environment, every process would import it.
+"""
 
 from __future__ import annotations
 
+import subprocess
 import sys
 
 import pytest
@@ -11,13 +15,28 @@ from torch import nn
 from families import layers
 from lora import lora_layers, merge_lora, remove_lora
 from test_precision import adapted, distance, in_bfloat16, loss_and_gradients
-from tiny_models import logits, tiny
-from training.int8 import as_numbers, hold_in_int8
+from tiny_models import logits
+from training.int8 import TORCHAO, as_numbers, hold_in_int8
 from training.optimizer import first_not_finite
 from training.precision import keep_frozen_in_bfloat16
 from training.quick_layers import use_quick_layers
 
 FAMILIES = ("llama", "bert")
+
+
+@pytest.fixture(scope="module")
+def torchao(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("torchao")
+    install = ["pip", "install", "--quiet", "--no-deps", "--target", str(folder), TORCHAO]
+    subprocess.run([sys.executable, "-m", *install], check=True)
+    sys.path.append(str(folder))
+    yield
+    sys.path.remove(str(folder))
+
+
+def in_int8(test):
+    """Mark a test that needs torchao."""
+    return pytest.mark.slow(pytest.mark.usefixtures("torchao")(test))
 
 
 def matrices(model: nn.Module) -> dict[str, torch.Tensor]:
@@ -29,6 +48,7 @@ def matrices(model: nn.Module) -> dict[str, torch.Tensor]:
     }
 
 
+@in_int8
 @pytest.mark.parametrize("family", FAMILIES)
 def test_every_number_of_a_frozen_matrix_is_within_half_a_step_of_its_rows_127th(family):
     model, _ = adapted(family=family)
@@ -53,6 +73,7 @@ def results(family: str, precision: str, plain: bool) -> dict[str, torch.Tensor]
     return loss_and_gradients(model, chosen)
 
 
+@in_int8
 @pytest.mark.parametrize("family", FAMILIES)
 def test_loss_and_gradients_are_those_of_the_rounded_matrices(family):
     exact = results(family, "float32", plain=True)
@@ -61,6 +82,7 @@ def test_loss_and_gradients_are_those_of_the_rounded_matrices(family):
     assert distance(results(family, "bfloat16", plain=False), exact) < 1.5 * usual
 
 
+@in_int8
 def test_a_model_in_int8_and_bfloat16_with_quick_layers_answers_as_without():
     model, chosen = adapted(family="llama")
     expected = in_bfloat16(model.eval(), chosen)
@@ -71,6 +93,7 @@ def test_a_model_in_int8_and_bfloat16_with_quick_layers_answers_as_without():
     assert (in_bfloat16(model, chosen) - expected).norm() < 0.05 * expected.norm()
 
 
+@in_int8
 def test_a_matrix_takes_a_byte_for_each_number_and_a_scale_for_each_row():
     model, _ = adapted(family="llama")
     hold_in_int8(model)
@@ -78,6 +101,7 @@ def test_a_matrix_takes_a_byte_for_each_number_and_a_scale_for_each_row():
     assert weight.qdata.dtype == torch.int8 and weight.scale.shape == (len(weight), 1)
 
 
+@in_int8
 def test_what_is_not_finite_beside_matrices_in_int8_is_named():
     model, _ = adapted(family="llama")
     hold_in_int8(model)
@@ -88,6 +112,7 @@ def test_what_is_not_finite_beside_matrices_in_int8_is_named():
     assert first_not_finite(parameters) == name
 
 
+@in_int8
 def test_plain_again_it_is_merged_as_any_other():
     model, _ = adapted(family="llama")
     hold_in_int8(model)
@@ -108,4 +133,4 @@ def test_a_model_without_frozen_linear_layers_is_refused(method, family):
 def test_without_torchao_the_error_says_what_to_install(monkeypatch):
     monkeypatch.setitem(sys.modules, "torchao.quantization", None)
     with pytest.raises(ImportError, match='int8_base needs torchao, which is not installed: pip install "torchao>='):
-        hold_in_int8(tiny("llama"))
+        hold_in_int8(adapted(family="llama")[0])

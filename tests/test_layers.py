@@ -20,7 +20,7 @@ HOUSE = (
     "runs costs | analysis | publish | reproduce train benchmark make colab notebook_tools"
 )
 PLACE = {room: place for place, rooms in enumerate(HOUSE.split("|")) for room in rooms.split()}
-OPTIONAL = {"torchao", "ray", "google"}  # the first two are asked for by name where needed, the third is part of Colab
+OPTIONAL = {"torchao", "ray", "google"}  # the first two are asked for where they are needed, the third is Colab
 DISTRIBUTIONS = {"sklearn": "scikit-learn", "IPython": "ipython", "pyter": "pyter3"}  # by the name that is imported
 MOST_LINES = {"lora.py": 200}  # to be read in one sitting
 LINES = 300  # of every other module

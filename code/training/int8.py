@@ -16,20 +16,14 @@ from torch import nn
 
 from families import layers
 
+TORCHAO = "torchao>=0.18,<0.19"  # no requirement: where it is installed, transformers imports it at every start
+
 
 def hold_in_int8(model: nn.Module) -> None:
     """Round the frozen matrices of all layers to int8, in place; embeddings and heads stay as they are.
 
-    ImportError without torchao; ValueError if no layer has a frozen nn.Linear (GPT-2 has matrices of another class).
+    ValueError if no layer has a frozen nn.Linear (GPT-2 has matrices of another class); ImportError without torchao.
     """
-    for name in ("torchao", "torch.utils._pytree"):  # torchao tells of kernels for GPUs that it does not find
-        logging.getLogger(name).setLevel(logging.ERROR)
-    try:
-        from torchao.quantization import Int8WeightOnlyConfig, quantize_
-    except ImportError as error:
-        raise ImportError(
-            'int8_base needs torchao, which is not installed: pip install "torchao>=0.18,<0.19"'
-        ) from error
     linear = [module for layer in layers(model) for module in layer.modules() if isinstance(module, nn.Linear)]
     frozen = [module for module in linear if not module.weight.requires_grad]
     if not frozen:
@@ -37,6 +31,12 @@ def hold_in_int8(model: nn.Module) -> None:
             f"int8_base needs frozen matrices of class nn.Linear, found none in {type(model).__name__}: leave it out "
             "of full fine-tuning and of GPT-2"
         )
+    for name in ("torchao", "torch.utils._pytree"):  # torchao tells of kernels for GPUs that it does not find
+        logging.getLogger(name).setLevel(logging.ERROR)
+    try:
+        from torchao.quantization import Int8WeightOnlyConfig, quantize_
+    except ImportError as error:
+        raise ImportError(f'int8_base needs torchao, which is not installed: pip install "{TORCHAO}"') from error
     for module in frozen:
         quantize_(module, Int8WeightOnlyConfig())
 
