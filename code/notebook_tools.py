@@ -16,6 +16,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import astuple, dataclass
+from io import BytesIO
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -30,16 +31,19 @@ from analysis.quantities import printed, quantities
 from analysis.summary import cells, parsed
 from costs.estimate import estimate
 from experiments.catalogue import select
+from models import load_tokenizer
 from publish import result_files, subspace_sheets
 from publish.figure_data import KINDS, figure_data
 from publish.figures import draw_text
 from publish.labels import TITLES
 from publish.sheets import parts, sheets, wide
 from publish.tables import notes
+from publish.token_picture import token_picture
 from runs import records
 from runs.execute import do
 from runs.run import Run
 from runs.sweep import in_order
+from tasks.e2e.data import Example
 
 WHOLE = ("display.max_rows", None, "display.max_columns", None, "display.max_colwidth", None)
 COSTS = "Cost of a run"  # a sheet left out at `quick`, where a run ends before a machine has warmed up
@@ -166,6 +170,13 @@ def show_subspaces(base: str) -> None:
     display(Markdown("\n".join(f"- {note}" for note in subspace_sheets.notes(measured))))
     for kind in (name for name, kind in KINDS.items() if "subspaces" in kind.tables):
         _figure(kind, "subspaces", measured["scale"])
+
+
+def show_tokens(example: Example, base: str) -> None:
+    """Show a row of E2E as a base model's tokens: which are read, and which carry the loss."""
+    buffer = BytesIO()
+    token_picture(example, load_tokenizer(base)).savefig(buffer, format="png")
+    display(Image(data=buffer.getvalue()))
 
 
 def show_claims(scale: str) -> None:
