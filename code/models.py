@@ -247,6 +247,8 @@ def load_model(
         del model.config.quantization_config
     if lacking := sorted(set(report["missing_keys"]) - head_parameters(model).keys()):
         raise ValueError(f"{name}: expected all weights but a head's in {place}, found none of {lacking[:3]}")
+    # What is saved of it names its base by this, and no folder of the machine.
+    model.name_or_path = model.config._name_or_path = entry.source if entry.place == "hub" else name
     if head_dropout is not None:
         model.dropout.p = head_dropout
     if not head:

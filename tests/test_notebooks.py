@@ -105,7 +105,7 @@ def test_a_notebook_has_the_cells_of_its_source_and_the_outputs_of_a_build(sourc
     found = notebooks.difference(source)
     if source.stem in (
         *notebooks.SHOWS_RECORDS,
-        *notebooks.SHOWS_TABLE,
+        *notebooks.SHOWS_TABLES,
     ):  # whether it shows today's records, `make check` says
         assert found is None or found.endswith("or made from other records")
     else:
@@ -216,7 +216,7 @@ def test_an_edit_by_hand_of_either_file_is_red(built, suffix, old, new, message)
 
 @pytest.mark.parametrize(
     ("shows", "what", "text"),
-    [("SHOWS_RECORDS", ("08_new",), "summary.csv"), ("SHOWS_TABLE", {"08_new": "table3"}, "tables/table3-cpu.md")],
+    [("SHOWS_RECORDS", ("08_new",), "summary.csv"), ("SHOWS_TABLES", {"08_new": ("table3",)}, "tables/table3-cpu.md")],
 )
 def test_a_notebook_that_shows_records_is_red_when_they_change(built, monkeypatch, shows, what, text):
     monkeypatch.setattr(notebooks, shows, what)

@@ -89,7 +89,7 @@ def test_a_run_that_dies_is_tried_once_more_then_marked_and_the_rest_goes_on(tal
                 killed.append(worker.pid)
         time.sleep(0.2)
     assert process.returncode == 1 and len(killed) == 2, place.output()
-    assert "to continue: " in place.output()
+    assert "2 times; see " in place.output() and "the same command tries it anew" in place.output()
     assert finished(place) == [each for each in all_of_them() if each != (f"table2/minilm/{ROWS[0]}", 1)]
     assert [note["status"] for note in place.notes()] == ["failed"]
     assert place.do(*SWEEP) == 0 and finished(place) == all_of_them()
