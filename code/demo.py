@@ -25,7 +25,7 @@ from runs.execute import do
 from runs.records import read_records
 from runs.run import Run, RunTaken
 from serving.adapters import AdapterBank
-from serving.answers import BASE, SENTENCE_LENGTH, Answers, classify, write
+from serving.answers import BASE, SENTENCE_LENGTH, VALUE_LENGTH, Answers, classify, write
 from tasks.catalogue import TASKS, Task
 from tasks.e2e.data import load_builtin
 from tasks.e2e.generator import VALUES
@@ -56,7 +56,7 @@ STYLE = """
 .answers { display: grid; grid-template-columns: repeat(auto-fit, minmax(15rem, 1fr)); gap: 0.75rem; }
 .answer { border: 1px solid var(--border-color-primary); border-radius: 0.5rem; padding: 0.75rem 1rem; }
 .answer h4 { margin: 0 0 0.25rem; } .answer p { margin: 0.25rem 0; } .answer .said { font-size: 1.1rem; }
-.answer .small, .batch { color: var(--body-text-color-subdued); }
+.answer .small, .batch { opacity: 0.75; }
 """
 
 
@@ -88,8 +88,7 @@ def serve(experiments: tuple[str, ...]) -> Served:
 def _label(run: Run) -> str:
     settings = run.experiment.settings
     task = TASKS[settings.task]
-    rows = settings.train_rows or task.trained_rows
-    return f"{task.title}, r={settings.rank} on {' and '.join(settings.targets)}, {rows:,} rows"
+    return f"{task.title}, r={settings.rank}, {settings.train_rows or task.trained_rows:,} rows"
 
 
 def cards(answers: Answers) -> str:
@@ -114,9 +113,8 @@ def page(writer: Served, classifier: Served) -> gradio.Blocks:
     """The page, not started; it opens with an example and its answers."""
     import gradio  # `make demo` installs it
 
-    def write_shown(names: list[str], *values: str | None) -> str:
-        slots = {slot: value or "" for slot, value in zip(SLOTS, values, strict=True)}
-        return cards(write(writer.bank, writer.tokenizer, slots, names))
+    def write_shown(names: list[str], *values: str) -> str:
+        return cards(write(writer.bank, writer.tokenizer, dict(zip(SLOTS, values, strict=True)), names))
 
     def classify_shown(names: list[str], *sentences: str) -> str:
         return cards(classify(classifier.bank, classifier.tokenizer, classifier.tasks, sentences, names))
@@ -146,12 +144,14 @@ def page(writer: Served, classifier: Served) -> gradio.Blocks:
             with gradio.Column(scale=2):
                 with gradio.Row():
                     slots = [
-                        gradio.Dropdown(
-                            VALUES[slot], label=slot, value=restaurants[0].get(slot, ""), allow_custom_value=True
+                        gradio.Textbox(
+                            restaurants[0].get(slot, ""), label=slot, placeholder=f"{VALUES[slot][0]}, ...",
+                            max_length=VALUE_LENGTH, max_lines=1, min_width=200,
                         )
                         for slot in SLOTS
-                    ]
-                gradio.Examples([[row.get(slot, "") for slot in SLOTS] for row in restaurants], slots)
+                    ]  # fmt: skip
+                rows = [[row.get(slot, "") for slot in SLOTS] for row in restaurants]
+                gradio.Examples(rows, slots, example_labels=[row["name"] for row in restaurants])
             with gradio.Column(scale=3):
                 answers_of("Write", write_shown, [BASE, *writer.bank.names], slots)
         with gradio.Tab("Classify sentences"), gradio.Row():
@@ -160,14 +160,15 @@ def page(writer: Served, classifier: Served) -> gradio.Blocks:
                     gradio.Textbox(pairs[0][place], label=label, max_length=SENTENCE_LENGTH, lines=2)
                     for place, label in enumerate(("a sentence", "another one, which is compared with it"))
                 ]
-                gradio.Examples([*pairs, *reviews], sentences)
+                labels = ["a pair", "another pair", "a review", "another review"]
+                gradio.Examples([*pairs, *reviews], sentences, example_labels=labels)
             with gradio.Column(scale=3):
                 answers_of("Classify", classify_shown, classifier.bank.names, sentences)
     return blocks.queue(max_size=WAITING)
 
 
 def main() -> None:
-    os.environ |= {"GRADIO_ANALYTICS_ENABLED": "False", "HF_HUB_OFFLINE": "1"}  # read when Gradio is imported
+    os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"  # read when Gradio is imported
     try:
         import gradio
     except ImportError:
@@ -177,7 +178,9 @@ def main() -> None:
     except (ValueError, OSError, FloatingPointError, RunTaken) as error:
         sys.exit(f"error: {error}")
     theme = gradio.themes.Default(**FONTS)
-    blocks.launch(server_name="127.0.0.1", share=False, ssr_mode=False, theme=theme, css=STYLE, footer_links=[])
+    blocks.launch(
+        server_name="127.0.0.1", share=False, ssr_mode=False, run_history=False, footer_links=[], theme=theme, css=STYLE
+    )
 
 
 if __name__ == "__main__":
