@@ -70,7 +70,7 @@ pd.DataFrame(
 # ## What a task adds, by arithmetic
 #
 # LoRA with rank 4 on query and value, on models without weights. Four bytes a number. Expect GPT-2 small to need 0.6 MB
-# beside 498 MB, and the share to fall as models grow.
+# beside 498 MB, and the share to fall from one GPT-2 to the next.
 
 # %%
 from lora import LoRAConfig, add_lora, count_parameters
@@ -157,7 +157,7 @@ with torch.no_grad(), bank.rows(names[:3]):
     mixed = bank.model(batch).logits
 
 # %%
-print("base    ", "to the last bit:", torch.equal(mixed[0], load_model(BASE).eval()(batch).logits[0]))
+print("base: to the last bit:", torch.equal(mixed[0], load_model(BASE).eval()(batch).logits[0]))
 for place, name in enumerate(names[1:3], start=1):
     merged = load_model(BASE).eval()
     load_lora(merged, folders[name])
@@ -165,7 +165,7 @@ for place, name in enumerate(names[1:3], start=1):
     remove_lora(merged)  # the plain architecture again: nothing is left that could take time
     with torch.no_grad():
         alone = merged(batch).logits[place]
-    print(name, "merged: but for rounding:", torch.allclose(mixed[place], alone, atol=1e-3))
+    print(f"{name}, merged: but for rounding:", torch.allclose(mixed[place], alone, atol=1e-3))
 
 # %% [markdown]
 # ## Tasks come and go
@@ -182,7 +182,7 @@ try:
 except ValueError as error:
     print(error)
 bank.add(tasks[0].name, runs[0].adapter)
-print("left:", bank.names)
+print("there again:", bank.names)
 
 # %% [markdown]
 # `make demo` puts such a batch on a web page: type an input, choose adapters, read their answers side by side.
