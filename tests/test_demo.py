@@ -185,4 +185,9 @@ def test_a_request_that_finds_the_queue_full_is_refused_and_the_page_answers_aft
 @pytest.mark.slow
 def test_the_server_has_asked_for_no_address_beyond_this_machine(address, watched):
     urllib.request.urlopen(address).read()
-    assert not (watched / "seen.txt").exists(), (watched / "seen.txt").read_text()
+    seen = watched / "seen.txt"
+    assert not seen.exists(), seen.read_text()
+    control = "import socket, contextlib\nwith contextlib.suppress(OSError): socket.getaddrinfo('nowhere.invalid', 80)"
+    watching = os.environ | {"PYTHONPATH": str(watched), "WATCHED": str(watched / "control.txt")}
+    subprocess.run([sys.executable, "-c", control], env=watching, check=True)
+    assert "nowhere.invalid" in (watched / "control.txt").read_text()
