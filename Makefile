@@ -46,8 +46,8 @@ lint: .venv/.installed-tests  ## ruff: rules and formatting
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
 
-parity: .venv/.installed-tests  ## adapters against AdapterHub's, in an environment of their own (downloaded once)
-	$(BIN)/python -m pytest -m slow tests/test_adapters_parity.py
+parity: .venv/.installed-tests  ## beside packages that cannot be installed beside ours: AdapterHub, torchao
+	$(BIN)/python -m pytest -m slow tests/test_adapters_parity.py tests/test_int8.py
 
 break: .venv/.installed-tests  ## real runs killed, stopped, starved and fed rubbish: an hour or two, for results/robustness.json
 	$(BIN)/python -m pytest -m slow tests/breaking --tally results/robustness.json

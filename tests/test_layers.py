@@ -20,7 +20,7 @@ HOUSE = (
     "runs costs | analysis | publish | reproduce train benchmark demo make colab notebook_tools"
 )
 PLACE = {room: place for place, rooms in enumerate(HOUSE.split("|")) for room in rooms.split()}
-OPTIONAL = {"ray", "google", "gradio"}  # what needs the first and the last says how to install them; google is Colab
+OPTIONAL = {"torchao", "ray", "gradio", "google"}  # asked for where they are needed; the last is Colab
 DISTRIBUTIONS = {"sklearn": "scikit-learn", "IPython": "ipython", "pyter": "pyter3"}  # by the name that is imported
 MOST_LINES = {"lora.py": 200}  # to be read in one sitting
 LINES = 300  # of every other module

@@ -78,6 +78,7 @@ class Settings:
     max_grad_norm: float = 0.0  # 0: no clipping
     decay: str = "all"  # every parameter has weight decay; or "matrices": neither biases nor LayerNorms
     precision: str = "float32"  # "tf32": with a GPU's TF32 products; "bfloat16": autocast; "auto": where it is fast
+    int8_base: bool = False  # the frozen matrices in int8, by torchao
     gradient_checkpointing: bool | None = False  # recompute the forward pass; None: if a GPU's memory asks for it
     train_rows: int | None = None  # None: all; else the first of a fixed shuffle
     keep: str = "best-epoch"  # or "last"; a GLUE record has every epoch's scores

@@ -31,6 +31,7 @@ from models import architecture, load_model, load_tokenizer
 from runs import e2e, glue, records
 from runs.run import Run, first_process, run_lock
 from tasks.catalogue import TASKS
+from training.int8 import as_numbers, hold_in_int8
 from training.memory import recomputes
 from training.precision import keep_frozen_in_bfloat16, set_products, uses_bfloat16
 from training.quick_layers import use_quick_layers
@@ -200,12 +201,15 @@ def measure(
     trained, head, total = count_trained(model)
     measured["parameters"] = {"trainable": trained, "head": head, "total": total}
 
+    if settings.int8_base and trains(settings):
+        hold_in_int8(model)
     if uses_bfloat16(settings):
         keep_frozen_in_bfloat16(model)
     if device.type == "cpu":
         use_quick_layers(model)
 
     def keep_adapter(trained_model: nn.Module) -> None:
+        as_numbers(trained_model)
         if settings.new_tokens or not settings.train_head:
             return  # what it learnt belongs to weights that are drawn anew in every run
         if trained < total - head or keep_whole:

@@ -6,6 +6,7 @@ import random
 import signal
 import subprocess
 import time
+from contextlib import suppress
 
 import psutil
 import pytest
@@ -51,9 +52,11 @@ def test_a_sweep_that_is_killed_goes_on_when_it_is_started_again(with_workers, t
                 continue
             except subprocess.TimeoutExpired:
                 process.send_signal(signal.SIGSTOP)  # so that it starts no other worker meanwhile
-            workers += workers_of(process)
-            for worker in workers if with_workers else ():
-                worker.kill()
+            working = workers_of(process)
+            workers += working
+            for worker in working if with_workers else ():
+                with suppress(psutil.NoSuchProcess):  # it ended in this moment
+                    worker.kill()
             process.kill()
             process.wait()
             here += 1
