@@ -7,7 +7,7 @@ REPRODUCE := HF_HUB_OFFLINE=1 $(BIN)/python code/reproduce.py
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help quick reproduce summary documents notebooks check test lint parity break benchmark clean
+.PHONY: help quick reproduce demo summary documents notebooks check test lint parity break benchmark clean
 
 help:  ## show this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "make %-10s %s\n", $$1, $$2}' Makefile
@@ -20,6 +20,9 @@ quick: .venv/.installed  ## Tables 3 and 2 at quick scale: train, decode, score,
 	$(REPRODUCE) table table2 --scale quick --rows sentiment-builtin/full sentiment-builtin/lora-r8 paraphrase-builtin/full paraphrase-builtin/lora-r8
 
 reproduce: quick  ## another name of it
+
+demo: .venv/.installed-demo  ## a web page on this machine: many adapters beside one model, in one batch
+	HF_HUB_OFFLINE=1 $(BIN)/python code/demo.py
 
 summary: .venv/.installed  ## tables, figures and the blocks of pages, made anew from the records
 	$(BIN)/python code/make.py summary
@@ -65,4 +68,8 @@ clean:  ## remove .venv and what tools cached; results, checkpoints and data sta
 
 .venv/.installed-tests: .venv/.installed tests/requirements.txt
 	$(PIP) -r tests/requirements.txt
+	@touch $@
+
+.venv/.installed-demo: .venv/.installed requirements-demo.txt
+	$(PIP) -r requirements-demo.txt
 	@touch $@
