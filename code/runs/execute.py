@@ -27,7 +27,7 @@ from families import family_of, head_parameters
 from methods.catalogue import apply_method, count_trained, trains
 from methods.released_adapters import load_released_adapter, released_file
 from methods.saved import load_adapter, save_adapter
-from models import architecture, load_model, load_tokenizer
+from models import architecture, base_revision, load_model, load_tokenizer
 from runs import e2e, glue, records
 from runs.run import Run, first_process, run_lock
 from tasks.catalogue import TASKS
@@ -181,6 +181,7 @@ def measure(
     device = torch.device(f"cuda:{os.environ.get('LOCAL_RANK', 0)}" if torch.cuda.is_available() else "cpu")
     measured = {
         "base_fingerprint": base_fingerprint(model, head_parameters(model)),
+        "base_revision": base_revision(settings.model),
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",
         "threads": torch.get_num_threads(),
         "bfloat16": uses_bfloat16(settings),  # "auto" is decided by the machine
