@@ -12,6 +12,7 @@ import transformers
 
 import files
 from adapter_files import load_lora, save_lora
+from analysis.quantities import quantities
 from experiments.catalogue import find
 from experiments.glue import GLUE, LORA
 from experiments.settings import Job
@@ -199,7 +200,7 @@ def test_training_loss_of_an_epoch_is_the_mean_of_its_logs_by_their_share():
 # which epoch is reported
 
 
-def reported(monkeypatch, folder, held_out, validation, evaluate="test"):
+def reported(monkeypatch, folder, held_out, validation, **changes):
     """The record of a run whose accuracies are made up: one number an epoch for each of the two splits."""
     made_up = {HELD_OUT: held_out, "validation": validation}
     examples = [glue_data.Example((str(i),), i % 2) for i in range(100)]
@@ -218,19 +219,21 @@ def reported(monkeypatch, folder, held_out, validation, evaluate="test"):
         return [row["label"] if i < right else 1 - row["label"] for i, row in enumerate(rows)], 1.0
 
     def fake_train(model, rows, job, loss, validate, best, collate, schedule):
+        trained_on.append(len(rows))
         for model.epoch in range(1, len(held_out) + 1):
             chosen_by.append(validate(model, model.epoch)[best[0]])
         return TrainingResult(0, 0.0, 0, 0.0, 0, [])
 
-    chosen_by = []
+    chosen_by, trained_on = [], []
     monkeypatch.setattr(glue_data, "load_glue", load)
     monkeypatch.setattr(glue_data, "encode", fake_encode)
     monkeypatch.setattr(glue_run, "classify", fake_classify)
     monkeypatch.setattr(glue_run, "train", fake_train)
-    settings = replace(FULL, task="sst2", epochs=len(held_out), evaluate=evaluate)
+    settings = replace(FULL, task="sst2", epochs=len(held_out), **changes)
     tokenizer = type("Tokenizer", (), {"pad_token_id": 0})()
     model = torch.nn.Linear(1, 1)
     record, _ = glue_run.train_and_score(model, tokenizer, Job(settings, 0, folder), lambda _: None)
+    assert trained_on == [record["rows"]["train"]]
     return record, chosen_by, set(asked)
 
 
@@ -263,6 +266,32 @@ def test_a_run_that_chooses_settings_never_opens_the_reported_split(tmp_path, mo
     assert record["selection_score"] == 0.9
     assert "scores" not in record and "honest_scores" not in record
     assert set(record["epochs"][0]) == {"epoch", "training_loss", HELD_OUT}
+
+
+@pytest.mark.parametrize(("hold_out", "rows"), [(True, {"train": 90, HELD_OUT: 10}), (False, {"train": 100})])
+def test_the_official_code_trains_on_all_rows_and_has_the_papers_figure_alone(hold_out, rows, tmp_path, monkeypatch):
+    record, chosen_by, _ = reported(monkeypatch, tmp_path, (0.9, 0.7), (0.6, 0.95), hold_out=hold_out)
+    assert record["rows"] == rows | {"validation": 100}
+    assert record["selected_epoch"]["reported"] == 2 and chosen_by == [0.6, 0.95]
+    assert record["scores"]["accuracy"] == 0.95
+    assert ("honest_scores" in record) == (HELD_OUT in record["epochs"][0]) == hold_out
+    assert set(record["data_fingerprint"]) == set(record["rows"])
+    rules = {q.rule for q in quantities(replace(FULL, hold_out=hold_out))}
+    assert rules == {"paper", "cost"} | ({"held-out"} if hold_out else set())
+
+
+@pytest.mark.parametrize(
+    ("changes", "match"),
+    [
+        ({"evaluate": "selection"}, 'evaluate="selection" scores the rows that are held out'),
+        ({"method": "adaptive-lora", "rank_budget": 4, "schedule_every": 5, "alpha": 4.0, "targets": ("query",)},
+         "adaptive-lora changes its ranks by rows that are held out"),
+    ],
+)  # fmt: skip
+def test_what_needs_held_out_rows_is_refused_without_them(changes, match):
+    apply_method(tiny("minilm"), replace(FULL, **changes))
+    with pytest.raises(ValueError, match=match):
+        apply_method(tiny("minilm"), replace(FULL, **changes, hold_out=False))
 
 
 # what another task's adapter gives
