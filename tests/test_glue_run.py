@@ -11,7 +11,7 @@ import torch
 import transformers
 
 import files
-from adapter_files import load_lora, save_lora
+from adapter_files import base_parameters, load_lora, save_lora
 from analysis.quantities import quantities
 from experiments.catalogue import find
 from experiments.glue import GLUE, LORA
@@ -300,7 +300,7 @@ def test_what_needs_held_out_rows_is_refused_without_them(changes, match):
 @pytest.fixture
 def mnli_adapter(tmp_path, monkeypatch):
     """An adapter of three outputs for a tiny model, every number of it moved; and the model that starts from it."""
-    monkeypatch.setattr(execute, "load_model", tiny)
+    monkeypatch.setattr(execute, "load_model", None)  # to call it would fail: there is no second copy of the base
 
     def build(name):
         settings = replace(PAIRS, model=name, start_from="table2/minilm/mnli/lora-r8")
@@ -342,7 +342,7 @@ def trainable(model):
 def test_another_method_that_starts_from_mnli_carries_all_that_it_trained_but_the_fresh_head_over(
     method, name, tmp_path, monkeypatch
 ):
-    monkeypatch.setattr(execute, "load_model", tiny)
+    monkeypatch.setattr(execute, "load_model", None)
     own = {"bottleneck": 4} if method.startswith("adapter") else {}
     settings = replace(FULL, model=name, method=method, **own, start_from=f"table2/minilm/mnli/{method}")
     trained = prepared(settings, outputs=3)
@@ -358,6 +358,18 @@ def test_another_method_that_starts_from_mnli_carries_all_that_it_trained_but_th
     for n, value in values(model).items():
         assert torch.equal(value, source[n] if n in carried else before[n]), n
     assert trainable(model) == as_without_a_start
+
+
+@ENCODERS
+def test_a_start_is_read_into_the_memory_of_the_model_that_is_there(name, mnli_adapter, monkeypatch):
+    settings, _, model, folder = mnli_adapter(name)
+    places, read = {n: p.data_ptr() for n, p in base_parameters(model).items()}, []
+    monkeypatch.setattr(execute, "_load_start", lambda start, folder: read.append(start) or load_lora(start, folder))
+    execute._carry_over(model, settings, folder)
+    [start] = read
+    for n, p in base_parameters(start).items():
+        assert (p.data_ptr() == places[n]) == (n not in head_parameters(start)), n
+    assert {n: p.data_ptr() for n, p in base_parameters(model).items()} == places
 
 
 def test_a_start_whose_adapter_is_gone_says_what_to_do(mnli_adapter, tmp_path):

@@ -7,6 +7,7 @@ The command line, the notebooks and the sweeps call `do`.
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import os
 import shutil
@@ -20,7 +21,7 @@ import torch
 from torch import nn
 
 import files
-from adapter_files import base_fingerprint
+from adapter_files import base_fingerprint, base_parameters
 from experiments.catalogue import EXPERIMENTS, find
 from experiments.settings import Experiment, Job, Settings
 from families import family_of, head_parameters
@@ -253,12 +254,12 @@ def _load_start(model: nn.Module, folder: Path) -> None:
 
 
 def _carry_over(model: nn.Module, settings: Settings, folder: Path) -> None:
-    """Copy what the method learnt on MNLI into the model (section 5.2: MRPC, RTE, STS-B).
+    """Put what the method learnt on MNLI into the model (section 5.2: MRPC, RTE, STS-B).
 
     The head stays new, since it has other outputs: RoBERTa's whole head, but only DeBERTa's classifier, for
     the official code carries its pooler over. Raises ValueError where the model has no such parameters.
     """
-    start = load_model(settings.model, TASKS[find(settings.start_from).settings.task].outputs)
+    start = _with_body_of(model, TASKS[find(settings.start_from).settings.task].outputs)
     _load_start(start, folder)
     fresh = f"{family_of(model).head[-1]}."  # the classifier
     parameters = dict(model.named_parameters())
@@ -271,3 +272,16 @@ def _carry_over(model: nn.Module, settings: Settings, folder: Path) -> None:
     with torch.no_grad():
         for name, parameter in carried.items():
             parameters[name].copy_(parameter)
+
+
+def _with_body_of(model: nn.Module, outputs: int) -> nn.Module:
+    """A plain model with a head of so many outputs whose other weights are the model's own, in the same memory."""
+    config = copy.deepcopy(model.config)
+    config.num_labels = outputs
+    with torch.device("meta"):
+        plain = type(model)(config)
+    names, head = dict(plain.named_parameters()).keys(), head_parameters(plain)
+    weights = {name: p.detach() for name, p in base_parameters(model).items() if name in names and name not in head}
+    weights |= {name: torch.empty(p.shape) for name, p in head.items()}
+    plain.load_state_dict(weights, strict=False, assign=True)
+    return plain
