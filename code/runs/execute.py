@@ -32,7 +32,7 @@ from models import architecture, base_revision, load_model, load_tokenizer
 from runs import e2e, glue, records
 from runs.run import Run, first_process, run_lock
 from tasks.catalogue import TASKS
-from training.memory import recomputes
+from training.memory import keep_to_share, recomputes
 from training.precision import keep_frozen_in_bfloat16, set_products, uses_bfloat16
 from training.quick_layers import use_quick_layers
 from training.trainer import ShareDone, TrainingDiverged
@@ -176,6 +176,7 @@ def measure(
         )
     if trains(settings):
         _require_memory(settings)
+    keep_to_share()
     tf32 = set_products(settings)
     torch.manual_seed(job.seed)
     model = load_model(settings.model, task.outputs, settings.head_dropout, job.data_dir)
