@@ -174,11 +174,11 @@ def _location(name: str, data_dir: Path | None) -> tuple[str, dict[str, Any]]:
 def base_revision(name: str) -> str | None:
     """What was loaded, weights and tokenizer: the hub's commit, or the SHA-256 of a file that is not the hub's.
 
-    None where the hub's newest is asked for and none is in the hub's cache.
+    None for a name that is no base's, and where the hub's newest is asked for and none is in the hub's cache.
     """
-    entry = base(name)
-    if entry.place != "hub" or entry.revision:
-        return entry.revision or entry.sha256
+    entry = BASES.get(name)
+    if entry is None or entry.place != "hub" or entry.revision:
+        return entry and (entry.revision or entry.sha256)
     path = try_to_load_from_cache(entry.source, "config.json")  # .../snapshots/<commit>/config.json
     return Path(path).parent.name if isinstance(path, str) else None
 

@@ -360,6 +360,19 @@ def test_another_method_that_starts_from_mnli_carries_all_that_it_trained_but_th
     assert trainable(model) == as_without_a_start
 
 
+def test_a_start_with_frozen_positions_carries_its_pairs_too(tmp_path):
+    start = "table2/deberta-v2-xxlarge/mnli/lora-r16/official-code"
+    settings = replace(PAIRS, model="deberta-v2-xxlarge", frozen_positions=True, start_from=start)
+    trained, model = prepared(settings, outputs=3), prepared(settings)
+    pairs = {name: p for name, p in trained.named_parameters() if ".lora_" in name}
+    for parameter in pairs.values():
+        parameter.data += torch.randn(parameter.shape)
+    saved.save_adapter(trained, settings, tmp_path)
+    execute._carry_over(model, settings, tmp_path)
+    now = values(model)
+    assert all(torch.equal(now[name], parameter) for name, parameter in pairs.items())
+
+
 @ENCODERS
 def test_a_start_is_read_into_the_memory_of_the_model_that_is_there(name, mnli_adapter, monkeypatch):
     settings, _, model, folder = mnli_adapter(name)

@@ -85,7 +85,10 @@ print(json.dumps(fetched))
 
 
 def fill(folder):
-    """The files that the hub serves: GLUE's CoLA and RTE (the latter broken), and three tiny models."""
+    """The files that the hub serves: GLUE's CoLA and RTE (the latter broken), and tiny models, each as the real one is.
+
+    GPT-2: no prefix, and a mask `attn.bias`. RoBERTa: `position_ids` and a pooler. DeBERTa: a float16 `.bin` alone.
+    """
     torch.manual_seed(0)
     for file in (GLUE_FILE, "rte/validation-00000-of-00001.parquet"):
         path = folder / "datasets" / REPOSITORY / file
@@ -159,11 +162,25 @@ def visit(tmp_path_factory):
     return folder, json.loads(done.stdout.splitlines()[-1]), hub.asked, home / "cache"
 
 
+def served(folder, source):
+    """The name of the one file of weights that the hub has of a model, and its tensors."""
+    [file] = (folder / "models" / source).glob("*model*.[sb]*")
+    return file.name, torch.load(file) if file.suffix == ".bin" else load_file(file)
+
+
 def sum_of(folder, source, name):
     """The sum of a tensor in the file that the hub serves: which weights were loaded."""
-    [file] = (folder / "models" / source).glob("*model*.[sb]*")
-    state = torch.load(file) if file.suffix == ".bin" else load_file(file)
-    return pytest.approx(state[name].float().sum().item())
+    return pytest.approx(served(folder, source)[1][name].float().sum().item())
+
+
+def test_the_hub_serves_files_as_the_publishers_do(visit):
+    of_gpt2, of_roberta, of_deberta = (
+        served(visit[0], source) for source in ("openai-community/gpt2", "FacebookAI/roberta-base", XLARGE)
+    )
+    assert of_gpt2[0] == of_roberta[0] == "model.safetensors" and of_deberta[0] == "pytorch_model.bin"
+    assert "h.0.attn.bias" in of_gpt2[1] and not any(name.startswith("transformer.") for name in of_gpt2[1])
+    assert {"roberta.embeddings.position_ids", "roberta.pooler.dense.weight"} <= of_roberta[1].keys()
+    assert {tensor.dtype for tensor in of_deberta[1].values()} == {torch.float16}
 
 
 def test_glue_comes_from_the_hub_at_the_declared_commit(visit):
