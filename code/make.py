@@ -73,6 +73,12 @@ def make_card(arguments: argparse.Namespace) -> None:
     print(write_card())
 
 
+def make_adapters(arguments: argparse.Namespace) -> None:
+    from publish.shipped_adapters import SHIPPED, ship
+
+    print(*map(ship, SHIPPED), sep="\n")
+
+
 def make_base_model(arguments: argparse.Namespace) -> None:
     from training.pretrain_gpt2_mini import pretrain
 
@@ -112,6 +118,8 @@ def parser() -> argparse.ArgumentParser:
     command.set_defaults(call=make_costs)
     command = commands.add_parser("card", help="the card of gpt2-mini, from what its pre-training measured")
     command.set_defaults(call=make_card)
+    command = commands.add_parser("adapters", help="the adapters that come with the repository, from their runs")
+    command.set_defaults(call=make_adapters)
     command = commands.add_parser("base-model", help="pre-trains gpt2-mini; continues from its last checkpoint")
     command.add_argument("--corpus", type=Path, required=True, help="folder of *.txt or *.txt.gz files")
     command.add_argument("--steps", type=int, default=8000, help="batches of 16 x 256 tokens (default: 8000)")

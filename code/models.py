@@ -21,8 +21,8 @@ from typing import Any
 
 import torch
 import transformers
-from httpx import HTTPError
 from huggingface_hub import try_to_load_from_cache
+from huggingface_hub.errors import HTTPError
 from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils.logging import disable_progress_bar, enable_progress_bar, is_progress_bar_enabled
 

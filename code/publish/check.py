@@ -16,6 +16,7 @@ from publish.figure_data import digest, is_whole
 from publish.pages import PAGES, page
 from publish.report import stale
 from publish.result_files import damaged, pictures, present, result_texts
+from publish.shipped_adapters import stale as stale_adapters
 
 THE_END = "the end of the file"
 
@@ -26,7 +27,7 @@ def check() -> str:
     Pages, report and poster tell of the project's own results, and are compared with no others.
     """
     own = results_are_own()
-    if lines := differences() + (stale() if own else []):
+    if lines := differences() + (stale() + stale_adapters() if own else []):
         listed = "\n".join(f"- {line}" for line in lines)
         raise ValueError(
             f"what is generated differs from what the records give:\n{listed}\n"

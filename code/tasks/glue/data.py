@@ -22,8 +22,8 @@ from typing import Any
 
 import pandas as pd
 import torch
-from httpx import HTTPError
 from huggingface_hub import hf_hub_download
+from huggingface_hub.errors import HTTPError
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
