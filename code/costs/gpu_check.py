@@ -15,9 +15,10 @@ import sys
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from importlib.util import find_spec
 from statistics import fmean
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 
@@ -35,6 +36,7 @@ from tasks.e2e.data import group_by_context, load_builtin
 from training.memory import GIBIBYTE, card_bytes, contexts_at_once
 from training.precision import set_products
 
+Result = TypeVar("Result")
 SECONDS = 340  # of the six minutes; the rest is for the imports before
 VERDICT_SECONDS = 40  # of these, for the hours of every table
 TEST_SECONDS = 150  # at most
@@ -122,12 +124,26 @@ class GpuCheck:
         self.left_out.append(what)
         self.say(f"not measured: {what}")
 
-    def has_time(self, what: str) -> bool:
-        """Whether something may still be begun; else it is left out."""
-        if time.monotonic() < self.deadline:
-            return True
-        self.leave_out(f"{what}: the time was used")
-        return False
+    def attempt(self, name: str, call: Callable[[], Result], needed: bool = True) -> Result | None:
+        """What the call returns; None where the time is used or it fails, which is noted by its name.
+
+        A failure is a problem of this machine if the call is `needed`.
+        """
+        if time.monotonic() > self.deadline:
+            self.leave_out(f"{name}: the time was used")
+            return None
+        try:
+            return call()
+        except (RuntimeError, FloatingPointError) as error:
+            failure = f"{name}: {type(error).__name__}, {str(error)[:200]}"
+            if needed:
+                self.problems.append(failure)
+            else:
+                self.leave_out(failure)
+        finally:
+            gc.collect()
+            torch.cuda.empty_cache()  # the memory of a model that is gone, for the next one; without a GPU nothing
+        return None
 
     def run_tests(self) -> None:
         """The tests that need a GPU, in a process of their own."""
@@ -147,9 +163,9 @@ class GpuCheck:
 
     def compare_losses(self) -> None:
         """The first losses of gpt2-mini, here and on the CPU."""
-        if not self.has_time(f"{LOSS_STEPS} losses beside the CPU's"):
+        self.losses = self.attempt(f"{LOSS_STEPS} losses beside the CPU's", lambda: compared(LOSS_STEPS))
+        if self.losses is None:
             return
-        self.losses = compared(LOSS_STEPS)
         self.say(
             f"losses of {self.losses.steps} steps of gpt2-mini, {self.losses.first:.3f} to {self.losses.last:.3f}: "
             f"{self.losses.largest:.1e} from the CPU's at most, relative; {TOLERANCE:.0e} is allowed"
@@ -161,28 +177,22 @@ class GpuCheck:
         """The steps of one experiment, PEFT's beside LoRA's, and decoding beside a language model's."""
         for by_peft in [False, True] if settings.method == "lora" and not self.missing else [False]:
             name = f"{experiment.name}{' by PEFT' * by_peft}"
-            if not self.has_time(name):
+            call = partial(measured_steps_of, settings, STEPS, self.deadline, by_peft)
+            measured = self.attempt(name, call, needed=not by_peft)
+            if measured is None:
                 continue
-            try:
-                measured = measured_steps_of(settings, STEPS, self.deadline, by_peft)
-            except (RuntimeError, FloatingPointError) as error:
-                what = f"{name}: {type(error).__name__}, {str(error)[:200]}"
-                if by_peft:
-                    self.leave_out(what)
-                else:
-                    self.problems.append(what)
-            else:
-                self.steps += measured
-                if len(measured) < 2:
-                    self.leave_out(f"{name}: the time was used after {len(measured)} of 2 lengths of rows")
-                for step in measured:
-                    self.say(f"{name}, {step.batch_size} rows of {step.tokens} tokens: {_shown(step)}")
-            finally:
-                _free()
-        if TASKS[settings.task].outputs is None and settings.method == "lora" and self.has_time("decoding"):
-            self.decoding.append(one := measured_decoding(settings, INPUTS))
-            self.say(f"{settings.model} decodes {one.inputs} inputs to {one.tokens} tokens in {one.seconds:.1f} s")
-            _free()
+            self.steps += measured
+            if len(measured) < 2:
+                self.leave_out(f"{name}: the time was used after {len(measured)} of 2 lengths of rows")
+            for step in measured:
+                recomputed = ", its forward pass recomputed" if step.gradient_checkpointing else ""
+                took = f"{1e3 * step.seconds:.1f} ms a step, {step.gigabytes:.1f} GiB{recomputed}"
+                self.say(f"{name}, {step.batch_size} rows of {step.tokens} tokens: {took}")
+        if TASKS[settings.task].outputs is None and settings.method == "lora":
+            call = partial(measured_decoding, settings, INPUTS)
+            if one := self.attempt(f"{settings.model}'s decoding", call):
+                self.decoding.append(one)
+                self.say(f"{one.model} decodes {one.inputs} inputs to {one.tokens} tokens in {one.seconds:.1f} s")
 
 
 def measured_decoding(settings: Settings, inputs: int) -> MeasuredDecoding:
@@ -230,14 +240,3 @@ def _verdict(rows: list[Experiment]) -> str:
         f"this machine can run {len(costs)} of {len(rows)} rows in {hours:.1f} hours with one seed, at most "
         f"{gigabytes:.1f} GiB ({by_steps} by measured steps, {len(costs) - by_steps} by arithmetic){reason}"
     )
-
-
-def _shown(step: MeasuredStep) -> str:
-    recomputed = ", its forward pass recomputed" if step.gradient_checkpointing else ""
-    return f"{1e3 * step.seconds:.1f} ms a step, {step.gigabytes:.1f} GiB{recomputed}"
-
-
-def _free() -> None:
-    """Give the memory of a model that nobody holds back to the GPU, for the next one."""
-    gc.collect()
-    torch.cuda.empty_cache()  # does nothing without a GPU

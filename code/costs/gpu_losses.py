@@ -28,7 +28,7 @@ from training.quick_layers import use_quick_layers
 EXPERIMENT = "table3/gpt2-mini/e2e-builtin/lora-r4"
 # Relative, of every loss. Among CPU computations that add in another order the largest was 6e-6 after 100 steps; with
 # weights rounded as TF32 does it was 2e-3, with bfloat16 9e-3, with a learning rate 5% higher 2e-2.
-TOLERANCE = 2e-4
+TOLERANCE = 5e-4
 
 
 @dataclass(frozen=True)
