@@ -7,7 +7,7 @@ REPRODUCE := HF_HUB_OFFLINE=1 $(BIN)/python code/reproduce.py
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help quick reproduce summary documents notebooks check test lint parity break benchmark gpu-check clean
+.PHONY: help quick reproduce demo summary documents notebooks check test lint parity break benchmark gpu-check clean
 
 help:  ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-10s %s\n", $$1, $$2}' Makefile
@@ -20,6 +20,9 @@ quick: .venv/.installed  ## Tables 3 and 2 at quick scale: train, decode, score,
 	$(REPRODUCE) table table2 --scale quick --rows sentiment-builtin/full sentiment-builtin/lora-r8 paraphrase-builtin/full paraphrase-builtin/lora-r8
 
 reproduce: quick  ## another name of it
+
+demo: .venv/.installed-demo  ## a web page on this machine: many adapters beside one model, in one batch
+	HF_HUB_OFFLINE=1 $(BIN)/python code/demo.py
 
 summary: .venv/.installed  ## tables, figures and the blocks of pages, made anew from the records
 	$(BIN)/python code/make.py summary
@@ -43,8 +46,8 @@ lint: .venv/.installed-tests  ## ruff: rules and formatting
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
 
-parity: .venv/.installed-tests  ## adapters against AdapterHub's, in an environment of their own (downloaded once)
-	$(BIN)/python -m pytest -m slow tests/test_adapters_parity.py
+parity: .venv/.installed-tests  ## beside packages that cannot be installed beside ours: AdapterHub, torchao
+	$(BIN)/python -m pytest -m slow tests/test_adapters_parity.py tests/test_int8.py
 
 break: .venv/.installed-tests  ## real runs killed, stopped, starved and fed rubbish: an hour or two, for results/robustness.json
 	$(BIN)/python -m pytest -m slow tests/breaking --tally results/robustness.json
@@ -68,4 +71,8 @@ clean:  ## remove .venv and what tools cached; results, checkpoints and data sta
 
 .venv/.installed-tests: .venv/.installed tests/requirements.txt
 	$(PIP) -r tests/requirements.txt
+	@touch $@
+
+.venv/.installed-demo: .venv/.installed requirements-demo.txt
+	$(PIP) -r requirements-demo.txt
 	@touch $@

@@ -8,6 +8,7 @@
                                         SmolLM2-135M in bfloat16 against the plain step and search, and PEFT's
     python code/benchmark.py training   a LoRA step beside the frozen model, PEFT, loralib and full fine-tuning
     python code/benchmark.py memory     what training GPT-2 medium takes above its weights: LoRA and full fine-tuning
+    python code/benchmark.py precision  SmolLM2-135M's LoRA step with the base in float32, bfloat16, int8, compiled ...
     python code/benchmark.py latency    Table 1: GPT-2 medium with LoRA merged and not, and with adapters
     python code/benchmark.py adapters   to merge, unmerge and load adapters; the storage of ten tasks
     python code/benchmark.py serving, serving-beams, serving-requests
@@ -30,6 +31,7 @@ from costs import (
     benchmark_e2e,
     benchmark_glue,
     benchmark_latency,
+    benchmark_precision,
     benchmark_serving,
     benchmark_smollm2,
     benchmark_training,
@@ -47,6 +49,7 @@ BENCHMARKS = {  # name -> benchmark, its usual repetitions
     "smollm2-decode": (benchmark_smollm2.decode, 1),
     "training": (benchmark_training.training, 15),
     "memory": (benchmark_training.memory, 1),
+    "precision": (benchmark_precision.precision, 9),
     "latency": (benchmark_latency.latency, 15),
     "adapters": (benchmark_latency.adapters, 9),
     "serving": (benchmark_serving.mixed, 9),

@@ -11,6 +11,7 @@ dropout of their pre-trained configuration.
 from __future__ import annotations
 
 import logging
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import astuple, dataclass, field
@@ -21,12 +22,15 @@ from typing import Any
 import torch
 import transformers
 from httpx import HTTPError
+from huggingface_hub import try_to_load_from_cache
 from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils.logging import disable_progress_bar, enable_progress_bar, is_progress_bar_enabled
 
 from families import FAMILIES, head_parameters
 from files import MODELS, check_sha256, file_of_wheel, find_file
 
+# Else transformers 5, which finds no safetensors, starts a thread that asks a bot to propose some to the publisher.
+os.environ["DISABLE_SAFETENSORS_CONVERSION"] = "1"
 GPT2_SETTINGS = {
     "resid_pdrop": 0.0, "embd_pdrop": 0.0, "attn_pdrop": 0.0,
     "activation_function": "gelu_pytorch_tanh",  # is gelu_new to float32 rounding, in one step that keeps one tensor
@@ -58,31 +62,32 @@ class Base:
     shape: dict[str, Any]  # what differs from the family's default configuration
     place: str = "hub"  # or "repository", "package", "wheel"
     scale: str = "paper"  # of the runs on published data that it is for; on built-in data any is `quick`
+    revision: str | None = None  # the hub's commit, of weights and tokenizer alike; None: the newest
     sha256: str | None = None  # of the weights file
     beside: dict[str, str] = field(default_factory=dict)  # SHA-256 of configuration and tokenizer, lines ended by \n
     settings: dict[str, Any] = field(default_factory=dict)  # of from_pretrained
     wheel: Wheel | None = None
 
 
-def _gpt2(size: str, width: int, layers: int, heads: int) -> Base:
+def _gpt2(size: str, width: int, layers: int, heads: int, revision: str) -> Base:
     shape = {"n_embd": width, "n_layer": layers, "n_head": heads} | GPT2_SETTINGS
-    return Base("gpt2", f"openai-community/{size}", shape, settings=GPT2_SETTINGS)
+    return Base("gpt2", f"openai-community/{size}", shape, revision=revision, settings=GPT2_SETTINGS)
 
 
-def _roberta(size: str, width: int, layers: int, heads: int) -> Base:
+def _roberta(size: str, width: int, layers: int, heads: int, revision: str) -> Base:
     shape = {"hidden_size": width, "num_hidden_layers": layers, "num_attention_heads": heads}
     shape |= {"intermediate_size": 4 * width, "vocab_size": 50265, "max_position_embeddings": 514, "type_vocab_size": 1}
-    return Base("roberta", f"FacebookAI/{size}", shape)
+    return Base("roberta", f"FacebookAI/{size}", shape, revision=revision)
 
 
-def _deberta(size: str, layers: int) -> Base:
+def _deberta(size: str, layers: int, revision: str | None = None) -> Base:
     shape = {
         "hidden_size": 1536, "num_hidden_layers": layers, "num_attention_heads": 24, "intermediate_size": 6144,
         "vocab_size": 128100, "relative_attention": True, "position_buckets": 256, "norm_rel_ebd": "layer_norm",
         "share_att_key": True, "pos_att_type": "p2c|c2p", "position_biased_input": False, "type_vocab_size": 0,
         "conv_kernel_size": 3, "conv_act": "gelu",
     }  # fmt: skip
-    return Base("deberta-v2", f"microsoft/{size}", shape)
+    return Base("deberta-v2", f"microsoft/{size}", shape, revision=revision)
 
 
 SMOLLM2 = {
@@ -106,18 +111,18 @@ MINILM_FILES = {
 }
 SMOLLM2_FILE = "SmolLM2-135M-Instruct.Q4_1.gguf"
 BASES: dict[str, Base] = {
-    "gpt2": _gpt2("gpt2", 768, 12, 12),
-    "gpt2-medium": _gpt2("gpt2-medium", 1024, 24, 16),
-    "gpt2-large": _gpt2("gpt2-large", 1280, 36, 20),
+    "gpt2": _gpt2("gpt2", 768, 12, 12, "607a30d783dfa663caf39e06633721c8d4cfcd7e"),
+    "gpt2-medium": _gpt2("gpt2-medium", 1024, 24, 16, "6dcaa7a952f72f9298047fd5137cd6e4f05f41da"),
+    "gpt2-large": _gpt2("gpt2-large", 1280, 36, 20, "32b71b12589c2f8d625668d2335a01cac3249519"),
     "gpt2-mini": Base(
         "gpt2", "gpt2-mini", {"n_embd": 256, "n_layer": 4, "n_head": 4, "vocab_size": 8192, "n_positions": 256,
                               "bos_token_id": 0, "eos_token_id": 0} | GPT2_SETTINGS, "repository", "cpu",
         sha256="0d72e47d367c63825811e76ef2d91b068486101a89b6c72c1bc5e0d09e5caf3a", beside=GPT2_MINI_FILES,
         settings=GPT2_SETTINGS,
     ),
-    "roberta-base": _roberta("roberta-base", 768, 12, 12),
-    "roberta-large": _roberta("roberta-large", 1024, 24, 16),
-    "deberta-v2-xlarge": _deberta("deberta-v2-xlarge", 24),
+    "roberta-base": _roberta("roberta-base", 768, 12, 12, "e2da8e2f811d1448a5b465c236feacd80ffbac7b"),
+    "roberta-large": _roberta("roberta-large", 1024, 24, 16, "722cf37b1afa9454edce342e7895e588b6ff1d59"),
+    "deberta-v2-xlarge": _deberta("deberta-v2-xlarge", 24, "1d134961d4db8e7e8eb1bc1ab81cb370244c57f7"),
     "deberta-v2-xxlarge": _deberta("deberta-v2-xxlarge", 48),
     "minilm": Base(
         "bert", MINILM_PACKAGE, {"hidden_size": 384, "num_hidden_layers": 6, "num_attention_heads": 12,
@@ -133,7 +138,7 @@ BASES: dict[str, Base] = {
     ),
     "smollm2-135m-base": Base(  # the publisher's own weights, before that training
         "llama", "HuggingFaceTB/SmolLM2-135M", SMOLLM2 | {"bos_token_id": 0, "eos_token_id": 0, "pad_token_id": None},
-        settings={"revision": "93efa2f097d58c2a74874c7e644dbc9b0cee75a2"},
+        revision="93efa2f097d58c2a74874c7e644dbc9b0cee75a2",
     ),
 }  # fmt: skip
 
@@ -163,7 +168,19 @@ def _location(name: str, data_dir: Path | None) -> tuple[str, dict[str, Any]]:
             file, data_dir, lambda: file_of_wheel(*astuple(wheel)), f"the Python package {wheel.requirement}"
         )
         return str(path.parent), entry.settings | {"gguf_file": entry.source}
-    return entry.source, entry.settings
+    return entry.source, entry.settings | ({"revision": entry.revision} if entry.revision else {})
+
+
+def base_revision(name: str) -> str | None:
+    """What was loaded, weights and tokenizer: the hub's commit, or the SHA-256 of a file that is not the hub's.
+
+    None for a name that is no base's, and where the hub's newest is asked for and none is in the hub's cache.
+    """
+    entry = BASES.get(name)
+    if entry is None or entry.place != "hub" or entry.revision:
+        return entry and (entry.revision or entry.sha256)
+    path = try_to_load_from_cache(entry.source, "config.json")  # .../snapshots/<commit>/config.json
+    return Path(path).parent.name if isinstance(path, str) else None
 
 
 @contextmanager
@@ -250,6 +267,8 @@ def load_model(
         del model.config.quantization_config
     if lacking := sorted(set(report["missing_keys"]) - head_parameters(model).keys()):
         raise ValueError(f"{name}: expected all weights but a head's in {place}, found none of {lacking[:3]}")
+    # What is saved of it names its base by this, and no folder of the machine.
+    model.name_or_path = model.config._name_or_path = entry.source if entry.place == "hub" else name
     if head_dropout is not None:
         model.dropout.p = head_dropout
     if not head:

@@ -7,7 +7,8 @@
     work.figure("parameters")
 
 `show_recorded("cpu")` shows all that is recorded at a scale, `show_claims("cpu")` what follows from it, and
-`show_subspaces("smollm2-135m")` what its adapters share. Every number comes from a record, through the same summary as
+`show_subspaces("smollm2-135m")` what its adapters share. `conclude("cpu", "real-matches")` ends a notebook with what
+the records say of a claim. Every number comes from a record, through the same summary as
 the files in `results/` (`summary.py`), and nothing is written there but records and predictions.
 """
 
@@ -15,6 +16,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import astuple, dataclass
+from io import BytesIO
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -24,20 +26,24 @@ from tqdm.auto import tqdm
 
 from analysis import subspace_records
 from analysis.claims import CLAIMS, judged
+from analysis.comparisons import Finding
 from analysis.quantities import printed, quantities
 from analysis.summary import cells, parsed
 from costs.estimate import estimate
 from experiments.catalogue import select
+from models import load_tokenizer
 from publish import result_files, subspace_sheets
 from publish.figure_data import KINDS, figure_data
 from publish.figures import draw_text
 from publish.labels import TITLES
 from publish.sheets import parts, sheets, wide
 from publish.tables import notes
+from publish.token_picture import token_picture
 from runs import records
 from runs.execute import do
 from runs.run import Run
 from runs.sweep import in_order
+from tasks.e2e.data import Example
 
 WHOLE = ("display.max_rows", None, "display.max_columns", None, "display.max_colwidth", None)
 COSTS = "Cost of a run"  # a sheet left out at `quick`, where a run ends before a machine has warmed up
@@ -166,11 +172,34 @@ def show_subspaces(base: str) -> None:
         _figure(kind, "subspaces", measured["scale"])
 
 
+def show_tokens(example: Example, base: str) -> None:
+    """Show a row of E2E as a base model's tokens: which are read, and which carry the loss."""
+    buffer = BytesIO()
+    token_picture(example, load_tokenizer(base)).savefig(buffer, format="png")
+    display(Image(data=buffer.getvalue()))
+
+
 def show_claims(scale: str) -> None:
     """Show the verdict on each claim of the paper and of this project at the scale, its evidence and its seeds."""
-    findings = judged(parsed(result_files.summary_text([rows for *_, rows in result_files.recorded()])))
+    findings = _findings()
     rows = [(claim.says, claim.source, *astuple(findings[claim.name, scale])) for claim in CLAIMS]
     _display(pd.DataFrame(rows, columns=["claim", "source", f"here, at {scale}", "evidence", "n"]))
+
+
+def conclude(scale: str, *names: str) -> None:
+    """Show what the records say of the claims of these names, a sentence and a verdict each; KeyError for no claim."""
+    findings, says = _findings(), {claim.name: claim.says for claim in CLAIMS}
+    lines = []
+    for name in names:
+        finding = findings[name, scale]
+        seeds = f"; {finding.n} seed{'s' * (finding.n > 1)}" if finding.n else ""
+        evidence = f" ({finding.evidence}{seeds})" if finding.evidence else ""
+        lines.append(f"- {says[name]} **{finding.verdict.capitalize()}** at `{scale}`{evidence}.")
+    display(Markdown("\n".join(lines)))
+
+
+def _findings() -> dict[tuple[str, str], Finding]:
+    return judged(parsed(result_files.summary_text([rows for *_, rows in result_files.recorded()])))
 
 
 def _show(rows: pd.DataFrame, table: str, scale: str) -> None:

@@ -13,6 +13,8 @@ import os
 import shlex
 import signal
 import sys
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -33,6 +35,17 @@ def _estimate(experiment: Experiment) -> Estimate:
     from costs.estimate import estimate
 
     return estimate(experiment.settings, experiment.scale, records.read_records(experiment.scale))
+
+
+def _minutes(experiments: list[Experiment]) -> dict[str, float]:
+    """{name: minutes of a run}."""
+    return {experiment.name: _estimate(experiment).minutes for experiment in experiments}
+
+
+def _minutes_apart(experiments: list[Experiment]) -> dict[str, float]:
+    """`_minutes` by a process that ends: on a GPU it opens a context, whose memory the runs of this sweep need."""
+    with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as other:
+        return other.submit(_minutes, experiments).result()
 
 
 def list_command(arguments: argparse.Namespace) -> None:
@@ -87,12 +100,13 @@ def sweep_command(arguments: argparse.Namespace) -> None:
     print(
         f"runs at scale {experiments[0].scale}: {len(runs)}, recorded already: {len(runs) - len(open_runs)}", flush=True
     )
-    open_experiments = {run.experiment.name: run.experiment for run in open_runs}
-    minutes = {name: _estimate(experiment).minutes for name, experiment in open_experiments.items()}
+    open_experiments = list({run.experiment.name: run.experiment for run in open_runs}.values())
     if arguments.engine == "ray":
         workers = RayCluster(arguments.address, arguments.workers)
     else:
         workers = InProcess() if arguments.workers in (None, 1) else Processes(arguments.workers)
+    apart = open_experiments and not isinstance(workers, InProcess)
+    minutes = _minutes_apart(open_experiments) if apart else _minutes(open_experiments)
     sweep = Sweep(runs, workers, minutes)
     try:
         sweep.run()

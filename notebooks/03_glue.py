@@ -48,6 +48,31 @@ DRIVE = None  # a folder on Colab's Drive, such as "/content/drive/MyDrive/lora"
 keep_in(DRIVE)
 
 # %% [markdown]
+# ## The task, and LoRA in view
+#
+# A task of GLUE is a sentence or two and a class. These are rows of the built-in data, since GLUE's own are fetched
+# when they are needed. A new head answers with the class; it is trained with every method.
+
+# %%
+import pandas as pd
+
+from tasks.glue.generator import generate
+
+rows = [(*sentences, label) for sentences, label in generate("paraphrase-builtin", "train")[:4]]
+pd.set_option("display.max_colwidth", None)
+pd.DataFrame(rows, columns=["sentence", "another", "the same?"])
+
+# %%
+from lora import LoRAConfig, add_lora, count_parameters, lora_layers
+from models import load_model
+
+model = load_model("minilm", 2)
+adapted = add_lora(model, LoRAConfig(rank=8, alpha=16, targets=("query", "value")))
+layer = lora_layers(model)[adapted[0]]
+print(adapted[0], "has A", tuple(layer.lora_A.shape), "and B", tuple(layer.lora_B.shape))
+print("trained beside the head: {:,} of {:,} parameters".format(*count_parameters(model)))
+
+# %% [markdown]
 # ## Two settings, two sources
 #
 # Where the paper and its code disagree, both are here: alpha is 8 in the paper's Table 9 and 16 in all its scripts. At
@@ -56,8 +81,6 @@ keep_in(DRIVE)
 # its own learning rate.
 
 # %%
-import pandas as pd
-
 from experiments.catalogue import select
 
 shown = ("model", "task", "method", "rank", "alpha", "learning_rate", "epochs", "batch_size", "max_length")
@@ -113,6 +136,14 @@ table2.figure("parameters")
 
 # %%
 table2.figure("epochs")
+
+# %% [markdown]
+# ## What follows
+
+# %%
+from notebook_tools import conclude
+
+conclude("cpu", "glue-matches", "glue-held-out")
 
 # %% [markdown]
 # Next: [04_rank_and_weights](04_rank_and_weights.ipynb), on which matrices to adapt and how low the rank may be.

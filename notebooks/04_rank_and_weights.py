@@ -44,6 +44,21 @@ DRIVE = None  # a folder on Colab's Drive, such as "/content/drive/MyDrive/lora"
 keep_in(DRIVE)
 
 # %% [markdown]
+# ## One budget, three places
+#
+# A pair of rank $r$ beside a square matrix of width $d$ has $2 d r$ numbers. Query alone at rank 8, query and value at
+# rank 4, or all four matrices of attention at rank 2: the count is the same. Which place is the better one?
+
+# %%
+from lora import LoRAConfig, add_lora, count_parameters
+from models import load_model
+
+for rank, targets in ((8, ("query",)), (4, ("query", "value")), (2, ("query", "key", "value", "output"))):
+    model = load_model("minilm", 2)
+    add_lora(model, LoRAConfig(rank=rank, alpha=16, targets=targets))
+    print(f"rank {rank}, {', '.join(targets):26} {count_parameters(model)[0]:,} trained")
+
+# %% [markdown]
 # ## What it costs here
 #
 # The cost hardly depends on the rank. Pairs of rank 64 take more memory than pairs of rank 1, but little beside the
@@ -119,6 +134,14 @@ paper.pivot_table(index="method", columns="metric", values="value", aggfunc="fir
 ranks = Work("table3", SCALE, SEEDS, ["lora-r2", "lora-r4", "lora-r8"])
 ranks.cost()
 ranks.show()
+
+# %% [markdown]
+# ## What follows
+
+# %%
+from notebook_tools import conclude
+
+conclude("cpu", "query-value", "rank-one", "attention-suffices", "mlp-first", "e2e-rank")
 
 # %% [markdown]
 # Next: [05_rank_over_time](05_rank_over_time.ipynb). If a small rank suffices at the end, must it be the same from the

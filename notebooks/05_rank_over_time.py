@@ -144,4 +144,12 @@ pd.DataFrame({f"step {entry['step']}": entry["ranks"] for entry in record["histo
 changing.figure("stages")
 
 # %% [markdown]
+# ## What follows
+
+# %%
+from notebook_tools import conclude
+
+conclude("cpu", "growing-rank", "adaptive-rank")
+
+# %% [markdown]
 # Next: [06_pitfalls](06_pitfalls.ipynb), on what separates reproductions from the paper.

@@ -46,6 +46,17 @@ DRIVE = None  # a folder on Colab's Drive, such as "/content/drive/MyDrive/lora"
 keep_in(DRIVE)
 
 # %% [markdown]
+# ## One mistake, in texts
+#
+# The correct run, and one whose end token carried no loss: texts of a small GPT-2 for the first inputs of E2E's test
+# set, as recorded at scale `cpu`. The second model never learnt to stop.
+
+# %%
+from notebook_tools import Work
+
+Work("pitfalls", "cpu", [0], ["gpt2-mini/correct", "gpt2-mini/untrained-end"]).texts(2)
+
+# %% [markdown]
 # ## The list
 #
 # Which of these would you notice from a score alone? Two rows give one method the learning rate of the other.
@@ -76,8 +87,6 @@ for row in ("correct", "packed-c-attn"):
 # ## What it costs here
 
 # %%
-from notebook_tools import Work
-
 pitfalls = Work("pitfalls", SCALE, SEEDS, ROWS)
 pitfalls.cost()
 
@@ -123,5 +132,14 @@ pitfalls.texts(2)
 # Users report that the released adapter does reach it ([issue 138](https://github.com/microsoft/LoRA/issues/138)):
 # `python code/reproduce.py run released/gpt2-medium/e2e` tests that. The difference would then be in the
 # training, and nobody has said what it is.
-#
+
+# %% [markdown]
+# ## What follows
+
+# %%
+from notebook_tools import conclude
+
+conclude("cpu", "mistakes-outweigh", "wins-by-length")
+
+# %% [markdown]
 # Next: [07_results](07_results.ipynb), everything that has been measured.

@@ -135,15 +135,9 @@ show_subspaces(BASE)
 show_subspaces("smollm2-135m")
 
 # %%
-from analysis.claims import CLAIMS, judged
-from analysis.summary import parsed
-from publish.result_files import summary_text
+from notebook_tools import conclude
 
-findings = judged(parsed(summary_text([])))
-for claim in CLAIMS:
-    if claim.name in ("same-first-direction", "seeds-share", "amplifies-new"):
-        finding = findings[claim.name, "cpu"]
-        print(claim.says, finding.verdict, finding.evidence, sep="\n  ", end="\n\n")
+conclude("cpu", "same-first-direction", "seeds-share", "amplifies-new")
 
 # %% [markdown]
 # Which matrices and which rank to adapt, the paper's sections 7.1 and 7.2 from the outside, is the question of

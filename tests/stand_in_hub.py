@@ -19,7 +19,12 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
-LARGE = (".parquet", ".safetensors")
+from models import BASES
+from tasks.glue.data import COMMIT, REPOSITORY
+
+LARGE = (".parquet", ".safetensors", ".bin")
+PINNED = {entry.source: entry.revision for entry in BASES.values() if entry.revision} | {REPOSITORY: COMMIT}
+NEWEST = "c0ffee" + 34 * "0"
 RESOLVE = re.compile(r"/(datasets/)?(.+?)/resolve/([^/]+)/(.+)")
 API = re.compile(r"/api/(models|datasets)/(.+?)(?:/(revision|tree)/([^/]+)(?:/(.*))?)?")
 Headers = dict[str, str]
@@ -27,10 +32,13 @@ Answer = tuple[int, Headers, bytes]
 
 
 class StandInHub:
-    """Serves `folder` while in its `with` block. Every repository has one commit, also called `main`."""
+    """Serves `folder` while in its `with` block.
 
-    def __init__(self, folder: Path, commit: str = "c0ffee" + 34 * "0", renamed: dict[str, str] | None = None):
-        self.folder, self.commit, self.renamed = folder, commit, renamed or {}
+    Every repository has one commit, also called `main`: the one that the project pins or, where it pins none, NEWEST.
+    """
+
+    def __init__(self, folder: Path, renamed: dict[str, str] | None = None):
+        self.folder, self.commits, self.renamed = folder, dict(PINNED), renamed or {}
         self.asked: list[str] = []
         self.cut = False  # whether each connection closes half-way through a file
 
@@ -62,7 +70,7 @@ class StandInHub:
         path = self.folder / kind / repository / file
         if error := self._error(kind, repository, revision) or (None if path.is_file() else "EntryNotFound"):
             return _missing(error)
-        content, commit = path.read_bytes(), {"X-Repo-Commit": self.commit}
+        content, commit = path.read_bytes(), {"X-Repo-Commit": self._commit(repository)}
         if not file.endswith(LARGE):
             return 200, commit | {"ETag": f'"{hashlib.sha1(content).hexdigest()}"'}, content
         linked = {"X-Linked-Etag": f'"{hashlib.sha256(content).hexdigest()}"', "X-Linked-Size": str(len(content))}
@@ -79,12 +87,16 @@ class StandInHub:
             listed = [{"type": "file", "path": str(p.relative_to(root)), "size": p.stat().st_size} for p in files]
             return (200, {}, json.dumps(listed).encode()) if files else _missing("EntryNotFound")
         siblings = [{"rfilename": str(path.relative_to(root))} for path in files]
-        return 200, {}, json.dumps({"id": repository, "sha": self.commit, "siblings": siblings, "tags": []}).encode()
+        described = {"id": repository, "sha": self._commit(repository), "siblings": siblings, "tags": []}
+        return 200, {}, json.dumps(described).encode()
+
+    def _commit(self, repository: str) -> str:
+        return self.commits.get(repository, NEWEST)
 
     def _error(self, kind: str, repository: str, revision: str) -> str | None:
         if not (self.folder / kind / repository).is_dir():
             return "RepoNotFound"
-        return None if revision in ("main", self.commit) else "RevisionNotFound"
+        return None if revision in ("main", self._commit(repository)) else "RevisionNotFound"
 
 
 def _missing(error: str) -> Answer:

@@ -11,7 +11,8 @@ import torch
 import transformers
 
 import files
-from adapter_files import load_lora, save_lora
+from adapter_files import base_parameters, load_lora, save_lora
+from analysis.quantities import quantities
 from experiments.catalogue import find
 from experiments.glue import GLUE, LORA
 from experiments.settings import Job
@@ -199,7 +200,7 @@ def test_training_loss_of_an_epoch_is_the_mean_of_its_logs_by_their_share():
 # which epoch is reported
 
 
-def reported(monkeypatch, folder, held_out, validation, evaluate="test"):
+def reported(monkeypatch, folder, held_out, validation, **changes):
     """The record of a run whose accuracies are made up: one number an epoch for each of the two splits."""
     made_up = {HELD_OUT: held_out, "validation": validation}
     examples = [glue_data.Example((str(i),), i % 2) for i in range(100)]
@@ -218,19 +219,21 @@ def reported(monkeypatch, folder, held_out, validation, evaluate="test"):
         return [row["label"] if i < right else 1 - row["label"] for i, row in enumerate(rows)], 1.0
 
     def fake_train(model, rows, job, loss, validate, best, collate, schedule):
+        trained_on.append(len(rows))
         for model.epoch in range(1, len(held_out) + 1):
             chosen_by.append(validate(model, model.epoch)[best[0]])
         return TrainingResult(0, 0.0, 0, 0.0, 0, [])
 
-    chosen_by = []
+    chosen_by, trained_on = [], []
     monkeypatch.setattr(glue_data, "load_glue", load)
     monkeypatch.setattr(glue_data, "encode", fake_encode)
     monkeypatch.setattr(glue_run, "classify", fake_classify)
     monkeypatch.setattr(glue_run, "train", fake_train)
-    settings = replace(FULL, task="sst2", epochs=len(held_out), evaluate=evaluate)
+    settings = replace(FULL, task="sst2", epochs=len(held_out), **changes)
     tokenizer = type("Tokenizer", (), {"pad_token_id": 0})()
     model = torch.nn.Linear(1, 1)
     record, _ = glue_run.train_and_score(model, tokenizer, Job(settings, 0, folder), lambda _: None)
+    assert trained_on == [record["rows"]["train"]]
     return record, chosen_by, set(asked)
 
 
@@ -265,13 +268,39 @@ def test_a_run_that_chooses_settings_never_opens_the_reported_split(tmp_path, mo
     assert set(record["epochs"][0]) == {"epoch", "training_loss", HELD_OUT}
 
 
+@pytest.mark.parametrize(("hold_out", "rows"), [(True, {"train": 90, HELD_OUT: 10}), (False, {"train": 100})])
+def test_the_official_code_trains_on_all_rows_and_has_the_papers_figure_alone(hold_out, rows, tmp_path, monkeypatch):
+    record, chosen_by, _ = reported(monkeypatch, tmp_path, (0.9, 0.7), (0.6, 0.95), hold_out=hold_out)
+    assert record["rows"] == rows | {"validation": 100}
+    assert record["selected_epoch"]["reported"] == 2 and chosen_by == [0.6, 0.95]
+    assert record["scores"]["accuracy"] == 0.95
+    assert ("honest_scores" in record) == (HELD_OUT in record["epochs"][0]) == hold_out
+    assert set(record["data_fingerprint"]) == set(record["rows"])
+    rules = {q.rule for q in quantities(replace(FULL, hold_out=hold_out))}
+    assert rules == {"paper", "cost"} | ({"held-out"} if hold_out else set())
+
+
+@pytest.mark.parametrize(
+    ("changes", "match"),
+    [
+        ({"evaluate": "selection"}, 'evaluate="selection" scores the rows that are held out'),
+        ({"method": "adaptive-lora", "rank_budget": 4, "schedule_every": 5, "alpha": 4.0, "targets": ("query",)},
+         "adaptive-lora changes its ranks by rows that are held out"),
+    ],
+)  # fmt: skip
+def test_what_needs_held_out_rows_is_refused_without_them(changes, match):
+    apply_method(tiny("minilm"), replace(FULL, **changes))
+    with pytest.raises(ValueError, match=match):
+        apply_method(tiny("minilm"), replace(FULL, **changes, hold_out=False))
+
+
 # what another task's adapter gives
 
 
 @pytest.fixture
 def mnli_adapter(tmp_path, monkeypatch):
     """An adapter of three outputs for a tiny model, every number of it moved; and the model that starts from it."""
-    monkeypatch.setattr(execute, "load_model", tiny)
+    monkeypatch.setattr(execute, "load_model", None)  # to call it would fail: there is no second copy of the base
 
     def build(name):
         settings = replace(PAIRS, model=name, start_from="table2/minilm/mnli/lora-r8")
@@ -313,7 +342,7 @@ def trainable(model):
 def test_another_method_that_starts_from_mnli_carries_all_that_it_trained_but_the_fresh_head_over(
     method, name, tmp_path, monkeypatch
 ):
-    monkeypatch.setattr(execute, "load_model", tiny)
+    monkeypatch.setattr(execute, "load_model", None)
     own = {"bottleneck": 4} if method.startswith("adapter") else {}
     settings = replace(FULL, model=name, method=method, **own, start_from=f"table2/minilm/mnli/{method}")
     trained = prepared(settings, outputs=3)
@@ -329,6 +358,31 @@ def test_another_method_that_starts_from_mnli_carries_all_that_it_trained_but_th
     for n, value in values(model).items():
         assert torch.equal(value, source[n] if n in carried else before[n]), n
     assert trainable(model) == as_without_a_start
+
+
+def test_a_start_with_frozen_positions_carries_its_pairs_too(tmp_path):
+    start = "table2/deberta-v2-xxlarge/mnli/lora-r16/official-code"
+    settings = replace(PAIRS, model="deberta-v2-xxlarge", frozen_positions=True, start_from=start)
+    trained, model = prepared(settings, outputs=3), prepared(settings)
+    pairs = {name: p for name, p in trained.named_parameters() if ".lora_" in name}
+    for parameter in pairs.values():
+        parameter.data += torch.randn(parameter.shape)
+    saved.save_adapter(trained, settings, tmp_path)
+    execute._carry_over(model, settings, tmp_path)
+    now = values(model)
+    assert all(torch.equal(now[name], parameter) for name, parameter in pairs.items())
+
+
+@ENCODERS
+def test_a_start_is_read_into_the_memory_of_the_model_that_is_there(name, mnli_adapter, monkeypatch):
+    settings, _, model, folder = mnli_adapter(name)
+    places, read = {n: p.data_ptr() for n, p in base_parameters(model).items()}, []
+    monkeypatch.setattr(execute, "_load_start", lambda start, folder: read.append(start) or load_lora(start, folder))
+    execute._carry_over(model, settings, folder)
+    [start] = read
+    for n, p in base_parameters(start).items():
+        assert (p.data_ptr() == places[n]) == (n not in head_parameters(start)), n
+    assert {n: p.data_ptr() for n, p in base_parameters(model).items()} == places
 
 
 def test_a_start_whose_adapter_is_gone_says_what_to_do(mnli_adapter, tmp_path):

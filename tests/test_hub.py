@@ -6,6 +6,7 @@ import hashlib
 import io
 import json
 import os
+import shutil
 import subprocess
 import sys
 
@@ -14,7 +15,7 @@ import pytest
 import sentencepiece
 import torch
 from httpx import TooManyRedirects
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from tokenizers import pre_tokenizers
 from transformers import (
     AutoTokenizer,
@@ -25,26 +26,31 @@ from transformers import (
     GPT2Tokenizer,
     RobertaConfig,
     RobertaForMaskedLM,
+    RobertaModel,
     RobertaTokenizer,
 )
 
 import files
-from models import load_model, load_tokenizer
-from stand_in_hub import StandInHub
+from models import BASES, base_revision, load_model, load_tokenizer
+from stand_in_hub import NEWEST, PINNED, StandInHub
 from tasks.glue.data import COMMIT, REPOSITORY, load_glue
 
 BYTES = sorted(pre_tokenizers.ByteLevel.alphabet())
 TINY = {"hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16}
 SENTENCES = [{"sentence": "The tea is hot.", "label": 1}, {"sentence": "The hot is tea.", "label": 0}]
+XLARGE, XXLARGE = "microsoft/deberta-v2-xlarge", "microsoft/deberta-v2-xxlarge"
 GLUE_FILE = "cola/validation-00000-of-00001.parquet"
 
 FETCH = """
-import json, sys
+import json, os, sys, threading
 from pathlib import Path
+import transformers
 import files
 from tasks.glue import data as glue_data
-from models import load_model, load_tokenizer
+from models import BASES, base_revision, load_model, load_tokenizer
 
+converted = []
+transformers.modeling_utils.auto_conversion = lambda *_, **__: converted.append(threading.current_thread().name)
 cache, checksum = sys.argv[1:]
 files.CACHE, files.SHARED = Path(cache), Path(cache, "none")
 glue_data.CHECKSUMS["cola/validation"] = checksum
@@ -56,18 +62,33 @@ for name in ("rte", "mrpc"):
     except Exception as error:
         fetched[name] = [type(error).__name__, str(error)]
 fetched["gpt2"] = [load_model("gpt2").transformer.wte.weight.sum().item(), load_tokenizer("gpt2")("tea").input_ids]
-for name, head_dropout in (("roberta-base", None), ("deberta-v2-xlarge", 0.15), ("deberta-v2-xlarge", 0.0)):
+every = [("roberta-base", None), ("deberta-v2-xlarge", 0.15), ("deberta-v2-xlarge", 0.0), ("deberta-v2-xxlarge", None)]
+for name, head_dropout in every:
     model = load_model(name, 3, head_dropout)
     facts = [model.num_labels, getattr(model, "dropout", None) and model.dropout.p]
     words = load_tokenizer(name)("tea", "tea")
     fetched[name] = [model.base_model.embeddings.word_embeddings.weight.sum().item(), dict(words)]
     fetched.setdefault(f"{name}'s heads", []).append(facts)
+    fetched[f"{name}'s types"] = sorted({str(tensor.dtype) for tensor in model.state_dict().values()})
+try:
+    load_model("gpt2-large")
+except Exception as error:
+    fetched["gpt2-large"] = [type(error).__name__, str(error)]
+fetched["revisions"] = {name: base_revision(name) for name in BASES}
+fetched["threads"] = list(converted)
+os.environ["DISABLE_SAFETENSORS_CONVERSION"] = "0"
+load_model("deberta-v2-xlarge", 3)
+[thread.join() for thread in threading.enumerate() if "conversion" in thread.name]
+fetched["threads of a model that is loaded plainly"] = converted
 print(json.dumps(fetched))
 """
 
 
 def fill(folder):
-    """The files that the hub serves: GLUE's CoLA and RTE (the latter broken), and three tiny models."""
+    """The files that the hub serves: GLUE's CoLA and RTE (the latter broken), and tiny models, each as the real one is.
+
+    GPT-2: no prefix, and a mask `attn.bias`. RoBERTa: `position_ids` and a pooler. DeBERTa: a float16 `.bin` alone.
+    """
     torch.manual_seed(0)
     for file in (GLUE_FILE, "rte/validation-00000-of-00001.parquet"):
         path = folder / "datasets" / REPOSITORY / file
@@ -76,23 +97,33 @@ def fill(folder):
     special = {"<s>": 0, "<pad>": 1, "</s>": 2, "<unk>": 3, "<mask>": 4}
     after = {symbol: i for i, symbol in enumerate(BYTES, 5)}
     models = folder / "models"
-    for source, model, tokenizer in (
-        (
-            "openai-community/gpt2",
-            GPT2LMHeadModel(GPT2Config(n_embd=8, n_layer=1, n_head=2, vocab_size=300, bos_token_id=0, eos_token_id=0)),
-            GPT2Tokenizer(vocab={"<|endoftext|>": 0} | after, merges=[]),
-        ),
-        (
-            "FacebookAI/roberta-base",
-            RobertaForMaskedLM(RobertaConfig(vocab_size=300, type_vocab_size=1, max_position_embeddings=514, **TINY)),
-            RobertaTokenizer(vocab=special | after, merges=[], model_max_length=512),
-        ),
-    ):
-        model.save_pretrained(models / source)
-        tokenizer.save_pretrained(models / source)
-    deberta = models / "microsoft/deberta-v2-xlarge"
-    DebertaV2ForMaskedLM(DebertaV2Config(vocab_size=16, pos_att_type=["c2p"], **TINY)).save_pretrained(deberta)
-    (deberta / "spm.model").write_bytes(pieces())  # all that the real repository has of a tokenizer
+    gpt2 = GPT2Config(n_embd=8, n_layer=1, n_head=2, n_positions=16, vocab_size=300, bos_token_id=0, eos_token_id=0)
+    mask = torch.ones(16, 16).tril()[None, None]
+    state = {"h.0.attn.bias": mask} | GPT2LMHeadModel(gpt2).transformer.state_dict()  # no prefix, no second wte
+    serve(models / "openai-community/gpt2", gpt2, state)
+    shutil.copytree(models / "openai-community/gpt2", models / "openai-community/gpt2-large")
+    GPT2Tokenizer(vocab={"<|endoftext|>": 0} | after, merges=[]).save_pretrained(models / "openai-community/gpt2")
+    roberta = RobertaConfig(vocab_size=300, type_vocab_size=1, max_position_embeddings=514, **TINY)
+    model = RobertaForMaskedLM(roberta)
+    model.roberta.pooler = RobertaModel(roberta).pooler
+    serve(
+        models / "FacebookAI/roberta-base",
+        roberta,
+        model.state_dict() | {"roberta.embeddings.position_ids": torch.arange(514)[None]},
+    )
+    tokenizer = RobertaTokenizer(vocab=special | after, merges=[], model_max_length=512)
+    tokenizer.save_pretrained(models / "FacebookAI/roberta-base")
+    deberta = DebertaV2Config(**BASES["deberta-v2-xlarge"].shape | TINY | {"vocab_size": 16})
+    serve(models / XLARGE, deberta, DebertaV2ForMaskedLM(deberta).half().state_dict(), "pytorch_model.bin")
+    (models / XLARGE / "spm.model").write_bytes(pieces())  # all that the real repository has of a tokenizer
+    shutil.copytree(models / XLARGE, models / XXLARGE)
+
+
+def serve(folder, config, state, file="model.safetensors"):
+    """Write a repository of a configuration and one file of weights, its tensors as the real one names them."""
+    config.save_pretrained(folder)
+    state = {name: tensor.clone() for name, tensor in state.items() if name != "lm_head.decoder.weight"}  # tied
+    torch.save(state, folder / file) if file.endswith(".bin") else save_file(state, folder / file, {"format": "pt"})
 
 
 def pieces():
@@ -112,7 +143,8 @@ def visit(tmp_path_factory):
     folder, home = tmp_path_factory.mktemp("hub"), tmp_path_factory.mktemp("home")
     fill(folder)
     checksum = hashlib.sha256((folder / "datasets" / REPOSITORY / GLUE_FILE).read_bytes()).hexdigest()
-    with StandInHub(folder, commit=COMMIT, renamed={"roberta-base": "FacebookAI/roberta-base"}) as hub:
+    with StandInHub(folder, renamed={"roberta-base": "FacebookAI/roberta-base"}) as hub:
+        hub.commits["openai-community/gpt2-large"] = NEWEST  # its publisher has rewritten the history
         settings = {
             "HF_ENDPOINT": hub.url,
             "HF_HOME": str(home / "hf"),
@@ -130,9 +162,25 @@ def visit(tmp_path_factory):
     return folder, json.loads(done.stdout.splitlines()[-1]), hub.asked, home / "cache"
 
 
+def served(folder, source):
+    """The name of the one file of weights that the hub has of a model, and its tensors."""
+    [file] = (folder / "models" / source).glob("*model*.[sb]*")
+    return file.name, torch.load(file) if file.suffix == ".bin" else load_file(file)
+
+
 def sum_of(folder, source, name):
     """The sum of a tensor in the file that the hub serves: which weights were loaded."""
-    return pytest.approx(load_file(folder / "models" / source / "model.safetensors")[name].sum().item())
+    return pytest.approx(served(folder, source)[1][name].float().sum().item())
+
+
+def test_the_hub_serves_files_as_the_publishers_do(visit):
+    of_gpt2, of_roberta, of_deberta = (
+        served(visit[0], source) for source in ("openai-community/gpt2", "FacebookAI/roberta-base", XLARGE)
+    )
+    assert of_gpt2[0] == of_roberta[0] == "model.safetensors" and of_deberta[0] == "pytorch_model.bin"
+    assert "h.0.attn.bias" in of_gpt2[1] and not any(name.startswith("transformer.") for name in of_gpt2[1])
+    assert {"roberta.embeddings.position_ids", "roberta.pooler.dense.weight"} <= of_roberta[1].keys()
+    assert {tensor.dtype for tensor in of_deberta[1].values()} == {torch.float16}
 
 
 def test_glue_comes_from_the_hub_at_the_declared_commit(visit):
@@ -200,7 +248,7 @@ def test_data_whose_connection_goes_in_a_circle_are_in_none_of_the_places_tried(
 def test_gpt2_and_its_tokenizer_come_from_the_hub(visit):
     folder, fetched, asked, _ = visit
     weights, tokens = fetched["gpt2"]
-    assert weights == sum_of(folder, "openai-community/gpt2", "transformer.wte.weight")
+    assert weights == sum_of(folder, "openai-community/gpt2", "wte.weight")
     assert [BYTES[token - 5] for token in tokens] == ["t", "e", "a"]
     assert "GET /lfs/models/openai-community/gpt2/model.safetensors" in asked
 
@@ -214,9 +262,9 @@ def test_roberta_comes_from_the_hub_under_its_old_name(visit):
 
 def test_deberta_comes_from_the_hub_with_token_types_and_a_sentencepiece_model_as_tokenizer(visit):
     folder, fetched, asked, _ = visit
-    assert f"GET /microsoft/deberta-v2-xlarge/resolve/{COMMIT}/spm.model" in asked
+    assert f"GET /microsoft/deberta-v2-xlarge/resolve/{PINNED[XLARGE]}/spm.model" in asked
     weights, words = fetched["deberta-v2-xlarge"]
-    assert weights == sum_of(folder, "microsoft/deberta-v2-xlarge", "deberta.embeddings.word_embeddings.weight")
+    assert weights == sum_of(folder, XLARGE, "deberta.embeddings.word_embeddings.weight")
     assert words == {"input_ids": [1, 4, 2, 4, 2], "token_type_ids": [0, 0, 0, 1, 1], "attention_mask": [1] * 5}
 
 
@@ -224,3 +272,39 @@ def test_an_encoder_from_the_hub_has_the_outputs_and_deberta_the_head_dropout_th
     _, fetched, *_ = visit
     assert fetched["roberta-base's heads"] == [[3, None]]
     assert fetched["deberta-v2-xlarge's heads"] == [[3, 0.15], [3, 0.0]]
+
+
+def test_float16_weights_of_deberta_in_a_bin_file_are_loaded_as_float32(visit):
+    _, fetched, asked, _ = visit
+    assert f"GET /lfs/models/{XLARGE}/pytorch_model.bin" in asked
+    assert fetched["deberta-v2-xlarge's types"] == ["torch.float32"]
+
+
+def test_weights_and_tokenizer_are_asked_for_at_the_pinned_commit_alone_which_the_record_has(visit):
+    _, fetched, asked, _ = visit
+    for source, commit in PINNED.items():
+        revisions = {path.split("/resolve/")[1].split("/")[0] for path in asked if f"/{source}/resolve/" in path}
+        assert revisions <= {commit}, source
+    assert any(f"/{XXLARGE}/resolve/main/" in path for path in asked)  # the only one that is not pinned
+    for name, entry in BASES.items():
+        expected = NEWEST if entry.source == XXLARGE else entry.revision or entry.sha256
+        assert fetched["revisions"][name] == expected
+
+
+def test_a_commit_that_the_hub_does_not_have_is_named_and_no_other_is_taken(visit):
+    kind, message = visit[1]["gpt2-large"]
+    assert kind == "FileNotFoundError" and message.startswith("cannot load gpt2-large from openai-community/gpt2-large")
+    assert PINNED["openai-community/gpt2-large"] in message and "Check the connection to the hub" in message
+
+
+def test_no_thread_asks_for_safetensors_where_the_publisher_has_a_bin_file(visit):
+    _, fetched, asked, _ = visit
+    assert fetched["threads"] == []
+    assert fetched["threads of a model that is loaded plainly"] == ["Thread-auto_conversion"]
+    assert not [path for path in asked if "discussions" in path or "refs/pr" in path]
+
+
+def test_the_newest_of_a_base_that_is_not_in_the_hubs_cache_is_not_known(monkeypatch, tmp_path):
+    monkeypatch.setattr("models.try_to_load_from_cache", lambda *_: None)
+    assert base_revision("deberta-v2-xxlarge") is None
+    assert base_revision("gpt2") == PINNED["openai-community/gpt2"]

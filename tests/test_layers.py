@@ -17,10 +17,10 @@ CODE = ROOT / "code"
 # From left to right; what stands between two bars does not import each other.
 HOUSE = (
     "files lora batch_rows | adapter_files families | models experiments | methods | training | tasks | serving | "
-    "runs costs | analysis | publish | reproduce train benchmark make colab notebook_tools"
+    "runs costs | analysis | publish | reproduce train benchmark demo make colab notebook_tools"
 )
 PLACE = {room: place for place, rooms in enumerate(HOUSE.split("|")) for room in rooms.split()}
-OPTIONAL = {"ray", "google"}  # `--engine ray` says how to install the one, the other is part of Colab
+OPTIONAL = {"torchao", "ray", "gradio", "google"}  # asked for where they are needed; the last is Colab
 DISTRIBUTIONS = {"sklearn": "scikit-learn", "IPython": "ipython", "pyter": "pyter3"}  # by the name that is imported
 MOST_LINES = {"lora.py": 200}  # to be read in one sitting
 LINES = 300  # of every other module

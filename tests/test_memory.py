@@ -101,6 +101,18 @@ def test_three_workers_of_one_gpu_have_a_third_of_its_memory_each(gpu, monkeypat
         execute._require_memory(large)
 
 
+@pytest.mark.parametrize(("runs", "limits"), [("3", [1 / 3]), (None, [])])
+def test_a_run_that_shares_a_gpu_keeps_to_its_share_and_one_alone_has_all(gpu, monkeypatch, tmp_path, runs, limits):
+    gpu(40)
+    set_to: list[float] = []
+    monkeypatch.setattr(torch.cuda, "set_per_process_memory_fraction", set_to.append)
+    monkeypatch.setattr(execute, "load_model", lambda *_: 1 / 0)  # what comes next
+    monkeypatch.setenv(memory.RUNS_PER_GPU, runs) if runs else monkeypatch.delenv(memory.RUNS_PER_GPU, raising=False)
+    with pytest.raises(ZeroDivisionError):
+        execute.measure(Job(paper("table3/gpt2/full"), 0, tmp_path), tmp_path)
+    assert set_to == limits
+
+
 def test_workers_without_a_gpu_share_none(monkeypatch):
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
     assert memory.RUNS_PER_GPU not in Processes(2).environment(0)

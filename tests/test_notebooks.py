@@ -8,6 +8,7 @@ import re
 import subprocess
 import sys
 import types
+from functools import cache
 from pathlib import Path
 
 import nbformat
@@ -47,7 +48,7 @@ def cells_of(name):
 def test_the_notebooks_of_the_project_are_there():
     assert NAMES == [
         "00_start_here", "01_lora_by_hand", "02_e2e_gpt2", "03_glue", "04_rank_and_weights", "05_rank_over_time",
-        "06_pitfalls", "07_results", "09_inside_the_update",
+        "06_pitfalls", "07_results", "08_costs_and_many_tasks", "09_inside_the_update",
     ]  # fmt: skip
 
 
@@ -105,7 +106,8 @@ def test_a_notebook_has_the_cells_of_its_source_and_the_outputs_of_a_build(sourc
     found = notebooks.difference(source)
     if source.stem in (
         *notebooks.SHOWS_RECORDS,
-        *notebooks.SHOWS_TABLE,
+        *notebooks.SHOWS_TABLES,
+        *notebooks.SHOWS_BENCHMARK,
     ):  # whether it shows today's records, `make check` says
         assert found is None or found.endswith("or made from other records")
     else:
@@ -216,7 +218,7 @@ def test_an_edit_by_hand_of_either_file_is_red(built, suffix, old, new, message)
 
 @pytest.mark.parametrize(
     ("shows", "what", "text"),
-    [("SHOWS_RECORDS", ("08_new",), "summary.csv"), ("SHOWS_TABLE", {"08_new": "table3"}, "tables/table3-cpu.md")],
+    [("SHOWS_RECORDS", ("08_new",), "summary.csv"), ("SHOWS_TABLES", {"08_new": ("table3",)}, "tables/table3-cpu.md")],
 )
 def test_a_notebook_that_shows_records_is_red_when_they_change(built, monkeypatch, shows, what, text):
     monkeypatch.setattr(notebooks, shows, what)
@@ -226,6 +228,17 @@ def test_a_notebook_that_shows_records_is_red_when_they_change(built, monkeypatc
     monkeypatch.setattr(notebooks.result_files, "result_texts", lambda: {text: "one", "tables/table33-cpu.md": "b"})
     assert notebooks.difference(built) is None
     monkeypatch.setattr(notebooks.result_files, "result_texts", lambda: {text: "another"})
+    assert notebooks.difference(built).endswith("not those of a build, or made from other records")
+
+
+def test_a_notebook_that_shows_what_was_measured_is_red_when_that_is_measured_anew(built, monkeypatch):
+    monkeypatch.setattr(notebooks, "SHOWS_BENCHMARK", ("08_new",))
+    blocks = {"efficiency": lambda: "not yet", "table1": lambda: "+1%", "speed": lambda: "1.00", "costs": lambda: "5 h"}
+    monkeypatch.setattr(notebooks.pages, "COSTS", blocks)
+    notebooks.build(built, built.with_suffix(".ipynb"))
+    monkeypatch.setitem(blocks, "costs", lambda: "6 h")
+    assert notebooks.difference(built) is None
+    monkeypatch.setitem(blocks, "table1", lambda: "+2%")
     assert notebooks.difference(built).endswith("not those of a build, or made from other records")
 
 
@@ -427,6 +440,9 @@ def test_the_scale_fits_the_device_and_is_said_with_its_reason(monkeypatch, caps
     assert f"scale {scale}: " in said and why in said and "torch" in said
 
 
+gpt2_mini = cache(lambda: load_model("gpt2-mini"))
+
+
 # Work -------------------------------------------------------------------------------------------------------------
 
 
@@ -442,12 +458,13 @@ def recorded(tmp_path, monkeypatch):
         done.append(str(run))
         name, scale, seed = run.experiment.name, run.experiment.scale, run.seed
         adapter = run.adapter
-        if run.experiment.table == "subspaces":  # whose adapters are read
-            save_known_adapter(load_model(run.experiment.settings.model), run)
+        settings = run.experiment.settings
+        if settings.method == "lora" and settings.model == "gpt2-mini":  # whose adapters some notebooks read
+            save_known_adapter(gpt2_mini(), run)
         else:
             adapter.mkdir(parents=True)
             (adapter / "adapter_model.safetensors").write_bytes(b"1")
-        if TASKS[run.experiment.settings.task].outputs:
+        if TASKS[settings.task].outputs:
             return synthetic_records.write_glue(name, seed, [0.7, 0.8], [0.7, 0.75])
         texts = [{"mr": f"name[{i}], area[riverside]", "prediction": f"{i} by {run.experiment.row}"} for i in range(5)]
         records.write_predictions(name, scale, seed, texts)

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import pickle
 from dataclasses import replace
+from functools import partial
 
 import loralib
 import pytest
@@ -20,14 +21,18 @@ from transformers import (
     RobertaModel,
 )
 
+from adapter_files import save_lora
 from experiments.catalogue import EXPERIMENTS, find
 from experiments.glue import GLUE_TASKS
 from experiments.glue import PAPER_MODELS as GLUE_MODELS
-from experiments.settings import Job
-from lora import count_parameters, lora_layers
+from experiments.settings import OFFICIAL, Job, Settings
+from lora import count_parameters, lora_layers, merge_lora
+from methods.catalogue import apply_method
 from methods.released_adapters import load_released_adapter, released_file
+from methods.saved import load_adapter, save_adapter
 from runs import execute
 from tasks.glue import data as glue_data
+from tiny_models import settings
 
 WIDTH, RANK = 16, 4
 TOKENS = torch.arange(12).reshape(2, 6)
@@ -59,9 +64,9 @@ class OfficialQuery(loralib.Linear):
 def loralib_gpt2(alpha: float = 32, enable=(True, False, True)) -> GPT2LMHeadModel:
     """The authors' GPT-2 with random pairs: loralib.MergedLinear as every c_attn."""
     model = gpt2()
-    settings = {"r": RANK, "lora_alpha": alpha, "fan_in_fan_out": True, "merge_weights": False}
+    shape = {"r": RANK, "lora_alpha": alpha, "fan_in_fan_out": True, "merge_weights": False}
     for block in model.transformer.h:
-        layer = loralib.MergedLinear(WIDTH, 3 * WIDTH, enable_lora=list(enable), **settings)
+        layer = loralib.MergedLinear(WIDTH, 3 * WIDTH, enable_lora=list(enable), **shape)
         layer.load_state_dict(block.attn.c_attn.state_dict(), strict=False)
         nn.init.normal_(layer.lora_B, std=0.1)
         block.attn.c_attn = layer
@@ -93,11 +98,11 @@ def logits(model) -> torch.Tensor:
         return model(TOKENS).logits
 
 
-def refused(file, match: str, model: nn.Module | None = None, **settings) -> None:
+def refused(file, match: str, model: nn.Module | None = None, **others) -> None:
     model = model or gpt2()
     before = {name: p.detach().clone() for name, p in model.named_parameters()}
     with pytest.raises(ValueError, match=match):
-        load_released_adapter(model, file, **{"alpha": 32, **settings})
+        load_released_adapter(model, file, **{"alpha": 32, **others})
     assert not lora_layers(model)
     assert all(torch.equal(p, before[name]) for name, p in model.named_parameters())
 
@@ -149,8 +154,8 @@ def test_a_released_glue_run_scores_what_the_authors_own_model_answers(tmp_path,
     monkeypatch.setattr(execute, "load_tokenizer", lambda *_: type("Tokenizer", (), {"pad_token_id": 1}))
     monkeypatch.setattr(glue_data, "load_glue", lambda *_: split)
     monkeypatch.setattr(glue_data, "encode", lambda examples, *_: glue_data.Encoded(rows[: len(examples)], 0))
-    settings = replace(find("released/roberta-base/mnli").settings, rank=RANK)
-    measured, predictions = execute.measure(Job(settings, 0, tmp_path, tmp_path), tmp_path / "adapter")
+    chosen = replace(find("released/roberta-base/mnli").settings, rank=RANK)
+    measured, predictions = execute.measure(Job(chosen, 0, tmp_path, tmp_path), tmp_path / "adapter")
     with torch.no_grad():
         expected = [theirs(torch.tensor([row["input_ids"]])).logits.argmax().item() for row in rows]
     assert len(set(expected)) > 1
@@ -163,11 +168,11 @@ def test_a_released_glue_run_scores_what_the_authors_own_model_answers(tmp_path,
 def test_every_table_2_row_of_lora_that_the_authors_released_is_declared():
     names = {f"released/{model}/{task}" for model in GLUE_MODELS for task in GLUE_TASKS}
     assert names <= EXPERIMENTS.keys()
-    settings = {name: EXPERIMENTS[name].settings for name in names}
-    assert {(s.model, s.rank, s.alpha) for s in settings.values()} == {
+    by_name = {name: EXPERIMENTS[name].settings for name in names}
+    assert {(s.model, s.rank, s.alpha) for s in by_name.values()} == {
         ("roberta-base", 8, 16.0), ("roberta-large", 8, 16.0), ("deberta-v2-xxlarge", 16, 32.0)
     }  # fmt: skip
-    assert not any(s.start_from for s in settings.values())
+    assert not any(s.start_from for s in by_name.values())
 
 
 def test_a_model_without_a_release_is_refused_and_a_file_is_looked_for_by_model_and_task(tmp_path):
@@ -257,3 +262,72 @@ def test_one_changed_bit_of_a_weight_is_noticed(tmp_path):
 def test_a_file_without_pairs_is_refused(tmp_path, content):
     torch.save(content, tmp_path / "lora.pt")
     refused(tmp_path / "lora.pt", "expected lora_A and lora_B tensors by name")
+
+
+# --- DeBERTa's positions, while training ------------------------------------------------------------------------------
+
+
+def official_settings(frozen: bool) -> Settings:
+    changes = {"frozen_positions": frozen, "rank": RANK, "alpha": 32.0, "targets": ("query", "value")}
+    return settings("lora", "deberta-v2", **changes)
+
+
+def adapted_as(theirs: nn.Module, frozen: bool) -> nn.Module:
+    """Our DeBERTa, adapted by the method, with the head and the pairs of `theirs`."""
+    ours = encoder("deberta")
+    apply_method(ours, official_settings(frozen))
+    ours.load_state_dict(encoder_state_dict(theirs, "deberta"), strict=False)
+    return ours
+
+
+def gradients_of(model: nn.Module) -> dict[str, torch.Tensor]:
+    model(TOKENS, labels=torch.tensor([0, 2])).loss.backward()
+    return {name: p.grad for name, p in model.named_parameters() if ".lora_" in name}
+
+
+def apart(ours: nn.Module, theirs: nn.Module) -> float:
+    """The largest difference of the gradients of the pairs."""
+    pairs = gradients_of(theirs)
+    return max((gradient - pairs[name]).abs().max().item() for name, gradient in gradients_of(ours).items())
+
+
+def test_with_frozen_positions_a_training_step_is_the_authors_own():
+    theirs = loralib_encoder("deberta", 32)
+    assert torch.allclose(logits(adapted_as(theirs, True)), logits(theirs), atol=1e-5)
+    assert apart(adapted_as(theirs, True), theirs) < 1e-4
+    theirs.zero_grad()
+    assert apart(adapted_as(theirs, False), theirs) > 1e-2  # as transformers has it
+
+
+@pytest.mark.filterwarnings("ignore:`gradient_checkpointing_enable` is deprecated:FutureWarning")
+def test_a_step_that_recomputes_its_forward_pass_has_frozen_positions_too():
+    theirs = loralib_encoder("deberta", 32)
+    ours = adapted_as(theirs, True).train()
+    for module in ours.modules():
+        module.p = 0.0  # of dropout
+    ours.gradient_checkpointing_enable({"use_reentrant": False})
+    assert apart(ours, theirs) < 1e-4
+
+
+def test_pairs_beside_frozen_positions_are_saved_and_loaded_with_them_and_not_as_plain_lora(tmp_path):
+    ours = adapted_as(loralib_encoder("deberta", 32), True)
+    save_adapter(ours, official_settings(True), tmp_path)
+    loaded = encoder("deberta")
+    load_adapter(loaded, tmp_path)
+    assert torch.equal(logits(loaded), logits(ours))
+    for refused_by in (partial(save_lora, ours, tmp_path / "plain"), partial(merge_lora, ours)):
+        with pytest.raises(ValueError, match="neither merged nor saved: DeBERTa's positions"):
+            refused_by()
+
+
+def test_frozen_positions_of_a_model_that_projects_none_are_refused():
+    with pytest.raises(ValueError, match="frozen_positions is of DeBERTa's attention, found RobertaForSequence"):
+        apply_method(encoder("roberta"), official_settings(True))
+
+
+def test_the_official_code_holds_nothing_out_and_freezes_deberta_xxls_positions_and_the_papers_variant_neither():
+    rows = [e for e in EXPERIMENTS.values() if e.table == "table2" and e.settings.method == "lora"]
+    for e in rows:
+        official, xxl = e.variant == OFFICIAL, e.settings.model == "deberta-v2-xxlarge"
+        assert (e.settings.hold_out, e.settings.frozen_positions) == (not official, official and xxl), e.name
+    assert {e.variant for e in rows if e.settings.model == "deberta-v2-xxlarge"} == {"paper", OFFICIAL}

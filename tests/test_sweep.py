@@ -8,6 +8,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -417,9 +418,32 @@ def test_each_worker_gets_a_gpu_of_its_own(monkeypatch):
 
 def command_line(place, monkeypatch, *words):
     monkeypatch.setattr(reproduce, "select", lambda *_: list(place.experiments.values())[:2])
-    monkeypatch.setattr(reproduce, "_estimate", lambda *_: type("Cost", (), {"minutes": 1.0}))
+    monkeypatch.setattr(reproduce, "_minutes_apart", lambda experiments: {e.name: 1.0 for e in experiments})
     monkeypatch.setattr(sys, "argv", ["code/reproduce.py", "sweep", "t", "--workers", "2", *words])
     reproduce.main()
+
+
+@pytest.mark.parametrize("words", [("--workers", "3"), ()], ids=["three", "in this process"])
+def test_the_parent_of_workers_opens_no_context_of_the_gpu_that_they_share(place, monkeypatch, capsys, words):
+    for experiment in list(place.experiments.values()):
+        settings = replace(experiment.settings, alpha=4.0, targets=("query", "value"))
+        place.experiments[experiment.name] = replace(experiment, settings=settings)
+
+    def opened():
+        raise FloatingPointError("a context of the GPU")
+
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 1)
+    monkeypatch.setattr("torch.cuda._lazy_init", opened)
+    monkeypatch.setattr(reproduce, "select", lambda *_: list(place.experiments.values())[:3])
+    monkeypatch.setattr(sys, "argv", ["code/reproduce.py", "sweep", "t", *words])
+    if words:
+        reproduce.main()
+        assert [row["name"] for row in records.read_records("quick")] == ["t/m/a", "t/m/b", "t/m/c"]
+        assert re.search(r"t/m/a seed 0 starts, about \d+\.\d min", capsys.readouterr().out)
+    else:
+        with pytest.raises(SystemExit, match="a context of the GPU"):
+            reproduce.main()
 
 
 def test_the_exit_code_and_the_last_lines_say_what_failed(place, monkeypatch, capsys):

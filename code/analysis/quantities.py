@@ -72,6 +72,8 @@ def quantities(settings: Settings) -> list[Quantity]:
         scores = [Quantity(metric, shown_as, "selection", "selection", (key,), task.statistic, compared=False)]
     else:
         rules, split = task.rules or {settings.keep: "scores"}, task.split or settings.protocol
+        if not settings.hold_out:
+            rules = {rule: key for rule, key in rules.items() if rule != "held-out"}
         on_dev = settings.evaluate == "dev"
 
         def score(metric: str, shown_as: Metric, rule: str, key: str) -> Quantity:

@@ -104,7 +104,8 @@ def estimate(settings: Settings, scale: str, earlier: list[dict] | None = None) 
     trainable = without_head + head
     task = TASKS[settings.task]
     trained, whole = trains(settings), without_head + head == total
-    rows = min(settings.train_rows or task.trained_rows, task.trained_rows) * trained
+    most_rows = task.trained_rows if settings.hold_out else task.train_rows
+    rows = min(settings.train_rows or most_rows, most_rows) * trained
     epochs = settings.epochs if trained else 1  # what is not trained is scored once, as after an epoch
     steps = -(-rows // settings.batch_size) * epochs
     decodes = settings.evaluate != "selection"

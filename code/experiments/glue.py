@@ -47,6 +47,7 @@ CPU_ROWS = dict.fromkeys(("mnli", "qnli", "qqp"), 8_100)  # without the tenth th
 CPU = {
     "model": "minilm", "batch_size": 16, "max_length": 128, "precision": "auto", "gradient_checkpointing": False,
     "warmup_steps": 0, "warmup_ratio": 0.06, "weight_decay": 0.1, "head_dropout": None, "start_from": None,
+    "frozen_positions": False,
 }  # fmt: skip
 QUICK = CPU | {"epochs": 2, "batch_size": 8, "train_rows": 480, "max_length": 64}
 CPU_LEARNING_RATES = {  # method -> task -> rate; a task that is not here has MRPC's
@@ -109,6 +110,7 @@ def _lora_rows() -> list[Experiment]:
             warmup_ratio=float(line["warmup_ratio"] or 0), warmup_steps=int(line["warmup_steps"] or 0),
             head_dropout=float(line["head_dropout"]) if line["head_dropout"] else None,
             precision="bfloat16" if model == "deberta-v2-xxlarge" else "float32" if official else "tf32",
+            hold_out=not official, frozen_positions=official and model == "deberta-v2-xxlarge",
         )  # fmt: skip
         label, _, trainable = PAPER_MODELS[model]
         experiments += declare(

@@ -56,6 +56,7 @@ class Settings:
     targets: tuple[str, ...] = ()
     rank_stabilised: bool = False  # LoRA scaled by alpha / sqrt(rank), not alpha / rank
     b_learning_rate_ratio: float = 1.0  # LoRA+: the learning rate of B over that of A
+    frozen_positions: bool = False  # DeBERTa: positions are projected by the frozen query, as in the official code
     # the methods beside LoRA
     top_layers: int | None = None  # partial fine-tuning: how many of the last layers
     bottleneck: int | None = None  # width of an adapter
@@ -78,6 +79,7 @@ class Settings:
     max_grad_norm: float = 0.0  # 0: no clipping
     decay: str = "all"  # every parameter has weight decay; or "matrices": neither biases nor LayerNorms
     precision: str = "float32"  # "tf32": with a GPU's TF32 products; "bfloat16": autocast; "auto": where it is fast
+    int8_base: bool = False  # the frozen matrices in int8, by torchao
     gradient_checkpointing: bool | None = False  # recompute the forward pass; None: if a GPU's memory asks for it
     train_rows: int | None = None  # None: all; else the first of a fixed shuffle
     keep: str = "best-epoch"  # or "last"; a GLUE record has every epoch's scores
@@ -94,6 +96,7 @@ class Settings:
     # GLUE
     max_length: int | None = None
     head_dropout: float | None = None  # DeBERTa's cls_dropout; None: the model's own
+    hold_out: bool = True  # a tenth of the training rows chooses an epoch; if not, all are trained on
     # mistakes of earlier reproductions, measured by the experiments `pitfalls/...`
     train_head: bool = True  # GLUE; if not, the new head stays as it was drawn
     prompt_loss: bool = False  # E2E: the context carries a loss as well, `jlm` of the official code
@@ -120,6 +123,8 @@ class Settings:
                 raise ValueError(f"{field.name} must be of type {field.type}; found {value!r}")
         if not self.epochs and not self.start_from:
             raise ValueError("epochs must be above 0 in a run that starts from no other, found 0")
+        if not self.hold_out and self.evaluate == "selection":
+            raise ValueError('evaluate="selection" scores the rows that are held out: leave hold_out=False out')
         if len(self.adam_betas) != 2:
             raise ValueError(f"adam_betas must be two numbers, found {self.adam_betas}")
         if self.official_text and self.protocol != "lora":

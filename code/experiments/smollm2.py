@@ -2,6 +2,7 @@
 
     table3/smollm2-135m/full, .../lora-r4, .../lora-all-r4    at `cpu`: instruction-tuned, dequantised from 4 bits
     table3/smollm2-135m-base/full, ...                        at `paper`: the publisher's full-precision weights
+    variants/smollm2-135m/lora-r4-int8                        the frozen matrices in int8
     learning-rate/smollm2-135m/lora-r8/0.002                  a grid for each kind of row, on fewer training rows
 
 The protocol is the paper's, with the model's own end token as separator and end; its chat template is not used. Its
@@ -86,4 +87,11 @@ def _learning_rates() -> list[Experiment]:
     return candidates
 
 
-SMOLLM2_EXPERIMENTS = (*_table3(), *_learning_rates())
+def _int8() -> list[Experiment]:
+    """LoRA beside a base in int8: what half of bfloat16's memory costs in scores."""
+    settings = replace(PAPER, **lora("lora", 4), learning_rate=RATES["lora"], **CPU, int8_base=True)
+    about = "LoRA r=4 beside {model} in int8, on {task}"
+    return declare("variants", "lora-r4-int8", about, {"cpu": settings}, against=("table3", "lora-r4"))
+
+
+SMOLLM2_EXPERIMENTS = (*_table3(), *_learning_rates(), *_int8())

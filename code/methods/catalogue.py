@@ -30,6 +30,7 @@ from lora import (
     require_plain,
 )
 from methods.adapters import add_adapters
+from methods.frozen_positions import freeze_positions
 from methods.partial import train_biases, train_top_layers
 from methods.prefixes import PreEmbed, PreLayer, add_prefix
 from methods.rank_budget import AdaptiveRank, spread_budget, uniform_rank
@@ -65,6 +66,8 @@ def _lora(model: nn.Module, settings: Settings) -> None:
     for name in packed:  # one pair over the whole matrix, as if it made the query alone
         base_layer = model.get_submodule(name).base_layer
         model.set_submodule(name, LoRALinear(base_layer, ("query",), replace(config, targets=("query",))))
+    if settings.frozen_positions:
+        freeze_positions(model)
     if settings.transposed_init:
         for layer in lora_layers(model).values():
             for A in layer.lora_A.data.split(settings.rank):
@@ -96,7 +99,7 @@ def _adaptive_lora(model: nn.Module, settings: Settings) -> None:
 
 
 PAIRS = ("alpha", "lora_dropout", "targets", "rank_stabilised", "b_learning_rate_ratio")
-LORA = ("rank", *PAIRS, "transposed_init", "packed_pair")
+LORA = ("rank", *PAIRS, "frozen_positions", "transposed_init", "packed_pair")
 STAGES = ("rank_stages", "stage_trigger", "old_stages", "schedule_every", "patience", "min_improvement", "grace")
 ADAPTER = ("bottleneck", "dropped_layers")
 
@@ -171,7 +174,9 @@ def apply_method(model: nn.Module, settings: Settings) -> None:
 
 
 def _check(settings: Settings, chosen: Method) -> None:
-    """Raise ValueError for another method's setting."""
+    """Raise ValueError for another method's setting, and where ranks change by rows that are not held out."""
+    if chosen.schedule and not settings.hold_out:
+        raise ValueError(f"{settings.method} changes its ranks by rows that are held out: leave hold_out=False out")
     foreign = {name for other in METHODS.values() for name in other.settings} - {*chosen.settings}
     for field in fields(settings):
         if field.name in foreign and (value := getattr(settings, field.name)) != field.default:

@@ -20,19 +20,17 @@ in the scripts for RoBERTa. Layers: https://github.com/microsoft/LoRA/blob/c4593
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from functools import partial
 from pathlib import Path
-from typing import Any
 from zipfile import ZipFile, is_zipfile
 
 import torch
 from torch import Tensor, nn
-from transformers.models.deberta_v2.modeling_deberta_v2 import DisentangledSelfAttention
 
 from adapter_files import base_parameters, not_for_this_model
+from families import family_of
 from files import download, find_file
-from lora import LoRAConfig, LoRALinear, add_lora, lora_layers, projections, remove_lora
+from lora import LoRAConfig, add_lora, lora_layers, projections, remove_lora
+from methods.frozen_positions import freeze_positions
 
 RELEASES = {  # model -> the release, and the files in it
     "gpt2-medium": ("GPT-2", "gpt2_md_lora_{}.pt"),
@@ -111,23 +109,6 @@ def load_released_adapter(model: nn.Module, file: str | Path, alpha: float, rank
         raise ValueError(not_for_this_model(wanted, present, model, file, remedy))
     for name, parameter in slots.items():
         parameter.requires_grad_(True).data.copy_(state[name])
-    for attention in (module for module in model.modules() if isinstance(module, DisentangledSelfAttention)):
-        plain = partial(_by_frozen_query, attention, attention.disentangled_attention_bias)
-        attention.disentangled_attention_bias = plain
-        attention.query_proj.apart = "DeBERTa's positions see the query without it, and no plain model could do that"
+    if family_of(model).projects_positions:
+        freeze_positions(model)
     return list(lora_layers(model))
-
-
-def _by_frozen_query(attention: nn.Module, bias: Callable[..., Tensor], *inputs: Any) -> Tensor:
-    """DeBERTa's bias for relative positions, without the query's pair, as in the adapters' training.
-
-    The authors' code projects positions by the frozen weight; transformers sends words and positions through one layer.
-    After `remove_lora` there is one weight for both.
-    """
-    if not isinstance(attention.query_proj, LoRALinear):
-        return bias(*inputs)
-    adapted, attention.query_proj = attention.query_proj, attention.query_proj.base_layer
-    try:
-        return bias(*inputs)
-    finally:
-        attention.query_proj = adapted

@@ -35,9 +35,10 @@ TRAINED_FILE = "trained.safetensors"
 def save_adapter(model: nn.Module, settings: Settings, folder: Path) -> None:
     """Write what the method of `settings` trained, with the head, into the folder.
 
-    `save_lora` holds one pair for each projection; a `packed_pair` over all of `c_attn` goes to `save_trained`.
+    `save_lora` holds plain LoRA, one pair for each projection. A `packed_pair` over all of `c_attn`, and pairs beside
+    `frozen_positions`, go to `save_trained`.
     """
-    if method(settings.method).pairs and not settings.packed_pair:
+    if method(settings.method).pairs and not (settings.packed_pair or settings.frozen_positions):
         save_lora(model, folder)
     else:
         save_trained(model, settings, folder)

@@ -100,7 +100,7 @@ def epochs(table: str, scale: str) -> Rows:
         for record in runs:
             for epoch in record.get("epochs", ()):
                 reported = next((name for name in epoch if name not in ("epoch", "training_loss", "held_out")), None)
-                for split in filter(None, (reported, "held_out")):
+                for split in filter(epoch.get, (reported, "held_out")):
                     yield {
                         "panel": _panel(settings, runs, main), "label": label(experiment), "method": settings.method,
                         "seed": record["seed"], "split": split.partition("_m")[0], "epoch": epoch["epoch"],

@@ -30,16 +30,18 @@ from nbclient.exceptions import CellExecutionError
 
 import files
 from files import write_atomically
-from publish import result_files
+from publish import pages, result_files
 from runs.records import provenance
 
 REPOSITORY, REVISION = "OWNER/lora-reproduced", "main"  # on GitHub; what Colab opens and clones
 NOTEBOOKS = files.ROOT / "notebooks"
 SHOWS_RECORDS = ("07_results",)
-SHOWS_TABLE = {  # the tables of scale `cpu` that a notebook shows: the beginning of their names in `result_files`
-    "02_e2e_gpt2": "table3", "03_glue": "table2", "04_rank_and_weights": "table6",
-    "05_rank_over_time": "rank-over-time", "06_pitfalls": "pitfalls", "09_inside_the_update": "subspaces",
+SHOWS_TABLES = {  # tables of scale `cpu` that a notebook shows or concludes from: how their names begin
+    "02_e2e_gpt2": ("table3", "decoding"), "03_glue": ("table2",), "04_rank_and_weights": ("table6", "table5"),
+    "05_rank_over_time": ("rank-over-time", "table3"), "06_pitfalls": ("pitfalls", "table3"),
+    "09_inside_the_update": ("subspaces",),
 }  # fmt: skip
+SHOWS_BENCHMARK = ("08_costs_and_many_tasks",)  # as the page of costs does
 BADGE = (
     "# [![Open in Colab](https://colab.research.google.com/assets/colab-badge.svg)]"
     "(https://colab.research.google.com/github/{repository}/blob/{revision}/notebooks/{name}.ipynb)"
@@ -152,10 +154,16 @@ def digest(book: nbformat.NotebookNode, name: str) -> str:
         (cell.cell_type, cell.source.replace(REPOSITORY, ""), cell.get("outputs"), cell.get("execution_count"))
         for cell in book.cells
     ]
-    shown = "summary.csv" if name in SHOWS_RECORDS else f"tables/{SHOWS_TABLE[name]}-" if name in SHOWS_TABLE else None
-    records = [text for place, text in result_files.result_texts().items() if place.startswith(shown)] if shown else []
-    text = json.dumps(seen, sort_keys=True) + "".join(records)
+    text = json.dumps(seen, sort_keys=True) + "".join(_shown_results(name))
     return hashlib.sha256(text.encode()).hexdigest()
+
+
+def _shown_results(name: str) -> list[str]:
+    if name in SHOWS_BENCHMARK:
+        return [pages.COSTS[block]() for block in ("efficiency", "table1", "speed")]
+    tables = tuple(f"tables/{table}-" for table in SHOWS_TABLES.get(name, ()))
+    shown = ("summary.csv",) if name in SHOWS_RECORDS else tables
+    return [text for place, text in result_files.result_texts().items() if place.startswith(shown)] if shown else []
 
 
 def wording(book: nbformat.NotebookNode) -> list[str]:
@@ -197,7 +205,8 @@ def difference(source: Path) -> str | None:
     if len(theirs) != len(ours):
         return f"{target.name}: {len(theirs)} cells, {len(ours)} in {source.name}"
     if book.metadata.get("built") != digest(book, source.stem):
-        cause = ", or made from other records" if source.stem in (*SHOWS_RECORDS, *SHOWS_TABLE) else ""
+        shows_results = source.stem in (*SHOWS_RECORDS, *SHOWS_TABLES, *SHOWS_BENCHMARK)
+        cause = ", or made from other records" if shows_results else ""
         return f"{target.name}: its outputs are not those of a build{cause}"
     return None
 

@@ -7,6 +7,7 @@ The command line, the notebooks and the sweeps call `do`.
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import os
 import shutil
@@ -20,18 +21,19 @@ import torch
 from torch import nn
 
 import files
-from adapter_files import base_fingerprint
+from adapter_files import base_fingerprint, base_parameters
 from experiments.catalogue import EXPERIMENTS, find
 from experiments.settings import Experiment, Job, Settings
 from families import family_of, head_parameters
 from methods.catalogue import apply_method, count_trained, trains
 from methods.released_adapters import load_released_adapter, released_file
 from methods.saved import load_adapter, save_adapter
-from models import architecture, load_model, load_tokenizer
+from models import architecture, base_revision, load_model, load_tokenizer
 from runs import e2e, glue, records
 from runs.run import Run, first_process, run_lock
 from tasks.catalogue import TASKS
-from training.memory import recomputes
+from training.int8 import as_numbers, hold_in_int8
+from training.memory import keep_to_share, recomputes
 from training.precision import keep_frozen_in_bfloat16, set_products, uses_bfloat16
 from training.quick_layers import use_quick_layers
 from training.trainer import ShareDone, TrainingDiverged
@@ -175,12 +177,14 @@ def measure(
         )
     if trains(settings):
         _require_memory(settings)
+    keep_to_share()
     tf32 = set_products(settings)
     torch.manual_seed(job.seed)
     model = load_model(settings.model, task.outputs, settings.head_dropout, job.data_dir)
     device = torch.device(f"cuda:{os.environ.get('LOCAL_RANK', 0)}" if torch.cuda.is_available() else "cpu")
     measured = {
         "base_fingerprint": base_fingerprint(model, head_parameters(model)),
+        "base_revision": base_revision(settings.model),
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",
         "threads": torch.get_num_threads(),
         "bfloat16": uses_bfloat16(settings),  # "auto" is decided by the machine
@@ -200,12 +204,15 @@ def measure(
     trained, head, total = count_trained(model)
     measured["parameters"] = {"trainable": trained, "head": head, "total": total}
 
+    if settings.int8_base and trains(settings):
+        hold_in_int8(model)
     if uses_bfloat16(settings):
         keep_frozen_in_bfloat16(model)
     if device.type == "cpu":
         use_quick_layers(model)
 
     def keep_adapter(trained_model: nn.Module) -> None:
+        as_numbers(trained_model)
         if settings.new_tokens or not settings.train_head:
             return  # what it learnt belongs to weights that are drawn anew in every run
         if trained < total - head or keep_whole:
@@ -252,12 +259,12 @@ def _load_start(model: nn.Module, folder: Path) -> None:
 
 
 def _carry_over(model: nn.Module, settings: Settings, folder: Path) -> None:
-    """Copy what the method learnt on MNLI into the model (section 5.2: MRPC, RTE, STS-B).
+    """Put what the method learnt on MNLI into the model (section 5.2: MRPC, RTE, STS-B).
 
     The head stays new, since it has other outputs: RoBERTa's whole head, but only DeBERTa's classifier, for
     the official code carries its pooler over. Raises ValueError where the model has no such parameters.
     """
-    start = load_model(settings.model, TASKS[find(settings.start_from).settings.task].outputs)
+    start = _with_body_of(model, TASKS[find(settings.start_from).settings.task].outputs)
     _load_start(start, folder)
     fresh = f"{family_of(model).head[-1]}."  # the classifier
     parameters = dict(model.named_parameters())
@@ -270,3 +277,16 @@ def _carry_over(model: nn.Module, settings: Settings, folder: Path) -> None:
     with torch.no_grad():
         for name, parameter in carried.items():
             parameters[name].copy_(parameter)
+
+
+def _with_body_of(model: nn.Module, outputs: int) -> nn.Module:
+    """A plain model with a head of so many outputs whose other weights are the model's own, in the same memory."""
+    config = copy.deepcopy(model.config)
+    config.num_labels = outputs
+    with torch.device("meta"):
+        plain = type(model)(config)
+    names, head = dict(plain.named_parameters()).keys(), head_parameters(plain)
+    weights = {name: p.detach() for name, p in base_parameters(model).items() if name in names and name not in head}
+    weights |= {name: torch.empty(p.shape) for name, p in head.items()}
+    plain.load_state_dict(weights, strict=False, assign=True)
+    return plain

@@ -3,7 +3,7 @@
 The paper takes each run's best epoch, chosen on the validation split that it reports. Beside that figure every run
 has the held-out one. Its epoch is chosen on a tenth of the training rows, which the model is not trained on, and the
 validation split is scored at that epoch only. Both figures come from one training, on nine
-tenths of the rows.
+tenths of the rows. The variant `official-code` holds nothing out, as the official code, and has the first figure alone.
 """
 
 from __future__ import annotations
@@ -58,26 +58,29 @@ def train_and_score(
     if not trains(settings):  # its epoch was chosen by its authors: there is no held-out figure
         return _reported(task, splits, predict(model, reported), facts)
 
+    judge = HELD_OUT if settings.hold_out else reported[0]
+
     def validate(m: nn.Module, epoch: int) -> dict[str, float]:
-        outputs = predict(m, [*reported, HELD_OUT])
+        outputs = predict(m, [name for name in splits if name != "train"])
         write_atomically(folder / f"epoch-{epoch}.json", json.dumps(outputs))
         scores = {name: _score(task, splits[name], output) for name, output in outputs.items()}
-        return {"loss": outputs[HELD_OUT]["loss"]} | {name: s[task.main_metric] for name, s in scores.items()}
+        return {"loss": outputs[judge]["loss"]} | {name: s[task.main_metric] for name, s in scores.items()}
 
     best = reported[0] if reported else HELD_OUT
     rows = encoded["train"].rows
-    schedule = schedule_of(settings, lambda m, few: classify(m, few, collate, settings)[1], encoded[HELD_OUT].rows)
+    schedule = schedule_of(settings, lambda m, few: classify(m, few, collate, settings)[1], encoded[judge].rows)
     result = train(model, rows, job, _loss, validate, best=(best, True), collate=collate, schedule=schedule)
     reached = conclude(model) if schedule else {}
     keep_adapter(model)
     epochs = _epochs(task, splits, folder, result.history)
     measured = facts | asdict(result) | reached | {"epochs": epochs}
-    chosen = {rule: _best_epoch(epochs, rule, task.main_metric) for rule in (best, HELD_OUT)}
-    measured["selected_epoch"] = {"held_out": chosen[HELD_OUT]["epoch"]}
+    chosen = {rule: _best_epoch(epochs, rule, task.main_metric) for rule in (best, judge)}
+    measured["selected_epoch"] = {HELD_OUT: chosen[HELD_OUT]["epoch"]} if settings.hold_out else {}
     if not reported:
         return measured | {"selection_score": chosen[HELD_OUT][HELD_OUT][task.main_metric]}, []
     measured["selected_epoch"]["reported"] = chosen[best]["epoch"]
-    measured["honest_scores"] = chosen[HELD_OUT][best]
+    if settings.hold_out:
+        measured["honest_scores"] = chosen[HELD_OUT][best]
     outputs = json.loads((folder / f"epoch-{chosen[best]['epoch']}.json").read_text(encoding="utf-8"))
     return _reported(task, splits, {name: outputs[name] for name in reported}, measured)
 
@@ -96,7 +99,7 @@ def _reported(
 
 
 def _load(task: GlueTask, job: Job) -> tuple[dict[str, list[glue_data.Example]], dict[str, Any]]:
-    """The rows by split (nine tenths for training, the held-out tenth, the reported splits), and facts about them."""
+    """The rows by split (for training, the reported splits and, last, the held-out tenth), and facts about them."""
     settings, data_dir = job.settings, job.data_dir
     loaded = {"train": glue_data.load_glue(task.name, "train", data_dir)}
     absent = []
@@ -107,11 +110,13 @@ def _load(task: GlueTask, job: Job) -> tuple[dict[str, list[glue_data.Example]],
             if number == 0:
                 raise
             absent.append(name)  # MNLI's mismatched split is not in every copy of the data
-    kept, held_out = glue_data.held_out_tenth(loaded["train"].examples)
+    kept, held_out = list(loaded["train"].examples), {}
+    if settings.hold_out:
+        kept, held_out[HELD_OUT] = glue_data.held_out_tenth(kept)
     if settings.train_rows and settings.train_rows < len(kept):
         random.Random(0).shuffle(kept)
         kept = kept[: settings.train_rows]
-    splits = {name: split.examples for name, split in loaded.items()} | {"train": kept, HELD_OUT: held_out}
+    splits = {name: split.examples for name, split in loaded.items()} | {"train": kept} | held_out
     facts = {
         "data_fingerprint": {name: glue_data.data_fingerprint(rows) for name, rows in splits.items()},
         "rows": {name: len(rows) for name, rows in splits.items()},

@@ -167,7 +167,7 @@ class Sweep:
             self.say(f"{run} {ending} and is tried once more; see {run.log}")
         else:
             self.mark_failed(ended, code, ending)
-            self.give_up(run, f"{ending}, {ATTEMPTS} times; see {run.log}")
+            self.give_up(run, f"{ending}, {ATTEMPTS} times; see {run.log}; the same command tries it anew")
 
     def mark_failed(self, ended: Started, code: int, how: str) -> None:
         """Record the failure if the run did not: a run that is killed cannot."""

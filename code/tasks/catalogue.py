@@ -123,7 +123,7 @@ class GlueTask(Task):
     workflow: str = "glue"
     paper_table: str = "table2"
     statistic: str = "median"
-    settings: tuple[str, ...] = ("max_length", "head_dropout", "train_head")
+    settings: tuple[str, ...] = ("max_length", "head_dropout", "hold_out", "train_head")
     lora_row: str = "lora-r8"
 
     @property

@@ -30,11 +30,22 @@ CONTEXTS, MOST_CONTEXTS = 16, 128  # decoded at once: without a GPU, and at most
 PROMPT = 100  # tokens of a long context
 
 
+def _runs() -> int:
+    """The runs that share this one's GPU, itself among them."""
+    return int(os.environ.get(RUNS_PER_GPU, "1"))
+
+
 def card_bytes() -> int | None:
     """This run's share of the GPU's memory; None without a GPU."""
     if not torch.cuda.is_available():
         return None
-    return torch.cuda.get_device_properties(0).total_memory // int(os.environ.get(RUNS_PER_GPU, "1"))
+    return torch.cuda.get_device_properties(0).total_memory // _runs()
+
+
+def keep_to_share() -> None:
+    """Let this run take no more of a shared GPU than its share: torch would keep what it has freed from the others."""
+    if torch.cuda.is_available() and _runs() > 1:
+        torch.cuda.set_per_process_memory_fraction(1 / _runs())
 
 
 def weight_bytes(model: nn.Module, bfloat16: bool) -> int:

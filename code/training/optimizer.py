@@ -70,7 +70,8 @@ def gradients(model: nn.Module) -> dict[str, Tensor]:
 
 
 def first_not_finite(tensors: Mapping[str, Tensor]) -> str | None:
-    """The name of the first tensor with a NaN or an infinity, if there is one."""
+    """The name of the first tensor with a NaN or an infinity, if there is one; a frozen matrix in int8 has none."""
+    tensors = {name: tensor for name, tensor in tensors.items() if type(tensor) in (Tensor, nn.Parameter)}
     if get_total_norm(tensors.values()).isfinite():  # ten times as fast as to look at every number
         return None
     return next((name for name, tensor in tensors.items() if not tensor.isfinite().all()), None)  # a norm may overflow

@@ -51,7 +51,8 @@ def keep_frozen_in_bfloat16(model: nn.Module) -> None:
     for module in model.modules():
         if isinstance(module, nn.Linear | Conv1D):
             for parameter in module.parameters(recurse=False):
-                if not parameter.requires_grad:  # BitFit trains the bias beside a frozen matrix
+                # BitFit trains the bias beside a frozen matrix; a matrix in int8 is of a class of its own
+                if not parameter.requires_grad and type(parameter) is nn.Parameter:
                     parameter.data = parameter.data.bfloat16()
     for layer in layers(model):
         for name in family_of(model).matrix_norms:
