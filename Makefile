@@ -7,10 +7,10 @@ REPRODUCE := HF_HUB_OFFLINE=1 $(BIN)/python code/reproduce.py
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help quick reproduce demo summary documents notebooks check test lint parity break benchmark clean
+.PHONY: help quick reproduce demo summary documents notebooks check test lint parity break benchmark gpu-check clean
 
 help:  ## show this list
-	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "make %-10s %s\n", $$1, $$2}' Makefile
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-10s %s\n", $$1, $$2}' Makefile
 
 quick: .venv/.installed  ## Tables 3 and 2 at quick scale: train, decode, score, print the tables, draw the figure
 	$(REPRODUCE) sweep table3 --scale quick --rows full lora-r4 --seeds 0
@@ -54,6 +54,9 @@ break: .venv/.installed-tests  ## real runs killed, stopped, starved and fed rub
 
 benchmark: .venv/.installed-tests  ## time and memory against PEFT and transformers, as ratios
 	$(BIN)/python code/benchmark.py
+
+gpu-check: .venv/.installed-tests  ## six minutes on a GPU: can it be trusted with the paper's runs, and how long will they take?
+	HF_HUB_OFFLINE=1 TQDM_DISABLE=1 PYTHONUNBUFFERED=1 $(BIN)/python code/make.py gpu-check
 
 clean:  ## remove .venv and what tools cached; results, checkpoints and data stay
 	rm -rf .venv .pytest_cache .ruff_cache .hypothesis

@@ -6,6 +6,7 @@ python code/make.py notebooks 01 07          sources -> executed notebooks, thes
 python code/make.py check                    is all of it what the records give?
 python code/make.py subspaces smollm2-135m   adapters that runs kept -> results/subspaces (section 7)
 python code/make.py costs                    what the paper's runs take, by arithmetic -> data/paper_costs.csv
+python code/make.py gpu-check                can this GPU be trusted with them, and in how many hours? -> results/gpu
 python code/make.py base-model --corpus DIR  pre-trains gpt2-mini, in a few hours on two CPU cores
 python code/make.py card                     the card of gpt2-mini
 """
@@ -67,6 +68,13 @@ def make_costs(arguments: argparse.Namespace) -> None:
     print(write_costs())
 
 
+def check_gpu(arguments: argparse.Namespace) -> None:
+    from costs.gpu_check import GpuCheck, require_gpu
+    from runs.records import provenance
+
+    GpuCheck(require_gpu()).run(provenance())
+
+
 def make_card(arguments: argparse.Namespace) -> None:
     from publish.model_card import write_card
 
@@ -116,6 +124,8 @@ def parser() -> argparse.ArgumentParser:
     command.set_defaults(call=make_subspaces)
     command = commands.add_parser("costs", help="what the paper's runs take, by arithmetic")
     command.set_defaults(call=make_costs)
+    command = commands.add_parser("gpu-check", help="six minutes that tell what the paper's runs take on this GPU")
+    command.set_defaults(call=check_gpu)
     command = commands.add_parser("card", help="the card of gpt2-mini, from what its pre-training measured")
     command.set_defaults(call=make_card)
     command = commands.add_parser("adapters", help="the adapters that come with the repository, from their runs")

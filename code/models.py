@@ -212,11 +212,14 @@ def _whole(name: str, data_dir: Path | None) -> Iterator[tuple[str, dict[str, An
         ) from error
 
 
-def architecture(name: str, outputs: int | None = None) -> PreTrainedModel:
-    """The model on the `meta` device: shapes and counts, no weights and no download; ValueError as `load_model`."""
+def architecture(name: str, outputs: int | None = None, device: str = "meta") -> PreTrainedModel:
+    """The model without download: on `meta` shapes and counts alone, on another device with random weights in float32.
+
+    Raises ValueError as `load_model`.
+    """
     family = FAMILIES[base(name).family]
     shape = base(name).shape | _head(name, outputs)
-    with torch.device("meta"):
+    with torch.device(device):
         return getattr(transformers, family.model)(getattr(transformers, family.config)(**shape))
 
 

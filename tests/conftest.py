@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from types import SimpleNamespace
 from typing import TYPE_CHECKING
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # read once, when huggingface_hub is imported: so before any module of ours is
@@ -37,3 +38,20 @@ def tiny_gpt2() -> GPT2LMHeadModel:
         attn_pdrop=0.0, bos_token_id=0, eos_token_id=0, pad_token_id=0,
     )  # fmt: skip
     return GPT2LMHeadModel(config).eval()
+
+
+@pytest.fixture
+def gpu(monkeypatch):
+    """Pretends a GPU of so many GB and that compute capability."""
+    import torch
+
+    def pretend(gigabytes: float, capability: tuple[int, int] = (8, 0)) -> None:
+        properties = SimpleNamespace(total_memory=int(gigabytes * 1e9))
+        monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+        monkeypatch.setattr("training.precision.has_fast_bfloat16", lambda: True)
+        monkeypatch.setattr(torch.cuda, "get_device_properties", lambda _: properties)
+        monkeypatch.setattr(torch.cuda, "get_device_name", lambda *_: f"a GPU of {gigabytes} GB")
+        monkeypatch.setattr(torch.cuda, "get_device_capability", lambda *_: capability)
+
+    yield pretend
+    torch.set_float32_matmul_precision("highest")

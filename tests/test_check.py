@@ -226,7 +226,7 @@ def test_the_command_line_is_read_without_a_heavy_module():
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "set()\n"
 
 
-@pytest.mark.parametrize("target", ["summary", "documents", "notebooks", "check"])
+@pytest.mark.parametrize("target", ["summary", "documents", "notebooks", "check", "gpu-check"])
 def test_a_target_of_the_makefile_is_the_command_of_the_same_name(target):
     makefile = (files.ROOT / "Makefile").read_text(encoding="utf-8")
     (command,) = re.findall(rf"(?m)^{target}:.*\n\t.* code/make\.py (\S+)", makefile)

@@ -11,7 +11,7 @@ from transformers import RobertaConfig, RobertaForSequenceClassification
 import files
 from costs import estimate as estimate_module
 from costs.estimate import estimate
-from costs.gpu_measurements import path_of
+from costs.gpu_measurements import measured_steps, path_of
 from experiments.catalogue import find, select
 from experiments.settings import OFFICIAL, Settings
 from methods.catalogue import apply_method
@@ -163,21 +163,56 @@ def test_a_measured_step_of_another_kind_corrects_nothing(measured, other):
     assert estimate(settings, "paper") == before
 
 
-def test_steps_of_another_gpu_are_not_an_a100s(measured):
-    before = estimate(paper(MRPC_LORA), "paper")
-    measured(STEP, device="Tesla T4")
-    assert estimate(paper(MRPC_LORA), "paper") == before
+def test_of_two_lengths_the_longer_corrects_memory_and_the_shorter_time(measured):
+    settings = paper(MRPC_LORA, precision="float32")
+    measured(STEP | {"gigabytes": 2.5})
+    before = estimate(settings, "paper")
+    measured(STEP | {"gigabytes": 2.5}, STEP | {"tokens": 212, "seconds": 9.0, "gigabytes": 100.0})
+    cost = estimate(settings, "paper")
+    assert cost.minutes == before.minutes and cost.gigabytes == pytest.approx(100, rel=0.1) != before.gigabytes
+
+
+@pytest.mark.parametrize("device", ["Tesla T4", "NVIDIA RTX A1000", "NVIDIA A10", "NVIDIA A100-SXM4-40GB MIG 1g.5gb"])
+def test_steps_of_another_gpu_are_not_an_a100s(measured, device):
+    settings = paper(MRPC_LORA, precision="float32")
+    before = estimate(settings, "paper")
+    measured(STEP, device=device)
+    assert estimate(settings, "paper") == before
+
+
+@pytest.mark.parametrize("device", ["NVIDIA A100-SXM4-40GB", "NVIDIA A100 80GB PCIe"])
+def test_a_gpu_has_its_own_steps_and_not_those_of_one_whose_name_begins_alike(measured, device):
+    measured(STEP, device=device)
+    assert [len(measured_steps(name)) for name in (None, device, "NVIDIA A10", "NVIDIA A100")] == [1, 1, 0, 0]
+
+
+DECODING = {"model": "gpt2-medium", "precision": "tf32", "inputs": 64, "beams": 10, "tokens": 64, "seconds": 6400.0}
+
+
+def test_measured_decoding_stands_for_the_arithmetic_of_a_table_that_decodes(measured):
+    settings = paper("table3/gpt2-medium/lora-r4")
+    measured()
+    before = estimate(settings, "paper")
+    files.write_json(path_of("A100"), {"steps": [], "decoding": [DECODING]})
+    training = step_seconds(settings) * before.steps
+    assert 60 * estimate(settings, "paper").minutes - training == pytest.approx(630 * 30 * 6400 / (64 * 64))
+    for other in ({"beams": 1}, {"model": "gpt2-large"}, {"precision": "float32"}):
+        files.write_json(path_of("A100"), {"steps": [], "decoding": [DECODING | other]})
+        assert estimate(settings, "paper") == before
 
 
 @pytest.mark.parametrize(
-    "steps", [{"gpt2": 0.1}, ["gpt2"], [{"model": "gpt2", "seconds": 0.1}], [STEP | {"seconds": 0}],
-              [STEP | {"more": 1}]],
+    ("key", "lines"),
+    [("steps", {"gpt2": 0.1}), ("steps", ["gpt2"]), ("steps", [{"model": "gpt2", "seconds": 0.1}]),
+     ("steps", [STEP | {"seconds": 0}]), ("steps", [STEP | {"more": 1}]), ("steps", [STEP | {"model": 3}]),
+     ("steps", [STEP | {"gradient_checkpointing": 1}]), ("steps", None), ("decoding", [STEP]),
+     ("decoding", [DECODING | {"tokens": -1}])],
 )  # fmt: skip
-def test_measurements_of_another_form_are_refused_by_their_file(monkeypatch, tmp_path, steps):
+def test_measurements_of_another_form_are_refused_by_their_file(monkeypatch, tmp_path, key, lines):
     monkeypatch.setattr(files, "RESULTS", tmp_path)
-    files.write_json(path_of("A100"), {"device": "A100", "steps": steps})
-    with pytest.raises(ValueError, match=r"A100\.json: expected `steps`, a list of objects with batch_size.*found"):
-        estimate(paper(MRPC_LORA), "paper")
+    files.write_json(path_of("A100"), {"device": "A100", "steps": []} | {key: lines})
+    with pytest.raises(ValueError, match=rf"A100\.json: expected `{key}`, a list of objects with .*found"):
+        estimate(paper("table3/gpt2-medium/lora-r4"), "paper")
 
 
 @pytest.mark.parametrize("has", [False, True])

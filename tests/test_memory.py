@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 import torch
@@ -33,22 +32,6 @@ def without_weights(chosen: Settings) -> torch.nn.Module:
     model = architecture(chosen.model, None if chosen.task == "e2e" else 2)
     apply_method(model, chosen)
     return model
-
-
-@pytest.fixture
-def gpu(monkeypatch):
-    """Pretends a GPU of so many GB and that compute capability."""
-
-    def pretend(gigabytes: float, capability: tuple[int, int] = (8, 0)) -> None:
-        properties = SimpleNamespace(total_memory=int(gigabytes * 1e9))
-        monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-        monkeypatch.setattr("training.precision.has_fast_bfloat16", lambda: True)
-        monkeypatch.setattr(torch.cuda, "get_device_properties", lambda _: properties)
-        monkeypatch.setattr(torch.cuda, "get_device_name", lambda *_: f"a GPU of {gigabytes} GB")
-        monkeypatch.setattr(torch.cuda, "get_device_capability", lambda *_: capability)
-
-    yield pretend
-    torch.set_float32_matmul_precision("highest")
 
 
 # --- recomputing ------------------------------------------------------------------------------------------------------

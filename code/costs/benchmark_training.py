@@ -64,10 +64,11 @@ def with_lora(model: nn.Module, dropout: float) -> None:
     add_lora(model, LoRAConfig(rank=RANK, alpha=ALPHA, dropout=dropout))
 
 
-def with_peft(model: nn.Module, dropout: float) -> None:
+def with_peft(model: nn.Module, dropout: float, rank: int = RANK) -> None:
     """PEFT's pairs in place, on query and value; on GPT-2 one over all of `c_attn`, which it cannot split."""
-    names = {"gpt2": ["c_attn"], "llama": ["q_proj", "v_proj"]}.get(model.config.model_type, ["query", "value"])
-    how = {"r": RANK, "lora_alpha": ALPHA, "lora_dropout": dropout, "target_modules": names}
+    names = {"gpt2": ["c_attn"], "llama": ["q_proj", "v_proj"], "deberta-v2": ["query_proj", "value_proj"]}
+    chosen = names.get(model.config.model_type, ["query", "value"])
+    how = {"r": rank, "lora_alpha": ALPHA, "lora_dropout": dropout, "target_modules": chosen}
     get_peft_model(model, LoraConfig(**how, fan_in_fan_out=model.config.model_type == "gpt2"))
 
 

@@ -87,7 +87,7 @@ def estimate(settings: Settings, scale: str, earlier: list[dict] | None = None) 
     """
     import torch
 
-    from costs.gpu_measurements import measured_steps, nearest
+    from costs.gpu_measurements import measured_decodings, measured_steps, nearest
     from families import positions
     from methods.catalogue import apply_method, count_trained, trains
     from models import architecture
@@ -154,10 +154,17 @@ def estimate(settings: Settings, scale: str, earlier: list[dict] | None = None) 
 
     seconds = steps * step_seconds(rows * epochs / max(steps, 1), task.mean_tokens)
     gigabytes, basis = gibibytes(settings.batch_size, longest), f"arithmetic for {machine}"
-    steps_here = measured_steps("A100" if reference else machine) if on_gpu and trained else []
+    place = None if reference else machine
+    steps_there = measured_steps(place) if on_gpu and trained else []
     kind = (settings.model, settings.method, recomputed, settings.precision)
-    if measured := nearest(steps_here, *kind, batch=(settings.batch_size, task.mean_tokens)):
-        seconds *= measured.seconds / step_seconds(measured.batch_size, measured.tokens)
-        gigabytes *= measured.gigabytes / gibibytes(measured.batch_size, measured.tokens)
+    if usual := nearest(steps_there, *kind, batch=(settings.batch_size, task.mean_tokens)):
+        seconds *= usual.seconds / step_seconds(usual.batch_size, usual.tokens)
+        largest = nearest(steps_there, *kind, batch=(settings.batch_size, longest))
+        gigabytes *= largest.gigabytes / gibibytes(largest.batch_size, largest.tokens)
         basis += ", corrected by its measured steps"
-    return Estimate((seconds + scoring / speed) / 60, gigabytes, steps, trainable, total, basis)
+    scoring_seconds = scoring / speed
+    for decoded in measured_decodings(place) if on_gpu and decodes and generates else ():
+        if (decoded.model, decoded.beams, decoded.precision) == (settings.model, settings.beams, settings.precision):
+            tokens = task.test_inputs * DECODED_TOKENS
+            scoring_seconds = decoded.seconds * tokens / (decoded.inputs * decoded.tokens)
+    return Estimate((seconds + scoring_seconds) / 60, gigabytes, steps, trainable, total, basis)
