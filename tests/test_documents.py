@@ -36,7 +36,8 @@ def tree(tmp_path, monkeypatch):
     for folder in ("report", "poster"):
         kept = shutil.ignore_patterns("*.pdf", "*.svg", "facts.json")
         shutil.copytree(ROOT / folder, tmp_path / folder, ignore=kept)
-    shutil.copy(ROOT / "README.md", tmp_path)
+    for name in ("README.md", "CITATION.cff"):
+        shutil.copy(ROOT / name, tmp_path)
     (tmp_path / "results").mkdir()
     frame([]).to_csv(tmp_path / "results" / "summary.csv", index=False)
     monkeypatch.setattr(files, "ROOT", tmp_path)

@@ -118,21 +118,25 @@ def evidence_of(names: str, metric: str, pairs: Sequence[float], tasks: Sequence
     within = f" (90% interval {shown[1]} to {shown[2]})" if interval else ""
     glue = [TASKS[task].title for task in tasks if TASKS[task].outputs]
     over = f" ({'mean of ' * (len(glue) > 1)}{', '.join(glue)})" if glue else ""
-    unit = {"dev_loss": "nats of dev loss", "": "points"}.get(metric, metric)
+    unit = {"dev_loss": "nats of dev loss", "BLEU_unpenalised": "BLEU without the penalty", "": "points"}.get(
+        metric, metric
+    )
     return f"{names}: {shown[0]} {unit}{within}{over}"
 
 
-def _comparison(outcomes: dict[str, str], names: str, ours: tuple[str, Row], theirs: tuple[str, Row]) -> Judge:
-    """A judge of `ours` against `theirs`, each (table, row)."""
+def _comparison(
+    outcomes: dict[str, str], names: str, ours: tuple[str, Row], theirs: tuple[str, Row], metric: str = ""
+) -> Judge:
+    """A judge of `ours` against `theirs`, each (table, row), by a metric, else each task's own."""
 
     def judge(summary: pd.DataFrame) -> Finding:
-        mine, other = rows(summary, *ours), rows(summary, *theirs)
+        mine, other = (rows(summary, *side, metric) for side in (ours, theirs))
         pairs, tasks = differences(scores(mine), scores(of_same_data(other, mine)))
         if not pairs:
             return Finding(MISSING)
-        metric = mine.set_index("task")["metric"][tasks[0]] if len(tasks) == 1 else ""
+        of_one = mine.set_index("task")["metric"][tasks[0]] if len(tasks) == 1 else ""
         outcome = outcomes.get(compared(pairs, MARGIN), OPEN)
-        return Finding(outcome, evidence_of(names, metric, pairs, tasks), len(pairs))
+        return Finding(outcome, evidence_of(names, of_one, pairs, tasks), len(pairs))
 
     return judge
 

@@ -22,7 +22,7 @@ import typst
 
 import files
 from analysis import differences
-from analysis.claims import CLAIMS, JUDGED_BASES, JUDGED_SCALES, judged
+from analysis.claims import CLAIMS, JUDGED_BASES, JUDGED_SCALES, REAL, judged
 from analysis.comparisons import FAR, LOSS_MARGIN, MISSING, SAVING
 from analysis.paper_values import FIRST_VERSION, as_printed, starred
 from analysis.quantities import MARGIN
@@ -48,6 +48,7 @@ STORED = {  # row of the storage argument -> full fine-tuning, LoRA
 }
 SETTINGS = {  # name in the documents -> experiment
     "e2e": "table3/gpt2-medium/lora-r4", "e2e_full": "table3/gpt2-medium/full",
+    "real": "table3/smollm2-135m/lora-r4", "real_full": "table3/smollm2-135m/full",
     "e2e_cpu": "table3/gpt2-mini/lora-r4", "e2e_full_cpu": "table3/gpt2-mini/full",
     "glue": "table2/roberta-base/mrpc/lora-r8", "glue_cpu": "table2/minilm/mrpc/lora-r8",
     "restricted": "table2/roberta-large/mrpc/lora-r8-restricted",
@@ -66,11 +67,13 @@ def facts(summary: pd.DataFrame) -> dict[str, Any]:
         },
         "judged": sum(finding.verdict != MISSING for finding in findings.values()),
         "tables": {table: {s: report_table(rows, table, s) for s in JUDGED_SCALES} for table in SHOWN},
+        "real": report_table(rows, "table3", "cpu", (REAL,)),
         "coverage": coverage(rows, JUDGED_SCALES),
         "runs": {scale: _runs(summary, scale) for scale in JUDGED_SCALES},
         "paper": {"table3": _paper("table3", "GPT-2 M"), "table2": _paper("table2", "RoBERTa-base")},
         "independent": read_table("independent_e2e.csv"),
-        "differences": differences.rows(),
+        "differences": [row for row in differences.rows() if not row["effect"].startswith("none")],
+        "earlier": read_table("earlier_reproductions.csv"),
         "storage": _storage(),
         "parameters": {
             row["model"]: int(row["total"]) for row in read_table("paper_costs.csv") if row["method"] == "full"

@@ -57,10 +57,10 @@ def command(table: str, scale: str) -> str:
     return f"python code/reproduce.py sweep {table} --scale {scale}"
 
 
-def report_table(rows: Rows, name: str, scale: str) -> Table:
-    """A table on the models that claims are judged on; `table6-sst2` is the part of Table 6 on SST-2."""
+def report_table(rows: Rows, name: str, scale: str, bases: tuple[str, ...] = ()) -> Table:
+    """A table on some models, or those that claims are judged on; `table6-sst2` is the part of Table 6 on SST-2."""
     table, task = name.split("-") if name.startswith("table6-") else (name, "")
-    chosen = [e for e in _chosen(table, scale) if not task or e.settings.task == task]
+    chosen = [e for e in _chosen(table, scale, bases) if not task or e.settings.task == task]
     run = {e.name: rows[e.name, scale] for e in chosen if (e.name, scale) in rows}
     sheet = LAYOUTS.get(table, partial(_list, CHANGES))(chosen, run)
     return sheet | {"run": len(run), "of": len(chosen), "command": command(table, scale)}
@@ -79,8 +79,8 @@ def _covered(rows: Rows, table: str, scale: str) -> str:
     return f"{sum((e.name, scale) in rows for e in chosen)} of {len(chosen)}" if chosen else NOTHING
 
 
-def _chosen(table: str, scale: str) -> list[Experiment]:
-    return [e for e in select(table, scale) if e.settings.model in JUDGED_BASES[scale]]
+def _chosen(table: str, scale: str, bases: tuple[str, ...] = ()) -> list[Experiment]:
+    return [e for e in select(table, scale) if e.settings.model in (bases or JUDGED_BASES[scale])]
 
 
 def _cell(row: Row, column: str) -> str:
