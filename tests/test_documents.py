@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import csv
 import json
+import math
 import re
 import shutil
 from itertools import cycle
 
 import pandas as pd
 import pytest
+from pypdf import PdfReader
+from pypdf.generic import ContentStream
 
 import files
 from analysis import differences
@@ -371,6 +374,42 @@ def test_table_1_has_our_slow_downs_beside_the_papers(tmp_path, monkeypatch):
     text = efficiency.table1_block()
     assert "| Adapter^H | batch 1, length 128 | +10.0% [+5.0, +20.0] | batch 1 x 128 | +30.3% |" in text
     assert "| LoRA unmerged | batch 2, length 512 | +1.0% [+0.0, +2.0] | batch 32 x 512 | – |" in text
+
+
+def text_sizes(content, resources, reader, scale=1.0, where="page"):
+    """(where, name of the font, size in points) of each piece of text; what is drawn within the page is a figure."""
+    resources = content.get("/Resources", resources).get_object()
+    stream = content.get_contents() if where == "page" else content
+    outer, font, size, matrix, found = [], "", 0.0, 1.0, []
+    for operands, operator in ContentStream(stream, reader).operations:
+        if operator == b"q":
+            outer.append(scale)
+        elif operator == b"Q":
+            scale = outer.pop()
+        elif operator in (b"cm", b"Tm"):
+            a, b, c, d = map(float, operands[:4])
+            stretch = math.sqrt(abs(a * d - b * c))
+            scale, matrix = (scale * stretch, matrix) if operator == b"cm" else (scale, stretch)
+        elif operator == b"BT":
+            matrix = 1.0
+        elif operator == b"Tf":
+            font, size = resources["/Font"][operands[0]].get_object()["/BaseFont"], float(operands[1])
+        elif operator in (b"Tj", b"TJ"):
+            found.append((where, font, size * matrix * scale))
+        elif operator == b"Do":
+            drawn = resources["/XObject"][operands[0]].get_object()
+            a, b, c, d = map(float, drawn.get("/Matrix", (1, 0, 0, 1))[:4])
+            inner = scale * math.sqrt(abs(a * d - b * c))
+            found += text_sizes(drawn, resources, reader, inner, "figure") if drawn["/Subtype"] == "/Form" else []
+    return found
+
+
+def test_the_poster_is_legible_from_two_metres():
+    reader = PdfReader(ROOT / "poster" / "poster.pdf")
+    sizes = text_sizes(reader.pages[0], None, reader)
+    assert {where for where, *_ in sizes} == {"page", "figure"}
+    words = [size for where, font, size in sizes if where == "page" and "Math" not in font]  # an index may be smaller
+    assert min(words) >= 36 and min(size for where, _, size in sizes if where == "figure") >= 24
 
 
 def test_what_was_broken_on_purpose_is_shown_with_its_outcome(tmp_path, monkeypatch):

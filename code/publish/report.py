@@ -39,7 +39,7 @@ FACTS = "report/facts.json"
 SHOWN = ("table3", "table2", "table5", "table6-mnli", "table6-sst2", "pitfalls", "rank-over-time", "variants")
 BYTES = 4  # of a float32
 FITS = {  # document -> pages it may have, sizes of its text in points
-    "report": (8, (8.5, 8.75, 9, 9.25, 9.5, 9.75, 10)), "poster": (1, range(16, 37)),
+    "report": (8, (8.5, 8.75, 9, 9.25, 9.5, 9.75, 10)), "poster": (1, range(42, 65)),
 }  # fmt: skip
 STORED = {  # row of the storage argument -> full fine-tuning, LoRA
     "GPT-2 medium on E2E": ("table3/gpt2-medium/full", "table3/gpt2-medium/lora-r4"),
@@ -68,6 +68,7 @@ def facts(summary: pd.DataFrame) -> dict[str, Any]:
         "judged": sum(finding.verdict != MISSING for finding in findings.values()),
         "tables": {table: {s: report_table(rows, table, s) for s in JUDGED_SCALES} for table in SHOWN},
         "real": report_table(rows, "table3", "cpu", (REAL,)),
+        "real_parameters": _parameters(summary, SETTINGS["real_full"]),
         "coverage": coverage(rows, JUDGED_SCALES),
         "runs": {scale: _runs(summary, scale) for scale in JUDGED_SCALES},
         "paper": {"table3": _paper("table3", "GPT-2 M"), "table2": _paper("table2", "RoBERTa-base")},
@@ -95,6 +96,12 @@ def facts(summary: pd.DataFrame) -> dict[str, Any]:
 def _runs(summary: pd.DataFrame, scale: str) -> int:
     experiments = summary[summary["scale"] == scale].drop_duplicates("experiment")
     return int(experiments["n"].astype(int).sum())
+
+
+def _parameters(summary: pd.DataFrame, name: str) -> int:
+    """The trained parameters of a row, from its records; 0 if it is not run."""
+    lines = summary[(summary["experiment"] == name) & (summary["n"] != "0")]
+    return int(lines["trainable"].iloc[0]) if len(lines) else 0
 
 
 def _settings(name: str) -> dict[str, str]:
