@@ -97,6 +97,8 @@ print(f"pairs and head    {4 * adapter / 1e6:6.1f} MB")
 # | [05_rank_over_time](05_rank_over_time.ipynb) | Should the rank change during training? |
 # | [06_pitfalls](06_pitfalls.ipynb) | Why do reproductions fall short of the paper? |
 # | [07_results](07_results.ipynb) | What has been measured so far, and does it agree? |
+# | [08_costs_and_many_tasks](08_costs_and_many_tasks.ipynb) | What does an adapter cost, and can a batch mix them? |
+# | [09_inside_the_update](09_inside_the_update.ipynb) | What do the pairs hold? (Section 7) |
 #
 # From a shell it is the same: `python code/reproduce.py list` names the experiments, `run`, `sweep`, `table` and
 # `figure` do what the cells above did.
