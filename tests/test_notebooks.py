@@ -13,6 +13,7 @@ from pathlib import Path
 
 import nbformat
 import pytest
+from matplotlib.colors import to_hex
 
 import colab
 import files
@@ -22,11 +23,13 @@ import synthetic_records
 from experiments.catalogue import select
 from experiments.settings import SCALES
 from known_adapters import save_known_adapter
-from models import load_model
+from models import load_model, load_tokenizer
 from notebook_tools import Work
 from publish import notebooks
+from publish.token_picture import END, LEARNT, READ, token_picture
 from runs import records
 from tasks.catalogue import TASKS
+from tasks.e2e.data import load_builtin
 
 SOURCES = sorted(notebooks.NOTEBOOKS.glob("*.py"))
 NAMES = [path.stem for path in SOURCES]
@@ -537,6 +540,28 @@ def test_what_is_recorded_of_a_table_is_shown_beside_a_notebooks_own_runs(record
     notebook_tools.show_table("table3", "cpu", "differences")
     assert list(shown[1].index) == ["table3/gpt2-mini/full", LORA.replace("/e2e-builtin", "")]
     assert shown[-1].data.startswith(b"\x89PNG")
+
+
+def test_a_notebook_ends_with_what_the_records_say_of_a_claim(recorded, shown):
+    notebook_tools.conclude("cpu", "e2e-matches")
+    assert shown.pop().data == "- On E2E, LoRA r=4 is no worse than full fine-tuning. **Not measured yet** at `cpu`."
+    for row, bleu in (("full", 0.6), ("lora-r4", 0.5)):
+        synthetic_records.write_e2e(f"table3/gpt2-mini/{row}", 0, bleu)
+    notebook_tools.conclude("cpu", "e2e-matches", "few-parameters")
+    first, second = shown.pop().data.splitlines()
+    assert first.endswith("**Does not hold** at `cpu` (LoRA r=4 minus full: -10.00 BLEU; 1 seed).")
+    assert second.startswith("- LoRA trains less than one percent of the parameters. **")
+    with pytest.raises(KeyError, match="no-such-claim"):
+        notebook_tools.conclude("cpu", "no-such-claim")
+
+
+def test_a_picture_of_tokens_has_the_loss_on_the_reference_and_the_end_alone():
+    example, tokenizer = load_builtin("train")[0], load_tokenizer("gpt2-mini")
+    drawn = token_picture(example, tokenizer).axes[0].texts
+    colours = [to_hex(text.get_bbox_patch().get_facecolor()) for text in drawn]
+    learnt = len(tokenizer(f" {example.reference}")["input_ids"])
+    assert colours == [READ] * (len(drawn) - learnt - 1) + [LEARNT] * learnt + [END]
+    assert drawn[-1].get_text() == tokenizer.eos_token
 
 
 def test_a_notebook_that_trains_at_the_papers_scale_asks_for_a_gpu():
