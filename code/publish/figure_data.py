@@ -22,7 +22,7 @@ from analysis.quantities import printed, quantities
 from analysis.summary import cells, measured_on
 from experiments.catalogue import EXPERIMENTS, find, select
 from experiments.settings import Experiment, Settings
-from publish.labels import label, words
+from publish.labels import LEADING, label, words
 from publish.subspace_sheets import between_ranks, between_seeds
 from runs import records
 from tasks.catalogue import TASKS
@@ -61,7 +61,7 @@ def parameters(table: str, scale: str) -> Rows:
 
 def differences(table: str, scale: str) -> Rows:
     """Each row's difference to full fine-tuning of the same base, and its interval where there are seeds for one."""
-    for experiment, settings, _ in _runs(table, scale):
+    for experiment, settings, _ in sorted(_runs(table, scale), key=lambda run: run[1].model != LEADING):
         main = cells([experiment]).iloc[0]
         if settings.evaluate == "test" and not pd.isna(main["difference"]):
             parts = ("difference", "difference_low", "difference_high")
