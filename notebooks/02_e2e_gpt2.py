@@ -8,8 +8,8 @@
 #
 # Scale `paper` trains GPT-2 medium with the settings of Table 11: five epochs, beam search with ten beams, the official
 # metrics. Other rows are `"gpt2/lora-r4"`, `"gpt2-large/lora-r4"` and `"gpt2-medium/adapter-h"`; `None` runs all rows.
-# The paper has three seeds for each row. Scale `quick` takes a small model, generated data and one epoch. Its decoding
-# and its scores are the same.
+# The paper has three seeds for each row. Scale `quick` takes a small model, generated data and one epoch. It is
+# decoded and scored in the same way.
 
 # %%
 # Set-up. On Colab: fetch the code and install what is missing. Elsewhere: find the code, no more.
