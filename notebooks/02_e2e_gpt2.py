@@ -1,13 +1,15 @@
 # %% [markdown]
 # # GPT-2 on E2E
 #
-# *Does LoRA write as well as full fine-tuning?* Table 3 of the paper: from facts about a restaurant to a sentence.
+# *Does LoRA write as well as full fine-tuning?* This is Table 3 of the paper. The model gets facts about a restaurant
+# and writes a sentence.
 #
 # [![Open in Colab](https://colab.research.google.com/assets/colab-badge.svg)](https://colab.research.google.com/github/OWNER/lora-reproduced/blob/main/notebooks/02_e2e_gpt2.ipynb)
 #
-# `paper` is GPT-2 medium with the settings of Table 11: five epochs, beam search with ten beams, the official metrics.
-# Other rows are `"gpt2/lora-r4"`, `"gpt2-large/lora-r4"`, `"gpt2-medium/adapter-h"`; `None` is all of them. The paper
-# has three seeds a row. `quick` takes a small model, generated data and one epoch; decoding and scores stay the same.
+# Scale `paper` trains GPT-2 medium with the settings of Table 11: five epochs, beam search with ten beams, the official
+# metrics. Other rows are `"gpt2/lora-r4"`, `"gpt2-large/lora-r4"` and `"gpt2-medium/adapter-h"`; `None` runs all rows.
+# The paper has three seeds for each row. Scale `quick` takes a small model, generated data and one epoch. It is
+# decoded and scored in the same way.
 
 # %%
 # Set-up. On Colab: fetch the code and install what is missing. Elsewhere: find the code, no more.
@@ -47,8 +49,8 @@ keep_in(DRIVE)
 # %% [markdown]
 # ## The task, in rows of its test set
 #
-# The model gets facts and has to say them. Below are the first inputs of E2E's test set and what SmolLM2-135M wrote
-# after full fine-tuning and with LoRA: records of this repository, at scale `cpu`.
+# The model gets facts and has to say them. Below are the first inputs of E2E's test set, and what SmolLM2-135M wrote
+# after full fine-tuning and with LoRA. These texts are recorded in this repository, at scale `cpu`.
 
 # %%
 from notebook_tools import Work
@@ -59,8 +61,8 @@ Work("table3", "cpu", [0], ["smollm2-135m/full", "smollm2-135m/lora-r4"]).texts(
 # ## What the model reads, and what it learns
 #
 # A row is a line of facts and one sentence that states them. The loss is on the sentence and on the token that ends it.
-# That token matters: without its loss, a model never learns to stop. A row of the built-in data, in the tokens of a
-# small GPT-2:
+# That token matters: without a loss on it, a model never learns to stop. Here is a row of the built-in data, in the
+# tokens of a small GPT-2:
 
 # %%
 from notebook_tools import show_tokens
@@ -71,8 +73,8 @@ show_tokens(load_builtin("train")[0], "gpt2-mini")
 # %% [markdown]
 # ## LoRA in view
 #
-# GPT-2 makes query, key and value with one matrix. Two pairs are added, for the query and the value; all else is
-# frozen. That is the whole method.
+# GPT-2 makes query, key and value with one matrix. LoRA adds two pairs of thin matrices, $A$ and $B$: one for the query
+# and one for the value. All else is frozen. That is the whole method.
 
 # %%
 from lora import LoRAConfig, add_lora, count_parameters, lora_layers
@@ -87,8 +89,8 @@ print("trained: {:,} of {:,} parameters".format(*count_parameters(model)))
 # %% [markdown]
 # ## What it costs here
 #
-# Full fine-tuning keeps a gradient and two moments for every parameter, LoRA for its pairs only. Expect the difference
-# in the column *GiB*; on a small model the activations hide most of it.
+# Full fine-tuning keeps a gradient and two moments for every parameter; LoRA keeps them for its pairs only. The column
+# *GiB* shows the difference. On a small model the activations hide most of it.
 
 # %%
 table3 = Work("table3", SCALE, SEEDS, ROWS)
@@ -97,8 +99,8 @@ table3.cost()
 # %% [markdown]
 # ## Train, decode, score
 #
-# Interrupt the kernel to stop; the run saves its state first. The same cell goes on from there, in a new runtime too if
-# `DRIVE` is set.
+# Interrupt the kernel to stop; the run saves its state first. Run the same cell again to continue. If `DRIVE` is set,
+# this also works in a new runtime.
 
 # %%
 table3.run(CONFIRM)
@@ -108,7 +110,7 @@ table3.run(CONFIRM)
 #
 # The claim to test is a pattern: LoRA is not worse than full fine-tuning of the same model, with a small fraction of
 # the parameters trained. The verdict is about that difference, at the same scale and with the same seeds. One seed
-# has no interval: the table then gives no verdict, and the report decides only where rows lie more than five margins
+# has no interval, so the table gives no verdict. The report then decides only if two rows lie more than five margins
 # apart.
 #
 # With the authors' own commands, others measured about 68.7 to 68.9 BLEU; the paper prints 70.4
@@ -121,9 +123,9 @@ table3.show()
 # %% [markdown]
 # ## Recorded: small models, real data
 #
-# What the cells above give at `quick` proves that they work, no more. This is what was measured at scale `cpu`: the
-# whole test set, a pre-trained language model of GPT-2's size, and a weak one. Look at the words a text beside BLEU:
-# texts that are too short lose by the brevity penalty what they say well.
+# Results at `quick` only show that the cells above work. The table below was measured at scale `cpu`: the whole test
+# set, with a pre-trained language model of GPT-2 small's size and with a weak one. Read the number of words in a text
+# beside BLEU. A text that is too short loses points by the brevity penalty, even if what it says is right.
 
 # %%
 from notebook_tools import show_table
@@ -133,8 +135,8 @@ show_table("table3", "cpu", "differences")
 # %% [markdown]
 # ## Read what it writes
 #
-# Scores say how near the words are to the references'. Look at the sentences for what they do not say: is a fact left
-# out, or one made up?
+# A score says how near the words are to those of the references. It does not say whether the facts are right. Look for
+# that in the sentences: is a fact left out, or made up?
 
 # %%
 table3.texts(4)
@@ -142,9 +144,9 @@ table3.texts(4)
 # %% [markdown]
 # ## Figures
 #
-# First the score against the number of trained parameters, on a logarithmic axis. Then the losses: training has label
-# smoothing and validation has none, so training losses are higher. Then the facts that went wrong, slot by slot: BLEU
-# hardly sees them.
+# The first figure shows the score against the number of trained parameters, on a logarithmic axis. The second shows the
+# losses. Training has label smoothing and validation has none, so training losses are higher. The third shows which
+# facts went wrong, slot by slot. BLEU hardly sees them.
 
 # %%
 table3.figure("parameters")
@@ -158,11 +160,12 @@ table3.figure("slots")
 # %% [markdown]
 # ## 68.8 against 70.4
 #
-# What separates those who run the official commands from the paper? The text, the epoch that is decoded, the length
-# penalty, and whether a blank line ends an answer: 16 combinations from four trainings, two of them rows of Table 3.
-# The last table is what each factor is worth, by both scoring protocols. At smaller scales it is the decoding half.
+# Those who run the official commands get about 68.8 BLEU; the paper prints 70.4. What explains the gap? Four factors
+# are tried: the text, the epoch that is decoded, the length penalty, and whether a blank line ends an answer. They make
+# 16 combinations from four trainings. Two of these trainings are rows of Table 3. The last table says how many points
+# each factor is worth, by both scoring protocols. At the smaller scales only the factors of decoding are tried.
 #
-# This cell costs it and shows what is measured; with `gap.run()` behind the second line it settles the matter.
+# The cell estimates the cost and shows what is measured. To run the experiment, add `gap.run()` after the second line.
 
 # %%
 gap = Work("bleu-gap", SCALE, SEEDS)
@@ -172,7 +175,7 @@ gap.show()
 # %% [markdown]
 # ## What follows
 #
-# The claim of Table 3, on a language model that was pre-trained on much text and on one that was not:
+# This is the claim of Table 3, on a language model that was pre-trained on much text and on one that was not:
 
 # %%
 from notebook_tools import conclude
@@ -180,5 +183,5 @@ from notebook_tools import conclude
 conclude("cpu", "full-is-sound", "real-matches", "e2e-matches", "length-real", "length-weak")
 
 # %% [markdown]
-# Next: [03_glue](03_glue.ipynb), the same question for understanding. The same table from a shell:
+# Next: [03_glue](03_glue.ipynb), the same question for understanding. To make the table above from a shell:
 # `python code/reproduce.py sweep table3 --scale paper --rows gpt2-medium/full gpt2-medium/lora-r4 --seeds 0 1 2`.

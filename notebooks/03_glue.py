@@ -1,16 +1,17 @@
 # %% [markdown]
 # # RoBERTa and DeBERTa on GLUE
 #
-# *Does LoRA understand as well as full fine-tuning?* Table 2 of the paper: eight tasks on sentences and pairs of them.
+# *Does LoRA understand as well as full fine-tuning?* This is Table 2 of the paper: eight tasks on sentences and pairs
+# of sentences.
 #
 # [![Open in Colab](https://colab.research.google.com/assets/colab-badge.svg)](https://colab.research.google.com/github/OWNER/lora-reproduced/blob/main/notebooks/03_glue.ipynb)
 #
-# Rows are named by model, task and method: `"roberta-base/mrpc/lora-r8"`, `"roberta-large/rte/full"`,
+# A row is named by its model, task and method: `"roberta-base/mrpc/lora-r8"`, `"roberta-large/rte/full"`,
 # `"deberta-v2-xxlarge/mnli/lora-r8"`. The paper takes the median of five seeds. At the smaller scales the
 # encoder is MiniLM; `quick` has two generated tasks in place of the eight.
 #
-# At `paper` scale, LoRA's rows of MRPC, RTE and STS-B start from the adapter of MNLI, as in the paper; at `cpu` only
-# those of RTE do. If the run on MNLI is not recorded, it is added, and the estimate below includes it.
+# At `paper` scale, LoRA on MRPC, RTE and STS-B starts from the adapter of MNLI, as in the paper. At `cpu` only RTE
+# does. If the run on MNLI is not recorded, it is added, and the estimate below includes it.
 
 # %%
 # Set-up. On Colab: fetch the code and install what is missing. Elsewhere: find the code, no more.
@@ -50,8 +51,9 @@ keep_in(DRIVE)
 # %% [markdown]
 # ## The task, and LoRA in view
 #
-# A task of GLUE is a sentence or two and a class. These are rows of the built-in data, since GLUE's own are fetched
-# when they are needed. A new head answers with the class; it is trained with every method.
+# In a GLUE task the model reads one or two sentences and answers with a class. (On STS-B it answers with a number.) The
+# rows below are built-in data; GLUE's own rows are downloaded when they are needed. A new head gives the answer. Every
+# method trains this head.
 
 # %%
 import pandas as pd
@@ -75,10 +77,9 @@ print("trained beside the head: {:,} of {:,} parameters".format(*count_parameter
 # %% [markdown]
 # ## Two settings, two sources
 #
-# Where the paper and its code disagree, both are here: alpha is 8 in the paper's Table 9 and 16 in all its scripts. At
-# `paper` scale the rows above follow the paper, and `Work(..., variant="official-code")` follows the code; the smaller
-# scales have 16, and learning rates and epochs of their own. The methods differ as well: each has
-# its own learning rate.
+# The paper and its code disagree in places. Alpha, for example, is 8 in the paper's Table 9 and 16 in all its scripts.
+# At `paper` scale the rows above follow the paper, and `Work(..., variant="official-code")` follows the code. The
+# smaller scales have alpha 16, and learning rates and epochs of their own. Each method, too, has its own learning rate.
 
 # %%
 from experiments.catalogue import select
@@ -105,12 +106,13 @@ table2.run(CONFIRM)
 # %% [markdown]
 # ## Ours beside the paper's
 #
-# Two rules stand side by side and are never mixed. By the *paper's rule* a run's best epoch is chosen on the split that
-# is reported, which can only flatter. By the *held-out* rule it is chosen on a tenth of the training rows, which the
-# model never saw. The first number is never lower; expect it to be higher where the split is small.
+# Two rules stand side by side and are never mixed. By the *paper's rule*, the best epoch is chosen on the same split
+# that is reported, so the score can only be too high. By the *held-out* rule, the epoch is chosen on a tenth of the
+# training rows, which the model never saw. The first number is never lower. Expect it to be higher where the split is
+# small.
 #
-# The column *alarms* counts runs that give nearly always the same answer. Several published reproductions report such
-# runs as results: on MRPC, saying yes to everything scores 68 % accuracy and 81 % F1.
+# The column *alarms* counts runs that nearly always give the same answer. Several published reproductions report such
+# runs as results. On MRPC, saying yes to everything scores 68 % accuracy and 81 % F1.
 
 # %%
 table2.show()
@@ -118,8 +120,8 @@ table2.show()
 # %% [markdown]
 # ## Recorded: small models, real data
 #
-# What the cells above give at `quick` proves that they work, no more. This is what was measured at scale `cpu`: GLUE
-# itself, with a small encoder.
+# Results at `quick` only show that the cells above work. The table below was measured at scale `cpu`: real GLUE tasks,
+# with a small encoder.
 
 # %%
 from notebook_tools import show_table
@@ -129,7 +131,8 @@ show_table("table2", "cpu", "differences")
 # %% [markdown]
 # ## Figures
 #
-# Scores against trained parameters, without the head, as in the paper; then the score after every epoch.
+# The first figure shows scores against trained parameters. The head is not counted, as in the paper. The second figure
+# shows the score after every epoch.
 
 # %%
 table2.figure("parameters")

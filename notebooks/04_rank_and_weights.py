@@ -1,15 +1,15 @@
 # %% [markdown]
 # # Rank and weights
 #
-# *Which matrices should be adapted, and how thin may the pairs be?* Tables 5, 6 and 18 of the paper, and the MLP, which
-# the paper leaves out.
+# *Which matrices should be adapted, and how low may the rank be?* These are Tables 5, 6 and 18 of the paper. We add the
+# MLP, which the paper leaves out.
 #
 # [![Open in Colab](https://colab.research.google.com/assets/colab-badge.svg)](https://colab.research.google.com/github/OWNER/lora-reproduced/blob/main/notebooks/04_rank_and_weights.ipynb)
 #
-# The paper asks this of GPT-3, whose weights are not public. Here the same matrices and ranks are tried on RoBERTa-base
-# (`paper`) and MiniLM, on MNLI and SST-2, with one recipe for every cell of the grid. A row reads
-# `sst2/query-value-r8`: task, matrices, rank. The matrices are `query`, `value`, `query-value`,
-# `query-key-value-output`, `mlp` and `all`, the ranks 1, 2, 4, 8 and 64.
+# The paper asks this of GPT-3, whose weights are not public. Here the same matrices and ranks are tried on MNLI and
+# SST-2, with RoBERTa-base at scale `paper` and MiniLM at the others. Every cell of the grid has the same settings. A
+# row's name, such as `sst2/query-value-r8`, gives task, matrices and rank. The matrices are `query`, `value`,
+# `query-value`, `query-key-value-output`, `mlp` and `all`. The ranks are 1, 2, 4, 8 and 64.
 
 # %%
 # Set-up. On Colab: fetch the code and install what is missing. Elsewhere: find the code, no more.
@@ -46,8 +46,8 @@ keep_in(DRIVE)
 # %% [markdown]
 # ## One budget, three places
 #
-# A pair of rank $r$ beside a square matrix of width $d$ has $2 d r$ numbers. Query alone at rank 8, query and value at
-# rank 4, or all four matrices of attention at rank 2: the count is the same. Which place is the better one?
+# A pair of rank $r$ beside a square matrix of width $d$ has $2 d r$ numbers. So three choices have the same count:
+# query alone at rank 8, query and value at rank 4, or all four matrices of attention at rank 2. Which choice is best?
 
 # %%
 from lora import LoRAConfig, add_lora, count_parameters
@@ -79,11 +79,11 @@ table6.run(CONFIRM)
 # %% [markdown]
 # ## Table 6: matrices by rank
 #
-# The paper finds that a rank of 1 is nearly enough if query *and* value are adapted, and not if the query alone is. An
+# The paper finds that rank 1 is nearly enough if query *and* value are adapted, but not if only the query is. An
 # [earlier reproduction](https://github.com/tn292/cs5782_final_project) on RoBERTa found the same order with a wide gap.
-# Its classification head was frozen, so that the pairs had the head's work to do as well. Here the head is trained.
+# Its classification head was frozen, so the pairs had to do the head's work as well. Here the head is trained.
 #
-# The paper asked GPT-3, which is not public: its cells are in `data/paper.csv`, and no row here repeats them.
+# The paper's numbers are of GPT-3 and stand in `data/paper.csv`. GPT-3 is not public, so no row here repeats them.
 
 # %%
 table6.show()
@@ -94,7 +94,7 @@ table6.figure("grid")
 # %% [markdown]
 # ## Recorded: small models, real data
 #
-# What the cells above give at `quick` proves that they work, no more. This is what was measured at scale `cpu`.
+# Results at `quick` only show that the cells above work. The table below was measured at scale `cpu`.
 
 # %%
 from notebook_tools import show_table
@@ -104,8 +104,8 @@ show_table("table6", "cpu", "grid")
 # %% [markdown]
 # ## Table 5: one budget, spread over more matrices
 #
-# With the number of parameters fixed, is one matrix at rank 8 better, or four at rank 2? This notebook does not run
-# it; the cell shows what is recorded at this scale. `table5.run()` in a cell of your own fills it.
+# With the number of parameters fixed, is one matrix at rank 8 better, or four at rank 2? This notebook does not run the
+# comparison; the cell shows what is recorded at this scale. To run it, call `table5.run()` in a cell of your own.
 
 # %%
 budget = [f"{TASK}/{row}" for row in ("query-r8", "query-value-r4", "query-key-value-output-r2")]
@@ -116,8 +116,8 @@ table5.show()
 # %% [markdown]
 # ## Table 18: rank on E2E
 #
-# For GPT-2 medium the paper prints a row for every rank, one run each, with settings that were tuned at rank 4. BLEU is
-# highest at rank 4; the validation loss falls until rank 16:
+# For GPT-2 medium the paper prints one run for every rank, with settings that were tuned at rank 4. BLEU is highest at
+# rank 4, but the validation loss falls until rank 16:
 
 # %%
 import pandas as pd
@@ -128,7 +128,7 @@ paper = pd.read_csv(DATA / "paper.csv").query("table == 'table18'")
 paper.pivot_table(index="method", columns="metric", values="value", aggfunc="first", sort=False)
 
 # %% [markdown]
-# Ours are the rows of [Table 3](02_e2e_gpt2.ipynb) with ranks 2, 4 and 8.
+# Our runs of this are the rows of [Table 3](02_e2e_gpt2.ipynb) with ranks 2, 4 and 8.
 
 # %%
 ranks = Work("table3", SCALE, SEEDS, ["lora-r2", "lora-r4", "lora-r8"])

@@ -1,15 +1,19 @@
 # %% [markdown]
 # # Rank over time
 #
-# *Should the rank stay the same from the first step to the last?* Two ways to let it change, which the paper does not
-# try: pairs that are added in stages, and pairs that move to where they matter.
+# *Should the rank stay the same from the first step to the last?* Here are two ways to let it change: pairs that are
+# added in stages, and pairs that move to where they matter. The paper tries neither.
 #
 # [![Open in Colab](https://colab.research.google.com/assets/colab-badge.svg)](https://colab.research.google.com/github/OWNER/lora-reproduced/blob/main/notebooks/05_rank_over_time.ipynb)
 #
 # **Sequential LoRA** grows the rank in stages, here 2, 4, 6, 8. A stage begins after a *fixed* share of the steps, or
-# when the validation loss is on a *plateau*. Earlier pairs are then *frozen*, trained slowly (*hybrid*) or trained as
-# before (*unfrozen*). **Adaptive rank** keeps the number of rank-1 pairs. It moves an eighth of them at a time, from
-# where they matter least to where they matter most. All are compared with plain LoRA of rank 8 at the same seeds.
+# when the validation loss no longer falls (*plateau*). Earlier pairs are then *frozen*, trained slowly (*hybrid*) or
+# trained as before (*unfrozen*).
+#
+# **Adaptive rank** keeps the total number of rank-1 pairs. It moves an eighth of them at a time, from where they matter
+# least to where they matter most.
+#
+# All are compared with plain LoRA of rank 8 at the same seeds.
 
 # %%
 # Set-up. On Colab: fetch the code and install what is missing. Elsewhere: find the code, no more.
@@ -46,8 +50,8 @@ keep_in(DRIVE)
 # %% [markdown]
 # ## A new pair changes nothing
 #
-# A pair whose $B$ is zero can join in the middle of training without disturbing it. Expect three more stages: each
-# gives every projection a higher rank, and the model's output stays the same, bit for bit.
+# A pair whose $B$ is zero can join in the middle of training without disturbing it. Expect three more stages. Each
+# gives every projection (an adapted matrix) a higher rank, and the model's output stays the same, bit for bit.
 
 # %%
 import torch
@@ -71,8 +75,9 @@ with torch.no_grad():
 # %% [markdown]
 # ## Pairs that move
 #
-# One round of the adaptive budget. A pair's importance is the loss without it, less the loss with it alone. Pretend
-# that only the pairs of one projection matter. The others go first; projections that lost none get their places.
+# The cell does one round of adaptive rank. A pair's importance is the loss without this pair, minus the loss with this
+# pair alone. Pretend that only the pairs of one projection matter. Pairs of other projections are then removed first.
+# Projections that lost no pair get new ones instead.
 
 # %%
 from methods.rank_budget import reallocate
@@ -89,7 +94,7 @@ print({name: f"{before[name]} -> {rank}" for name, rank in ranks(adaptive).items
 # %% [markdown]
 # ## What it costs here
 #
-# Growing costs nothing. Moving costs evaluations: two losses for every pair, every time, which on a small data set is
+# Growing costs nothing. Moving costs evaluations: two losses for every pair, at every move. On a small data set that is
 # more than the training itself. (For rows on E2E, plain LoRA is `Work("table3", SCALE, SEEDS, ["lora-r8"])`.)
 
 # %%
@@ -111,8 +116,8 @@ changing.run(CONFIRM)
 # ## Against plain LoRA
 #
 # The verdict compares with plain LoRA of rank 8, not with full fine-tuning. The six sequential variants are from a
-# [course project](https://github.com/edwinlin13/cs4782-lora-replication). There none was above plain LoRA of rank 8 on
-# GPT-2 small, by its own BLEU and with one seed each.
+# [course project](https://github.com/edwinlin13/cs4782-lora-replication). In that project, no variant was above plain
+# LoRA of rank 8 on GPT-2 small. It had one seed for each and a BLEU of its own.
 
 # %%
 changing.show()
@@ -120,7 +125,7 @@ changing.show()
 # %% [markdown]
 # ## Recorded: small models, real data
 #
-# What the cells above give at `quick` proves that they work, no more. This is what was measured at scale `cpu`.
+# Results at `quick` only show that the cells above work. The table below was measured at scale `cpu`.
 
 # %%
 from notebook_tools import show_table
@@ -130,7 +135,8 @@ show_table("rank-over-time", "cpu", "stages")
 # %% [markdown]
 # ## The rank at every step
 #
-# A record logs the ranks whenever they change. A row is a projection, a column the step from which its rank holds.
+# A record has the ranks at every change. In the table a row is a projection. A column is the step from which its rank
+# holds.
 
 # %%
 import pandas as pd
@@ -152,4 +158,4 @@ from notebook_tools import conclude
 conclude("cpu", "growing-rank", "adaptive-rank")
 
 # %% [markdown]
-# Next: [06_pitfalls](06_pitfalls.ipynb), on what separates reproductions from the paper.
+# Next: [06_pitfalls](06_pitfalls.ipynb), on why reproductions fall short of the paper.

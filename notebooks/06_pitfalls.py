@@ -1,8 +1,8 @@
 # %% [markdown]
 # # Pitfalls
 #
-# *Why do reproductions of LoRA fall short of the paper?* Sixteen public ones were read for the lines of code that
-# explain their numbers. Here each mistake is made on purpose, alone, and measured.
+# *Why do reproductions of LoRA fall short of the paper?* We read sixteen public ones for the lines of code that explain
+# their numbers. Here each mistake is made on purpose, one at a time, and measured.
 #
 # [![Open in Colab](https://colab.research.google.com/assets/colab-badge.svg)](https://colab.research.google.com/github/OWNER/lora-reproduced/blob/main/notebooks/06_pitfalls.ipynb)
 #
@@ -48,8 +48,8 @@ keep_in(DRIVE)
 # %% [markdown]
 # ## One mistake, in texts
 #
-# The correct run, and one whose end token carried no loss: texts of a small GPT-2 for the first inputs of E2E's test
-# set, as recorded at scale `cpu`. The second model never learnt to stop.
+# Below are texts of a small GPT-2 for the first inputs of E2E's test set, as recorded at scale `cpu`. The first model
+# is the correct run. The second was trained without a loss on the end token: it never learnt to stop.
 
 # %%
 from notebook_tools import Work
@@ -72,8 +72,8 @@ pd.DataFrame([(e.name.removeprefix("pitfalls/"), e.about) for e in select("pitfa
 # %% [markdown]
 # ## A count that cannot tell
 #
-# One mistake is invisible in the number that everybody checks. A pair over the whole of GPT-2's `c_attn` trains as many
-# parameters as two pairs over query and value.
+# One mistake does not show in the number that everybody checks, the count of trained parameters. A pair over the whole
+# of GPT-2's `c_attn` trains as many parameters as two pairs over query and value.
 
 # %%
 from costs.estimate import estimate
@@ -99,13 +99,13 @@ pitfalls.run(CONFIRM)
 # %% [markdown]
 # ## What they cost
 #
-# In the sheet *What each change costs* read the column *difference*: points lost, or won, by one changed setting. Read
-# the texts below it too. A model without a loss on its end token goes on until it is cut, and what it says at the
+# In the table *What each change costs*, read the column *difference*: the points lost or won by one changed setting.
+# Read the texts below it too. A model without a loss on its end token writes until it is cut off. What it says at the
 # beginning may still be right.
 #
 # At `quick` these runs see 800 rows, far fewer than those of notebook 02. So the correct run writes short, poor
 # sentences, and a model that does not stop can score higher. Other mistakes cost little, since the tasks are easy and
-# both methods have large learning rates. That tells of the scale, not of the mistakes.
+# both methods have large learning rates. These effects come from the scale, not from the mistakes.
 
 # %%
 pitfalls.show()
@@ -113,7 +113,8 @@ pitfalls.show()
 # %% [markdown]
 # ## Recorded: small models, real data
 #
-# This is what was measured at scale `cpu`. What changes only the scoring stands apart from what changes the training.
+# The table below was measured at scale `cpu`. What changes only the scoring stands apart from what changes the
+# training.
 
 # %%
 from notebook_tools import show_table
@@ -126,12 +127,13 @@ pitfalls.texts(2)
 # %% [markdown]
 # ## One gap is no mistake
 #
-# With the authors' own code and commands, users report 68.65 to 68.87 BLEU for GPT-2 medium on E2E
-# ([issue 165](https://github.com/microsoft/LoRA/issues/165)), the re-run in [VeRA](https://arxiv.org/abs/2310.11454)
-# 68.9, and [FourierFT](https://arxiv.org/abs/2405.03003), with its own learning rate, 68.9; the paper prints 70.4.
-# Users report that the released adapter does reach it ([issue 138](https://github.com/microsoft/LoRA/issues/138)):
-# `python code/reproduce.py run released/gpt2-medium/e2e` tests that. The difference would then be in the
-# training, and nobody has said what it is.
+# The paper prints 70.4 BLEU for GPT-2 medium on E2E. With the authors' own code and commands, users report 68.65 to
+# 68.87 ([issue 165](https://github.com/microsoft/LoRA/issues/165)). [VeRA](https://arxiv.org/abs/2310.11454) trained it
+# again and reports 68.9. So does [FourierFT](https://arxiv.org/abs/2405.03003), with a learning rate of its own.
+#
+# Users report that the released adapter does reach 70.4 ([issue 138](https://github.com/microsoft/LoRA/issues/138)).
+# `python code/reproduce.py run released/gpt2-medium/e2e` tests that. If it is so, the difference is in the training,
+# and nobody has said what it is.
 
 # %% [markdown]
 # ## What follows

@@ -1,13 +1,13 @@
 # %% [markdown]
 # # Results
 #
-# *What has been measured, and does it agree with the paper?* Every table and figure that a record supports, ours beside
-# the paper's.
+# *What has been measured, and does it agree with the paper?* Here is every table and figure that the records support,
+# with our numbers beside the paper's.
 #
 # [![Open in Colab](https://colab.research.google.com/assets/colab-badge.svg)](https://colab.research.google.com/github/OWNER/lora-reproduced/blob/main/notebooks/07_results.ipynb)
 #
-# Nothing is trained here. The cells below read the records that come with the repository, and yours if `DRIVE` is the
-# folder where you kept them. What is not recorded is shown as missing; no number comes from anywhere else.
+# Nothing is trained here. The cells below read the records that come with the repository. If `DRIVE` is the folder of
+# your own records, they read those too. What is not recorded is shown as missing; no number comes from anywhere else.
 
 # %%
 # Set-up. On Colab: fetch the code and install what is missing. Elsewhere: find the code, no more.
@@ -39,8 +39,8 @@ keep_in(DRIVE)
 # %% [markdown]
 # ## Claim by claim
 #
-# What the paper says, and what this project asks beside it, judged on the records of scale `cpu`. A claim that fails on
-# models this small is not refuted for the paper's.
+# These are the paper's claims and further ones of this project, judged on the records of scale `cpu`. A claim that
+# fails on models this small may still hold for the paper's models.
 
 # %%
 from notebook_tools import show_claims, show_recorded
@@ -50,11 +50,15 @@ show_claims("cpu")
 # %% [markdown]
 # ## How to read a verdict
 #
-# LoRA is compared with full fine-tuning of the same model, on the same rows, with the same seeds. *Equivalent* means
-# that the interval of the mean difference lies within a margin that was fixed before; *better* and *worse* that it lies
-# on one side of zero; *inconclusive* that it does neither. One seed has no interval and gives no verdict; a claim
-# is decided from one seed only where two rows lie more than five margins apart. The paper's numbers stand beside ours,
-# in no difference.
+# LoRA is compared with full fine-tuning of the same model, on the same rows, with the same seeds. The verdict depends
+# on the interval of the mean difference:
+#
+# - *equivalent*: the interval lies within a margin that was fixed before;
+# - *better* or *worse*: it lies on one side of zero;
+# - *inconclusive*: neither.
+#
+# One seed has no interval and gives no verdict. A claim is decided from one seed only where two rows lie more than five
+# margins apart. The paper's numbers stand beside ours and are never part of a difference.
 
 # %%
 import pandas as pd
@@ -72,8 +76,8 @@ pd.DataFrame(rows, columns=["scale", "table", "rows", "recorded"])
 # %% [markdown]
 # ## Small models, real data
 #
-# Scale `cpu`: E2E and GLUE themselves, with models small enough for two processor cores. What holds here is a statement
-# about LoRA on small models; that it carries over is an inference.
+# At scale `cpu` the data are those of E2E and GLUE, and the models are small enough for two processor cores. The
+# results are about LoRA on small models. Whether they carry over to larger ones is not measured.
 
 # %%
 show_recorded("cpu")
@@ -81,12 +85,12 @@ show_recorded("cpu")
 # %% [markdown]
 # ## The paper's models
 #
-# Scale `paper`: the paper's models and settings. A table that is empty here has not been run; the command that fills a
-# row is `python code/reproduce.py run NAME --seed 0`, and the notebooks 02 to 06 do the same.
+# Scale `paper` has the paper's models and settings. A table that is empty here has not been run. To fill a row, run
+# `python code/reproduce.py run NAME --seed 0`, or one of the notebooks 02 to 06.
 
 # %%
 show_recorded("paper")
 
 # %% [markdown]
-# The same as files: [`results/summary.csv`](../results/summary.csv) has a line for every number above, with each seed's
-# value, its interval and its margin.
+# The same numbers are in a file: [`results/summary.csv`](../results/summary.csv) has a line for each of them, with the
+# value of every seed, the interval and the margin.

@@ -1,13 +1,13 @@
 # %% [markdown]
 # # Costs and many tasks
 #
-# *What does one more task cost, and can tasks share one batch?* Sections 3 and 4.2 of the paper, and Table 1.
+# *What does one more task cost, and can tasks share one batch?* These are sections 3 and 4.2 of the paper, and Table 1.
 #
 # [![Open in Colab](https://colab.research.google.com/assets/colab-badge.svg)](https://colab.research.google.com/github/OWNER/lora-reproduced/blob/main/notebooks/08_costs_and_many_tasks.ipynb)
 #
-# The paper names one limit of LoRA. Pairs that are merged into the weights add no time, but then a batch serves a
-# single task. Pairs that stay apart may differ from row to row. Here two tasks are learnt, and one batch holds rows of
-# both and of the plain model.
+# The paper names one limit of LoRA. Pairs that are merged into the weights add no time, but then a batch serves only
+# one task. If the pairs are not merged, each row of a batch can have its own. Here two tasks are learnt. Then one batch
+# holds rows of both tasks and of the plain model.
 
 # %%
 # Set-up. On Colab: fetch the code and install what is missing. Elsewhere: find the code, no more.
@@ -47,8 +47,9 @@ keep_in(DRIVE)
 # %% [markdown]
 # ## Two tasks
 #
-# Both turn facts into a sentence, from different notations: slots of a restaurant (E2E, Table 3), and triples of
-# subject, relation and object (WebNLG, Table 14). At `quick` small grammars make the rows, in the same notations.
+# Both tasks turn facts into a sentence, but write the facts differently. E2E (Table 3) has slots of a restaurant.
+# WebNLG (Table 14) has triples of subject, relation and object. At `quick`, small grammars make rows in the same two
+# notations.
 
 # %%
 import pandas as pd
@@ -69,8 +70,8 @@ pd.DataFrame(
 # %% [markdown]
 # ## What a task adds, by arithmetic
 #
-# LoRA with rank 4 on query and value, on models without weights. Four bytes a number. Expect GPT-2 small to need 0.6 MB
-# beside 498 MB, and the share to fall from one GPT-2 to the next.
+# The cell counts LoRA with rank 4 on query and value, at four bytes a number. No weights are loaded for that. Expect
+# 0.6 MB for GPT-2 small, beside a model of 498 MB. The share falls from one GPT-2 to the next larger one.
 
 # %%
 from lora import LoRAConfig, add_lora, count_parameters
@@ -106,9 +107,9 @@ for run in runs:
         do(run, for_adapter=True)
 
 # %% [markdown]
-# What is kept of each task is a folder. The file of a packed `c_attn` has zeros where nothing is adapted, so that it
-# takes twice the trained numbers ([01_lora_by_hand](01_lora_by_hand.ipynb)). A task that is fully fine-tuned keeps the
-# whole model.
+# For each task one folder is kept. With GPT-2's packed `c_attn`, the adapter file has zeros where nothing is adapted.
+# So it holds twice as many numbers as were trained ([01_lora_by_hand](01_lora_by_hand.ipynb)). A task that is fully
+# fine-tuned keeps the whole model.
 
 # %%
 whole = 4 * sum(parameter.numel() for parameter in architecture(BASE).parameters())
@@ -120,9 +121,9 @@ for run in runs:
 # ## One batch
 #
 # An `AdapterBank` holds adapters beside a frozen base. Each row of a batch names its adapter; `None` is the base. The
-# base's matrices see the whole batch, and each row's own pair is added beside them. Below, an input of each task goes
-# through the base and through both adapters: six rows, one search. Expect the base to write no sentence of the
-# task, and an adapter to write well only about its own notation.
+# base's matrices see the whole batch, and to each row its own pair is added. Below, one input of each task goes through
+# the base and through both adapters: six rows in one search. Expect the base to write no sentence of the task. Expect
+# an adapter to write well only about facts in its own notation.
 
 # %%
 from models import load_model, load_tokenizer
@@ -142,8 +143,8 @@ pd.DataFrame({"input": contexts, "adapter": [name or "none" for name in names], 
 # %% [markdown]
 # ## Each row as if it were alone
 #
-# Now each adapter is loaded alone, merged into a model of its own, and asked for the same logits. Expect each row of
-# the batch to agree up to rounding, and the base's row to the last bit.
+# Now each adapter is merged into a model of its own, which computes the same logits. Expect each row of the batch to
+# agree with it up to rounding. The base's row agrees to the last bit.
 
 # %%
 import torch
@@ -170,8 +171,8 @@ for place, name in enumerate(names[1:3], start=1):
 # %% [markdown]
 # ## Tasks come and go
 #
-# The base is not touched when an adapter is added, replaced or removed. A name that is not there is an error, and never
-# the base in silence.
+# The base is not touched when an adapter is added, replaced or removed. An unknown name raises an error; it never falls
+# back to the base.
 
 # %%
 bank.remove(tasks[0].name)
@@ -189,8 +190,9 @@ print("there again:", bank.names)
 #
 # ## The paper's claims of efficiency
 #
-# What `code/benchmark.py` has recorded in this repository, and what it has not yet. The paper's are of GPT-3 and of
-# GPT-2 medium on a GPU; a verdict is about the ratio on the model named.
+# The table has what `code/benchmark.py` has recorded in this repository, and names what is not recorded yet. The
+# paper's claims are about GPT-3 and about GPT-2 medium on a GPU. Our verdict is about the ratio on the model that is
+# named.
 
 # %%
 from IPython.display import Markdown
@@ -202,8 +204,8 @@ Markdown(efficiency_block())
 # %% [markdown]
 # ## Table 1: latency
 #
-# What is added to a forward pass of GPT-2 medium, in percent. On a processor the batches are a sixteenth of the
-# paper's.
+# The table shows the time that is added to a forward pass of GPT-2 medium, in percent. On a CPU the batches are a
+# sixteenth of the paper's.
 
 # %%
 Markdown(table1_block())
@@ -211,7 +213,7 @@ Markdown(table1_block())
 # %% [markdown]
 # ## A batch over many adapters, and other ratios of time
 #
-# Two things that do the same were timed in turn, in one run.
+# Two pieces of code that do the same were timed in turn, within one run.
 
 # %%
 from publish.pages import speed_block
@@ -219,5 +221,5 @@ from publish.pages import speed_block
 Markdown(speed_block())
 
 # %% [markdown]
-# **In one sentence:** one more task costs a small file, and no time once it is merged; left unmerged, tasks share one
-# model and one batch, at the price that the last table gives where it is measured.
+# **In short:** one more task costs a small file, and no time once it is merged. Unmerged tasks share one model and one
+# batch. The last table gives the time that this costs, where it is measured.

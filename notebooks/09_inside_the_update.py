@@ -1,14 +1,14 @@
 # %% [markdown]
 # # Inside the update
 #
-# *What has LoRA learnt, when a small rank is enough?* Section 7 of the paper: which directions the pairs hold, whether
-# another rank or another seed finds them too, and what they do to the frozen matrix.
+# *What has LoRA learnt, when a small rank is enough?* This is section 7 of the paper. Which directions do the pairs
+# learn? Does another rank or another seed find them too? What do they do to the frozen matrix?
 #
 # [![Open in Colab](https://colab.research.google.com/assets/colab-badge.svg)](https://colab.research.google.com/github/OWNER/lora-reproduced/blob/main/notebooks/09_inside_the_update.ipynb)
 #
-# The paper looks at one layer of GPT-3, whose weights are not public. Here it is the first, the middle and the last
-# layer of SmolLM2-135M (`cpu` and `paper`), with pairs of rank 1, 8 and 64 on query and value. `quick` trains a small
-# model for 50 steps a run: enough to show how it is measured, too few to say what LoRA does.
+# The paper looks at one layer of GPT-3, whose weights are not public. Here we look at the first, the middle and the
+# last layer of SmolLM2-135M (`cpu` and `paper`), with pairs of rank 1, 8 and 64 on query and value. Scale `quick`
+# trains a small model for 50 steps a run. That shows how the measurement works, but not what LoRA does.
 
 # %%
 # Set-up. On Colab: fetch the code and install what is missing. Elsewhere: find the code, no more.
@@ -43,14 +43,15 @@ keep_in(DRIVE)
 # %% [markdown]
 # ## Directions that two matrices share
 #
-# $A$ of a pair is a matrix $r \times d$: $r$ directions in what the layer reads. Its first direction is the right
-# singular vector of its largest singular value. The similarity of the first $i$ directions of one $A$ and the first
-# $j$ of another is
+# The matrix $A$ of a pair is $r \times d$: it holds $r$ directions in the layer's input. Its first direction is the
+# right singular vector of its largest singular value. The similarity of the first $i$ directions of one $A$ and the
+# first $j$ of another is
 #
 # $$\phi(i, j) = \frac{\lVert V_1^{(i)} V_2^{(j)\top} \rVert_F^2}{\min(i, j)}$$
 #
-# from 0 (at right angles) to 1 (one lies in the other). Try it where the answer is known. The two matrices below hold
-# the axes 0, 1, 2, 3 and the axes 0, 4, 2, 5. Expect half of them in common, and the first whole.
+# It goes from 0 (at right angles) to 1 (one lies in the other). Try it where the answer is known. The two matrices
+# below hold the axes 0, 1, 2, 3 and the axes 0, 4, 2, 5. Expect a similarity of one half for all four, and of 1 for the
+# first alone.
 
 # %%
 import torch
@@ -64,8 +65,8 @@ print("the first: ", similarity(one, other, 1, 1))
 print("the second:", similarity(one[1:], other[1:], 1, 1))
 
 # %% [markdown]
-# Two random matrices share something too: $\max(i, j) / d$ on average. Expect about 8 / 512 here, and expect trained
-# pairs to be judged against it.
+# Two random matrices share something too: $\max(i, j) / d$ on average. Expect about 8 / 512 here. Trained pairs have to
+# be judged against this value.
 
 # %%
 random = torch.randn(2, 64, 512, generator=torch.Generator().manual_seed(0))
@@ -75,10 +76,10 @@ print(f"{similarity(*random, 8, 8):.4f}, expected about {8 / 512:.4f}")
 # ## What an update amplifies
 #
 # Does the update repeat what $W$ does already? Take the first $r$ left and right singular vectors $U$, $V$ of
-# $\Delta W$, and ask how much of $W$ lies there: $\lVert U^\top W V \rVert_F$. Table 7 compares it with the same for
-# $W$'s own first directions and for random ones. The factor of amplification is $\lVert \Delta W \rVert_F$ over that
-# norm. Below, $W$ is large along the first axis, and the update is six times $W$ along the third. Expect 0.5, 10 and
-# a factor of 6.
+# $\Delta W$, and ask how much of $W$ lies there: $\lVert U^\top W V \rVert_F$. Table 7 compares this norm with the same
+# norm for $W$'s own first directions and for random ones. The factor of amplification is $\lVert \Delta W \rVert_F$ over
+# $\lVert U^\top W V \rVert_F$. Below, $W$ is large along the first axis, and the update is six times $W$ along the
+# third. Expect 0.5, 10 and a factor of 6.
 
 # %%
 W, update = torch.diag(torch.tensor([10.0, 3.0, 0.5, 0.1])), torch.diag(torch.tensor([0.0, 0.0, 3.0, 0.0]))
@@ -87,8 +88,8 @@ amplification(W, update, 1)
 # %% [markdown]
 # ## What it costs here
 #
-# Three ranks at each seed. A run keeps its adapter outside git; what is measured of it is a small file in `results`,
-# which names the runs.
+# Each seed has three runs, one for each rank. A run keeps its adapter outside git. What is measured of the adapters
+# is a small file in `results`, which names the runs.
 
 # %%
 from experiments.subspaces import RANKS, ROWS
@@ -110,10 +111,14 @@ adapters.run()
 # %% [markdown]
 # ## Measure
 #
-# In the paper, three things stand out. The first direction of rank 8 is also that of rank 64, with a similarity above
-# a half; the others are not. The paper sees in it a reason why rank 1 does so well. Two seeds share directions, random
-# matrices none. And the update amplifies directions that $W$ has but does not emphasise, by a factor of 21.5 at rank 4.
-# In the figures, look at the upper left corner first: at the right edge even random matrices share something.
+# Three things stand out in the paper:
+#
+# - The first direction of rank 8 is also the first of rank 64, with a similarity above a half. The other directions are
+#   not shared. The paper sees in this a reason why rank 1 does so well.
+# - Two seeds share directions; random matrices share none.
+# - The update amplifies directions that $W$ has but does not emphasise, by a factor of 21.5 at rank 4.
+#
+# In the figures, look at the upper left corner first. At the right edge even random matrices share something.
 
 # %%
 from analysis.subspace_measurement import measured
@@ -123,13 +128,13 @@ kept = measured(BASE, SEEDS)
 show_subspaces(BASE)
 
 # %% [markdown]
-# In the paper the factor falls from 21.5 at rank 4 to about 2 at rank 64. Beware of the factor at rank 1: it divides by
-# one small number.
+# In the paper the factor falls from 21.5 at rank 4 to about 2 at rank 64. Do not read much into the factor at rank 1,
+# which divides by a single small number.
 #
 # ## SmolLM2-135M, three seeds
 #
-# What comes with the repository: 10,000 rows of E2E, measured at scale `cpu`. The paper's three findings are claims
-# here, each with a predicate. They stand among all others in [07_results](07_results.ipynb).
+# These measurements come with the repository: runs on 10,000 rows of E2E, at scale `cpu`. The paper's three findings
+# are claims here, each with a test that decides it. They stand among all claims in [07_results](07_results.ipynb).
 
 # %%
 show_subspaces("smollm2-135m")
@@ -140,5 +145,5 @@ from notebook_tools import conclude
 conclude("cpu", "same-first-direction", "seeds-share", "amplifies-new")
 
 # %% [markdown]
-# Which matrices and which rank to adapt, the paper's sections 7.1 and 7.2 from the outside, is the question of
-# [04_rank_and_weights](04_rank_and_weights.ipynb).
+# Which matrices should be adapted, and at which rank? That question of the paper's sections 7.1 and 7.2 is the subject
+# of [04_rank_and_weights](04_rank_and_weights.ipynb).
