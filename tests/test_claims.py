@@ -73,10 +73,12 @@ def test_an_average_over_glue_is_open_until_half_of_the_tasks_are_there_and_name
         return judged(pd.DataFrame(lines, columns=list(COLUMNS)))[claim, "cpu"]
 
     assert table2("mrpc", "rte", "sst2").verdict == OPEN
-    one = "LoRA r=8 minus full: +0.05 points (90% interval -0.27 to +0.37) (MRPC); 1 of 8 tasks, too few to decide"
+    one = "LoRA r=8 minus full: +0.05 points, on MRPC (90% interval -0.27 to +0.37); 1 of 8 tasks, too few to decide"
     assert table2("mrpc").evidence == one
     whole = table2("mrpc", "rte", "sst2", "cola")
-    assert whole.verdict == HOLDS and whole.evidence.endswith("(mean of MRPC, RTE, SST-2, CoLA)")
+    assert whole.verdict == HOLDS and whole.evidence.endswith(
+        ", mean of MRPC, RTE, SST-2, CoLA (90% interval -0.27 to +0.37)"
+    )
     held_out = table2("mrpc", "rte", "sst2", "cola", claim="glue-held-out")
     assert held_out.verdict == FAILS and held_out.evidence.startswith("LoRA r=8 minus full: -5.00 points")
 

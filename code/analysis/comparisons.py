@@ -112,16 +112,16 @@ def compared(pairs: Sequence[float], margin: float, higher_is_better: bool = Tru
 
 
 def evidence_of(names: str, metric: str, pairs: Sequence[float], tasks: Sequence[str]) -> str:
-    """`LoRA r=4 minus full: +0.55 BLEU (90% interval +0.23 to +0.87)`, then the tasks if they are GLUE's."""
+    """`LoRA r=4 minus full: +0.55 BLEU (90% interval +0.23 to +0.87)`, with the tasks if they are GLUE's."""
     interval = difference_interval(pairs)
     shown = [printed(metric, value, "+") for value in (fmean(pairs), *(interval or ()))]
     within = f" (90% interval {shown[1]} to {shown[2]})" if interval else ""
     glue = [TASKS[task].title for task in tasks if TASKS[task].outputs]
-    over = f" ({'mean of ' * (len(glue) > 1)}{', '.join(glue)})" if glue else ""
+    over = f", {'mean of' if len(glue) > 1 else 'on'} {', '.join(glue)}" if glue else ""
     unit = {"dev_loss": "nats of dev loss", "BLEU_unpenalised": "BLEU without the penalty", "": "points"}.get(
         metric, metric
     )
-    return f"{names}: {shown[0]} {unit}{within}{over}"
+    return f"{names}: {shown[0]} {unit}{over}{within}"
 
 
 def _comparison(

@@ -93,7 +93,10 @@ def scope_block() -> str:
         size = f"{min(each) / 1e6:.1f} million parameters"
         lines.append(f"- {TITLES[table]}, scale `{scale}`, {len(each)} runs of `{model}`, {size}{means}")
     if all(run["scale"] != "paper" for run in runs):
-        lines.append("- **No model of the paper's size so far.** Their experiments are declared, priced and not run.")
+        lines.append(
+            "- **No model of the paper's size so far.** Their experiments are declared, with an estimate of what they "
+            "cost, and none has been run."
+        )
     return "\n".join(lines)
 
 
@@ -105,7 +108,7 @@ def found_block() -> str:
         finding = findings[claim.name, "cpu"]
         seeds = f"; {finding.n} {'seed' if finding.n == 1 else 'seeds'}" if finding.n else ""
         base = claim.base or JUDGED_BASES["cpu"][claim.table == "table2"]
-        lines.append(f"- {claim.says} **On `{base}`: {finding.verdict}.** {finding.evidence}{seeds}")
+        lines.append(f"- **{finding.verdict.capitalize()} on `{base}`:** {claim.says} {finding.evidence}{seeds}")
     return "\n".join(lines)
 
 

@@ -8,11 +8,9 @@ from __future__ import annotations
 from pathlib import Path
 
 import files
-from adapter_files import load_lora, save_lora
 from analysis.quantities import shown_scores
 from experiments.catalogue import find
 from files import write_atomically
-from models import load_model
 from publish.labels import BASE_MEANS, HEADS, label
 from runs import records
 from runs.run import Run
@@ -60,6 +58,9 @@ def card(name: str) -> str:
 
 def ship(name: str) -> Path:
     """Copy what a run has kept into results/adapters, checked against its base; ValueError if it is not there."""
+    from adapter_files import load_lora, save_lora  # torch, which a check of cards does without
+    from models import load_model
+
     experiment, seed = SHIPPED[name]
     run, text = Run(find(experiment), seed), card(name)
     model = load_model(run.experiment.settings.model)
