@@ -100,7 +100,7 @@ def test_a_record_that_is_not_in_the_tables_yet_is_red(tree):
 @pytest.mark.parametrize(
     ("page", "old", "new"),
     [
-        ("README.md", "2 runs", "20 runs"), ("README.md", "not measured yet", "holds"),
+        ("README.md", "2 runs", "20 runs"), ("README.md", "Not measured yet", "Holds"),
         ("README.md", "begins.", "ends."),
         ("results/README.md", "not measured yet", "holds"), ("results/README.md", "61.00", "71.00"),
         ("results/costs.md", "| gpt2-large |", "| gpt-3 |"), ("results/costs.md", "not yet:", "0.5"),
