@@ -17,6 +17,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from peft import LoraConfig, get_peft_model
+from safetensors import SafetensorError
 from transformers import GPT2Config, GPT2LMHeadModel
 
 from adapter_files import load_lora, save_lora
@@ -673,3 +674,12 @@ def test_a_checkpoint_of_another_run_is_refused(tmp_path):
             tmp_path,
             replace(SETTINGS, epochs=3, method="lora", rank=2, **{k: v for k, v in LORA.items() if k != "method"}),
         )
+
+
+def test_a_disk_that_is_full_while_a_checkpoint_is_written_is_not_said_to_be_a_damaged_file(tmp_path, monkeypatch):
+    def full(*_):
+        raise SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)")
+
+    monkeypatch.setattr("training.trainer.save_file", full)
+    with pytest.raises(SafetensorError, match="No space left"):
+        run_training(tmp_path)

@@ -146,11 +146,14 @@ def newest_checkpoint(folder: Path) -> str | None:
 def numbers_alone(checkpoint: str | None) -> Iterator[None]:
     """Raise ValueError instead of what readers say of a file that is whole and holds more than numbers.
 
-    Code in a pickle is never run: torch refuses to open one that is of more than tensors.
+    Code in a pickle is never run: torch refuses to open one that is of more than tensors. An error of a file that is
+    being written, on a full disk say, is none of these.
     """
     try:
         yield
     except (UnpicklingError, SafetensorError) as error:
+        if "while serializing" in str(error):
+            raise
         found = f"{type(error).__name__}: {str(error)[:80]}"
         raise ValueError(f"expected numbers alone in {checkpoint}, found {found}; delete it, {REST}") from error
 
