@@ -77,8 +77,8 @@ print(f"{similarity(*random, 8, 8):.4f}, expected about {8 / 512:.4f}")
 #
 # Does the update repeat what $W$ does already? Take the first $r$ left and right singular vectors $U$, $V$ of
 # $\Delta W$, and ask how much of $W$ lies there: $\lVert U^\top W V \rVert_F$. Table 7 compares this norm with the same
-# norm for $W$'s own first directions and for random ones. The factor of amplification is $\lVert \Delta W \rVert_F$ over
-# $\lVert U^\top W V \rVert_F$. Below, $W$ is large along the first axis, and the update is six times $W$ along the
+# norm for $W$'s own first directions and for random ones. The factor of amplification is $\lVert \Delta W \rVert_F$
+# over $\lVert U^\top W V \rVert_F$. Below, $W$ is large along the first axis, and the update is six times $W$ along the
 # third. Expect 0.5, 10 and a factor of 6.
 
 # %%
