@@ -21,14 +21,14 @@ from training.precision import keep_frozen_in_bfloat16
 from training.quick_layers import use_quick_layers
 
 NAME, USUAL = "smollm2-135m", "bfloat16"
-WAYS = {
-    USUAL: "frozen matrices in bfloat16, computed in bfloat16",
-    "float32": "all in float32",
-    "autocast": "frozen matrices in float32, cast to bfloat16 at each use",
-    "int8": "frozen matrices in int8, computed in bfloat16",
-    "compiled": "as bfloat16, by torch.compile",
-    "recomputed": "as bfloat16, with gradient checkpointing",
-}
+WAYS = (
+    USUAL,  # frozen matrices in bfloat16, computed in bfloat16
+    "float32",  # all in float32
+    "autocast",  # frozen matrices in float32, cast to bfloat16 at each use
+    "int8",  # frozen matrices in int8, computed in bfloat16
+    "compiled",  # as bfloat16, by torch.compile
+    "recomputed",  # as bfloat16, with gradient checkpointing
+)
 STEPS = 20  # after which the losses are compared
 
 

@@ -9,8 +9,6 @@ number is 127. A product has the matrix back as numbers first. What is trained a
 
 from __future__ import annotations
 
-import logging
-
 import torch
 from torch import nn
 
@@ -31,8 +29,6 @@ def hold_in_int8(model: nn.Module) -> None:
             f"int8_base needs frozen matrices of class nn.Linear, found none in {type(model).__name__}: leave it out "
             "of full fine-tuning and of GPT-2"
         )
-    for name in ("torchao", "torch.utils._pytree"):  # torchao tells of kernels for GPUs that it does not find
-        logging.getLogger(name).setLevel(logging.ERROR)
     try:
         from torchao.quantization import Int8WeightOnlyConfig, quantize_
     except ImportError as error:
