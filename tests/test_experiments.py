@@ -512,3 +512,10 @@ def test_the_papers_cells_that_experiments_point_to_exist():
         (paper.table == "table3") & (paper.model == "GPT-2 M") & (paper.method == "LoRA") & (paper.metric == "BLEU")
     ]
     assert best.value.tolist() == ["70.4"]
+
+
+def test_the_errors_of_earlier_reproductions_are_experiments_where_one_is_named():
+    lines = read_table("earlier_reproductions.csv")
+    mistakes = {experiment.row for experiment in EXPERIMENTS.values() if experiment.table == "pitfalls"}
+    assert len(lines) == 16 and {line["experiment"] for line in lines} - {""} <= mistakes
+    assert all(line[column] for line in lines for column in ("repository", "result", "error", "line"))

@@ -203,11 +203,7 @@ def measured_decoding(settings: Settings, inputs: int) -> MeasuredDecoding:
     model = architecture(settings.model, None, device).eval()
     tokenizer = load_tokenizer("gpt2-mini")  # comes with the code; its words are the first of any vocabulary
     contexts = [each.context for each in group_by_context(load_builtin("train"))][:inputs]
-    decoding = DecodingSettings(
-        beams=settings.beams, length_penalty=settings.length_penalty, no_repeat_ngram=settings.no_repeat_ngram,
-        max_new_tokens=settings.max_new_tokens,
-        batch_size=contexts_at_once(model, settings.beams, settings.max_new_tokens),
-    )  # fmt: skip
+    decoding = DecodingSettings.of(settings, contexts_at_once(model, settings.beams, settings.max_new_tokens))
     started = time.monotonic()
     answers = generate(model, tokenizer, contexts, decoding, progress=False)
     seconds, tokens = time.monotonic() - started, round(fmean(answer.tokens for answer in answers))

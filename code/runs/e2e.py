@@ -114,11 +114,7 @@ def _decode_and_score(
     started, settings = time.monotonic(), job.settings
     finish(model)
     inputs = e2e_data.group_by_context(rows)
-    decoding = DecodingSettings(
-        beams=settings.beams, length_penalty=settings.length_penalty, no_repeat_ngram=settings.no_repeat_ngram,
-        max_new_tokens=settings.max_new_tokens, blank_line_ends=settings.blank_line_ends,
-        batch_size=contexts_at_once(model, settings.beams, settings.max_new_tokens),
-    )  # fmt: skip
+    decoding = DecodingSettings.of(settings, contexts_at_once(model, settings.beams, settings.max_new_tokens))
     if uses_bfloat16(settings):
         keep_frozen_in_bfloat16(model.requires_grad_(False))
     with autocast(settings, next(model.parameters()).device):

@@ -33,6 +33,7 @@ from tqdm.auto import tqdm
 from transformers import DynamicCache, PreTrainedModel, PreTrainedTokenizerBase
 
 from batch_rows import only_rows, row_owners
+from experiments.settings import Settings
 from families import positions
 from tasks.e2e.data import separator_id
 from tasks.e2e.texts import require_texts
@@ -59,6 +60,12 @@ class DecodingSettings:
         for name in ("beams", "max_new_tokens", "batch_size"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, found {getattr(self, name)}")
+
+    @classmethod
+    def of(cls, settings: Settings, batch_size: int) -> DecodingSettings:
+        """The decoding of a run with these settings, so many contexts at once."""
+        names = ("beams", "length_penalty", "no_repeat_ngram", "max_new_tokens", "blank_line_ends")
+        return cls(batch_size=batch_size, **{name: getattr(settings, name) for name in names})
 
 
 @dataclass(frozen=True)
