@@ -243,7 +243,7 @@ def _require_memory(settings: Settings) -> None:
 def _require_base(folder: Path, fingerprint: str) -> None:
     """Keep beside the checkpoints which base model they are of; ValueError where it was another one."""
     base = folder / "base_fingerprint.txt"
-    if base.exists() and base.read_text(encoding="utf-8") != fingerprint:
+    if base.exists() and base.read_bytes() != fingerprint.encode():
         raise ValueError(
             f"expected the base model of the checkpoints in {folder}, found other weights; bring that model back, or "
             "delete the folder to start anew"
