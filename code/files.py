@@ -28,8 +28,8 @@ ROOT = Path(__file__).resolve().parent.parent
 DATA = ROOT / "data"
 CACHE = DATA / "cache"
 MODELS = DATA / "models"
-RESULTS = Path(os.environ.get("LORA_RESULTS_DIR", ROOT / "results")).absolute()
-CHECKPOINTS = Path(os.environ.get("LORA_CHECKPOINT_DIR", ROOT / "checkpoints")).absolute()
+RESULTS = Path(os.environ.get("LORA_RESULTS_DIR") or ROOT / "results").absolute()  # an empty one is as none
+CHECKPOINTS = Path(os.environ.get("LORA_CHECKPOINT_DIR") or ROOT / "checkpoints").absolute()
 SHARED = ROOT.parent / "shared" / "data"
 DOWNLOAD_SECONDS = 60  # without a byte
 MEGABYTE = 10**6
@@ -38,6 +38,12 @@ MEGABYTE = 10**6
 def results_are_own() -> bool:
     """Whether the results are the project's own, which its README and documents tell of."""
     return RESULTS.is_relative_to(ROOT)
+
+
+def show_any_text() -> None:
+    """Let print show \\xb1 where a terminal has no ±. A notebook's output shows every text, and has no such setting."""
+    if hasattr(sys.stdout, "reconfigure"):
+        sys.stdout.reconfigure(errors="backslashreplace")
 
 
 def write_atomically(path: Path, content: str | bytes, new: bool = False) -> None:
@@ -63,6 +69,12 @@ def write_atomically(path: Path, content: str | bytes, new: bool = False) -> Non
         raise
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def remove_leftovers(path: Path) -> None:
+    """Remove what a killed process left of this file; for the one process that may write it."""
+    for leftover in path.parent.glob(f"{path.name}.*.tmp"):
+        leftover.unlink(missing_ok=True)
 
 
 def digest(content: Any) -> str:

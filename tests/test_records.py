@@ -2,6 +2,7 @@
 
 import json
 import os
+import runpy
 import shutil
 import subprocess
 from dataclasses import asdict, replace
@@ -76,6 +77,16 @@ def test_a_setting_that_is_newer_than_the_record_had_its_default_then():
     record = RECORD | {"settings": older, "task_version": TASKS["mrpc"].version}
     assert records.is_declared(record, SETTINGS)
     assert not records.is_declared(record, replace(SETTINGS, rank=4))
+
+
+@pytest.mark.parametrize(
+    ("variable", "name"), [("LORA_RESULTS_DIR", "RESULTS"), ("LORA_CHECKPOINT_DIR", "CHECKPOINTS")]
+)
+def test_an_empty_variable_names_no_folder(monkeypatch, tmp_path, variable, name):
+    monkeypatch.chdir(tmp_path)
+    for value, expected in (("", files.ROOT / name.lower()), ("mine", tmp_path / "mine")):
+        monkeypatch.setenv(variable, value)
+        assert runpy.run_path(files.__file__)[name] == expected
 
 
 def test_a_write_that_fails_leaves_nothing_behind(results, monkeypatch):
