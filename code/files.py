@@ -99,9 +99,8 @@ def read_json(path: Path) -> dict[str, Any]:
         content = json.loads(path.read_bytes())
         if not isinstance(content, dict):
             raise ValueError(f"expected an object, found {type(content).__name__}")
-        expected = content.get("digest")
         found = digest({key: value for key, value in content.items() if key != "digest"})
-        if expected not in (None, found):
+        if (expected := content.get("digest", found)) != found:
             raise ValueError(f"expected content with the digest {expected}, found {found}")
     except (ValueError, RecursionError) as error:
         raise ValueError(f"{path} is damaged ({error}): restore or delete it") from error

@@ -144,6 +144,8 @@ DAMAGES = {
     "nested without end": lambda text: "[" * 100_000,
     "an entry under another name": lambda text: text.replace('"started"', '"starred"'),
     "without its name": lambda text: text.replace('"name"', '"nane"'),
+    "a seed that is a text": lambda text: json.dumps(json.loads(text) | {"seed": "3"}),
+    "a digest of nothing": lambda text: json.dumps(json.loads(text) | {"digest": None}),
     "a seed that is a list": lambda text: text.replace('"seed": 3', '"seed": [3]'),
 }
 

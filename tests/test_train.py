@@ -433,6 +433,16 @@ def test_a_finished_run_answers_where_its_data_are_gone_and_nothing_is_fetched(m
     assert train.train(job_of(minilm_folder["settings"], folder), folder)["status"] == "finished"
 
 
+def test_a_finished_run_does_not_answer_for_a_data_folder_that_is_not_there(minilm_folder, tmp_path, monkeypatch):
+    def load(*_):
+        files.find_file("glue/none.parquet", tmp_path / "mistyped", None, "nowhere")
+
+    monkeypatch.setattr(glue_data, "load_glue", load)
+    folder = minilm_folder["folder"]
+    with pytest.raises(FileNotFoundError, match="data_dir is .*mistyped, which is not a folder"):
+        train.train(job_of(minilm_folder["settings"], folder), folder)
+
+
 @pytest.mark.parametrize("fingerprint", [b"another", b"\xff", b""], ids=["another", "damaged", "empty"])
 def test_the_checkpoints_of_another_base_model_are_not_continued(minilm_folder, tmp_path, fingerprint):
     folder = tmp_path / "out"

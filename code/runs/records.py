@@ -33,7 +33,7 @@ from tasks.catalogue import DEV_LOSS, TASKS, Metric
 
 PACKAGES = ("torch", "transformers", "tokenizers", "datasets", "numpy", "nltk", "rouge-score", "pycocoevalcap")
 OLDER = {  # entries of a record without a digest, and their types
-    "status": str, "started": str, "settings": dict, "task_version": int, "device": str, "threads": int,
+    "seed": int, "status": str, "started": str, "settings": dict, "task_version": int, "device": str, "threads": int,
     "parameters": dict, "data_fingerprint": dict, "history": list, "training_seconds": float,
 }  # fmt: skip
 Content = TypeVar("Content")
