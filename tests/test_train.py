@@ -439,7 +439,7 @@ def test_a_finished_run_does_not_answer_for_a_data_folder_that_is_not_there(mini
 
     monkeypatch.setattr(glue_data, "load_glue", load)
     folder = minilm_folder["folder"]
-    with pytest.raises(FileNotFoundError, match="data_dir is .*mistyped, which is not a folder"):
+    with pytest.raises(FileNotFoundError, match=r"data_dir is .*mistyped, which is not a folder"):
         train.train(job_of(minilm_folder["settings"], folder), folder)
 
 
