@@ -59,7 +59,7 @@ BENCHMARKS = {  # name -> benchmark, its usual repetitions
 
 
 def main() -> None:
-    sys.stdout.reconfigure(errors="backslashreplace")
+    files.show_any_text()
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("which", nargs="*", default=[*BENCHMARKS], choices=BENCHMARKS, help="all when none is named")
     parser.add_argument("--repetitions", type=int, help="of each variant (default: 15 steps, 3 of the others)")

@@ -50,6 +50,7 @@ class Family:
     layer_end: str = ""  # its output enters the next layer
     mlp_norm: str | None = None  # the LayerNorm after the feed-forward map, where there is one
     head: tuple[str, ...] = ()  # trained with every method; empty where answers are written
+    head_dropout: str = "dropout"  # of what enters the classifier, where there is a head
     reads_both_ways: bool = False  # each token attends to those behind it as well
     unused_positions: int = 0  # RoBERTa counts positions from 2, behind the pad token's
     matrix_norms: tuple[str, ...] = ()  # norms in a layer whose output enters matrices alone
@@ -71,8 +72,9 @@ FAMILIES: dict[str, Family] = {  # by `config.model_type`
                     matrix_norms=("input_layernorm", "post_attention_layernorm"), rotation="rotary_emb"),
     "bert": Family("BertConfig", "BertForSequenceClassification", head=("bert.pooler", "classifier"),
                    keys_values=_encoder_keys_values, **_ENCODER),
-    "roberta": Family("RobertaConfig", "RobertaForSequenceClassification", head=("classifier",), unused_positions=2,
-                      keys_values=_encoder_keys_values, **_ENCODER),
+    "roberta": Family("RobertaConfig", "RobertaForSequenceClassification", head=("classifier",),
+                      head_dropout="classifier.dropout", unused_positions=2, keys_values=_encoder_keys_values,
+                      **_ENCODER),
     "deberta-v2": Family("DebertaV2Config", "DebertaV2ForSequenceClassification", head=("pooler", "classifier"),
                          projects_positions="disentangled_attention_bias", **_ENCODER),
 }  # fmt: skip

@@ -28,8 +28,8 @@ ROOT = Path(__file__).resolve().parent.parent
 DATA = ROOT / "data"
 CACHE = DATA / "cache"
 MODELS = DATA / "models"
-RESULTS = Path(os.environ.get("LORA_RESULTS_DIR", ROOT / "results")).absolute()
-CHECKPOINTS = Path(os.environ.get("LORA_CHECKPOINT_DIR", ROOT / "checkpoints")).absolute()
+RESULTS = Path(os.environ.get("LORA_RESULTS_DIR") or ROOT / "results").absolute()  # an empty one is as none
+CHECKPOINTS = Path(os.environ.get("LORA_CHECKPOINT_DIR") or ROOT / "checkpoints").absolute()
 SHARED = ROOT.parent / "shared" / "data"
 DOWNLOAD_SECONDS = 60  # without a byte
 MEGABYTE = 10**6
@@ -38,6 +38,12 @@ MEGABYTE = 10**6
 def results_are_own() -> bool:
     """Whether the results are the project's own, which its README and documents tell of."""
     return RESULTS.is_relative_to(ROOT)
+
+
+def show_any_text() -> None:
+    """Let print show \\xb1 where a terminal has no ±. A notebook's output shows every text, and has no such setting."""
+    if hasattr(sys.stdout, "reconfigure"):
+        sys.stdout.reconfigure(errors="backslashreplace")
 
 
 def write_atomically(path: Path, content: str | bytes, new: bool = False) -> None:
@@ -65,6 +71,12 @@ def write_atomically(path: Path, content: str | bytes, new: bool = False) -> Non
         temporary.unlink(missing_ok=True)
 
 
+def remove_leftovers(path: Path) -> None:
+    """Remove what a killed process left of this file; for the one process that may write it."""
+    for leftover in path.parent.glob(f"{path.name}.*.tmp"):
+        leftover.unlink(missing_ok=True)
+
+
 def digest(content: Any) -> str:
     """SHA-256 of the content as JSON; ValueError for NaN or an infinity in it, which no finished run has measured."""
     return hashlib.sha256(json.dumps(content, allow_nan=False).encode()).hexdigest()
@@ -87,9 +99,8 @@ def read_json(path: Path) -> dict[str, Any]:
         content = json.loads(path.read_bytes())
         if not isinstance(content, dict):
             raise ValueError(f"expected an object, found {type(content).__name__}")
-        expected = content.get("digest")
         found = digest({key: value for key, value in content.items() if key != "digest"})
-        if expected not in (None, found):
+        if (expected := content.get("digest", found)) != found:
             raise ValueError(f"expected content with the digest {expected}, found {found}")
     except (ValueError, RecursionError) as error:
         raise ValueError(f"{path} is damaged ({error}): restore or delete it") from error

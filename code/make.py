@@ -18,6 +18,7 @@ import json
 import sys
 from pathlib import Path
 
+import files
 from files import MODELS, results_are_own
 
 
@@ -142,7 +143,7 @@ def parser() -> argparse.ArgumentParser:
 
 
 def main() -> None:
-    sys.stdout.reconfigure(errors="backslashreplace")  # a terminal that cannot show ± gets \\xb1
+    files.show_any_text()
     arguments = parser().parse_args()
     try:
         arguments.call(arguments)

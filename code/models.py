@@ -270,7 +270,7 @@ def load_model(
     # What is saved of it names its base by this, and no folder of the machine.
     model.name_or_path = model.config._name_or_path = entry.source if entry.place == "hub" else name
     if head_dropout is not None:
-        model.dropout.p = head_dropout
+        model.get_submodule(FAMILIES[entry.family].head_dropout).p = head_dropout
     if not head:
         model.generation_config.pad_token_id = model.config.eos_token_id
     return model

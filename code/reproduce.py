@@ -19,11 +19,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import files
-from analysis.quantities import shown_scores
+from analysis.quantities import remarks, shown_scores
 from experiments.catalogue import EXPERIMENTS, find, select
 from experiments.settings import SCALES, Experiment
 from runs import records
-from runs.run import Run, RunTaken, first_process
+from runs.run import AGAIN, Run, RunTaken, first_process
 from runs.sweep import Sweep, in_order
 from runs.workers import INTERRUPTED, TAKEN, InProcess, Processes, RayCluster
 
@@ -79,7 +79,8 @@ def run_command(arguments: argparse.Namespace) -> None:
 
     say = print if first_process() else lambda _: None
     try:
-        say(shown_scores(do(run, say), run.experiment.settings))
+        record = do(run, say)
+        say("\n".join((shown_scores(record, run.experiment.settings), *remarks(record))))
     finally:
         leave_process_group()
 
@@ -195,7 +196,7 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def main() -> None:
-    sys.stdout.reconfigure(errors="backslashreplace")  # a terminal that cannot show ± gets \\xb1
+    files.show_any_text()
     arguments = _parser().parse_args()
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C: what was done is kept
     try:
@@ -203,7 +204,7 @@ def main() -> None:
     except BrokenPipeError:  # `| head` has read enough; what is left in the buffer goes nowhere
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except KeyboardInterrupt as stop:
-        print(f"\nstopped: {stop or 'interrupted'}", file=sys.stderr)
+        print(f"\nstopped: {stop or AGAIN}", file=sys.stderr)
         sys.exit(INTERRUPTED)
     except RunTaken as taken:
         print(f"error: {taken}", file=sys.stderr)

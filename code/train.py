@@ -19,17 +19,18 @@ import json
 import os
 import re
 import shutil
+import signal
 import sys
 from contextlib import suppress
 from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
-from analysis.quantities import shown_scores
+from analysis.quantities import remarks, shown_scores
 from experiments.catalogue import EXPERIMENTS
 from experiments.settings import SCALES, Job, Settings
-from files import read_json, write_atomically, write_json
-from runs.run import RunTaken, lock
+from files import read_json, remove_leftovers, show_any_text, write_atomically, write_json
+from runs.run import AGAIN, RunTaken, lock
 from tasks.catalogue import TASKS
 
 SCALE = "free"
@@ -39,6 +40,7 @@ FLAGS = {  # setting -> its flag, where it is not the setting's name
 }  # fmt: skip
 ASKED_FIRST = ("task", "model", "method")
 OF_EXPERIMENTS = ("start_from", "evaluate")  # settings that only a declared experiment has
+ENTRIES = {"status", "settings", "seed", "task_version"}  # of every record, by which a run is known
 DEFAULTS = {field.name: field.default for field in fields(Settings)}
 
 
@@ -108,8 +110,10 @@ def train(job: Job, folder: Path) -> dict[str, Any]:
     row = f"lora-r{settings.rank}" if settings.method == "lora" else settings.method
     record = begin(f"train/{settings.model}/{settings.task}/{row}", SCALE, job.seed, settings)
     earlier = read_json(path) if path.exists() else {}
-    if earlier:
+    if path.exists():
         _refuse_another(earlier, record, folder)
+    for name in ("record.json", "metrics.csv", "predictions.jsonl"):
+        remove_leftovers(folder / name)
     if not (finished := earlier.get("status") == "finished"):
         record["data_fingerprint"] = data_fingerprint(job)  # fetches what is not on this machine
     if differing := other_data(earlier, job):
@@ -159,6 +163,11 @@ def _refuse_another(earlier: dict[str, Any], record: dict[str, Any], folder: Pat
         settings = DEFAULTS | facts["settings"]  # a run that is older than a setting has its default
         return json.loads(json.dumps(settings)) | {key: facts[key] for key in ("seed", "task_version")}
 
+    if lacking := sorted(ENTRIES - earlier.keys()):
+        raise ValueError(
+            f"expected in {folder / 'record.json'} the record of a run, found no {', '.join(lacking)} in it; choose "
+            "another --output_dir, or delete that file"
+        )
     theirs, ours = decisive(earlier), decisive(record)
     if differing := [
         f"{key} {theirs.get(key)}, not {ours.get(key)}" for key in ours | theirs if theirs.get(key) != ours.get(key)
@@ -234,19 +243,18 @@ def _run(arguments: argparse.Namespace) -> None:
     folder = arguments.output_dir
     with lock(folder / ".lock", f"a run in {folder}"):
         record = train(job, folder)
-    print(shown_scores(record, settings))
-    if record["scores"].get("alarm"):
-        print(f"alarm: {record['scores']['alarm']}")
+    print(shown_scores(record, settings), *remarks(record), sep="\n")
 
 
 def main() -> None:
-    sys.stdout.reconfigure(errors="backslashreplace")  # a terminal that cannot show ± gets \\xb1
+    show_any_text()
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C
     try:
         _run(_parser().parse_args())
     except BrokenPipeError:  # `| head` has read enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except KeyboardInterrupt as stop:
-        sys.exit(f"\nstopped: {stop or 'interrupted'}")
+        sys.exit(f"\nstopped: {stop or AGAIN}")
     except (ValueError, OSError, FloatingPointError, RunTaken) as error:
         sys.exit(f"error: {error}")
 

@@ -132,7 +132,7 @@ def test_answers_are_those_of_the_official_search(answers):
 
 @pytest.mark.parametrize(
     "change",
-    [{"length_penalty": -1.0}, {"length_penalty": 2.0}, {"no_repeat_ngram": 3}, {"no_repeat_ngram": 1}, {"beams": 2}],
+    [{"length_penalty": 0.0}, {"length_penalty": 2.0}, {"no_repeat_ngram": 3}, {"no_repeat_ngram": 1}, {"beams": 2}],
     ids=str,
 )
 def test_every_setting_acts_as_in_the_official_search(answers, change):
@@ -307,10 +307,27 @@ def test_what_is_no_list_of_contexts_is_refused(contexts):
         generate(tiny_model(0), Letters(), contexts, SETTINGS, progress=False)
 
 
-@pytest.mark.parametrize("name", ["beams", "max_new_tokens", "batch_size"])
-def test_a_search_without_beams_steps_or_batch_is_refused(name):
-    with pytest.raises(ValueError, match=f"{name} must be at least 1, found 0"):
-        DecodingSettings(**{name: 0})
+@pytest.mark.parametrize(
+    ("name", "values"),
+    [
+        *((name, (0, float("nan"), 2.5, "2", None, True)) for name in ("beams", "max_new_tokens", "batch_size")),
+        ("length_penalty", (-1.0, float("nan"), float("inf"), 1000.0, "1")),
+        ("no_repeat_ngram", (-1, 2.5)),
+        ("blank_line_ends", ("no", None)),
+    ],
+)
+def test_a_value_with_which_nothing_can_be_searched_is_refused_by_its_name(name, values):
+    for value in values:
+        with pytest.raises(ValueError, match=f"{name} must be "):
+            DecodingSettings(**{name: value})
+
+
+def test_more_beams_than_tokens_are_refused():
+    model = tiny_model(0)
+    tokens = model.config.vocab_size
+    with pytest.raises(ValueError, match=f"beams must be at most the {tokens} tokens of the model, found {tokens + 1}"):
+        generate(model, Letters(), ["a"], replace(SETTINGS, beams=tokens + 1), progress=False)
+    assert generate(model, Letters(), ["a"], replace(SETTINGS, beams=tokens), progress=False)
 
 
 def test_a_model_with_broken_weights_is_refused():

@@ -186,8 +186,8 @@ def test_meteor_is_the_jars_one_process_for_many_evaluations(monkeypatch):
     monkeypatch.setattr(meteor, "METEOR", meteor.Meteor())
     if reason := meteor_unavailable():
         pytest.skip(reason)
-    for variable in ("JAVA_TOOL_OPTIONS", "_JAVA_OPTIONS"):  # as on a machine that writes 0,5
-        monkeypatch.setenv(variable, "-Duser.language=it -Duser.country=IT")
+    for variable in ("JAVA_TOOL_OPTIONS", "_JAVA_OPTIONS", "JDK_JAVA_OPTIONS"):  # as on a machine that writes 0,5
+        monkeypatch.setenv(variable, "-Duser.language=it -Duser.country=IT -Duser.language.format=de")
     references = [["Café Rouge is a cheap pub near the river."], ["There is a family friendly place."]]
     same = score([texts[0] for texts in references], references)["METEOR"]
     process = meteor.METEOR.process

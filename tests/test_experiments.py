@@ -410,15 +410,16 @@ def test_every_record_is_of_an_experiment_as_it_is_declared_now_and_stands_under
 COUNTS = ("epochs", "batch_size", "rank", "top_layers", "bottleneck", "prefix_tokens", "train_rows", "beams",
           "max_new_tokens", "max_length", "schedule_every", "patience", "rank_budget")  # fmt: skip
 ABOVE_ZERO = ("learning_rate", "alpha", "b_learning_rate_ratio", "adam_epsilon", *COUNTS)
-FROM_ZERO = ("warmup_steps", "dropped_layers", "weight_decay", "max_grad_norm", "length_penalty", "no_repeat_ngram",
-             "min_improvement", "grace")  # fmt: skip
+FROM_ZERO = ("warmup_steps", "dropped_layers", "weight_decay", "max_grad_norm", "no_repeat_ngram", "min_improvement",
+             "grace")  # fmt: skip
 SHARES = ("warmup_ratio", "lora_dropout", "label_smoothing", "head_dropout")
 OUT_OF_RANGE = [
     *((name, value) for name in ABOVE_ZERO for value in (-1, 0, 10**9, 10**400, math.inf, math.nan)),
     *((name, value) for name in FROM_ZERO for value in (-1, 10**9, 10**400, math.inf, math.nan)),
     *((name, value) for name in SHARES for value in (-0.1, 1, math.nan)),
+    *(("length_penalty", value) for value in (-0.1, 10.1, math.inf, math.nan)),
     *(("old_stages", value) for value in (-0.1, 1.1, math.nan)),
-    *(("rank_stages", value) for value in ((0, 2), (2, -4), (2, 10**400))),
+    *(("rank_stages", value) for value in ((0, 2), (2, -4), (2, 10**400), (4, 2), (2, 2))),
     *(("adam_betas", value) for value in ((0.9, 1.0), (-0.1, 0.9), (math.nan, 0.9), (0.9,), ())),
 ]
 SETTINGS = Settings("mrpc", "minilm", "lora", learning_rate=1e-3, epochs=1, batch_size=8)
@@ -432,7 +433,14 @@ def test_a_number_out_of_its_range_is_refused_by_its_name(name):
 
 
 def test_the_ends_of_a_range_are_in_it():
-    for names, value in ((ABOVE_ZERO, 1), (FROM_ZERO, 0), (SHARES, 0.0), (SHARES, 0.99), (("old_stages",), 1)):
+    for names, value in (
+        (ABOVE_ZERO, 1),
+        (FROM_ZERO, 0),
+        (SHARES, 0.0),
+        (SHARES, 0.99),
+        (("old_stages",), 1),
+        (("length_penalty",), 10),
+    ):
         for name in names:
             assert getattr(replace(SETTINGS, **{name: value}), name) == value
 
@@ -471,7 +479,7 @@ def test_every_setting_that_is_a_word_has_its_words_and_every_number_its_range()
     words = {f.name for f in fields(Settings) if f.type.startswith("str")} - of_catalogues
     assert words == {*CHOICES}
     numbers = {f.name for f in fields(Settings) if f.type.removesuffix(" | None") in ("int", "float")}
-    assert numbers == {*ABOVE_ZERO, *FROM_ZERO, *SHARES, "old_stages"}
+    assert numbers == {*ABOVE_ZERO, *FROM_ZERO, *SHARES, "length_penalty", "old_stages"}
 
 
 @pytest.mark.parametrize(

@@ -339,6 +339,15 @@ def test_a_length_that_leaves_no_token_of_a_sentence_is_refused_and_the_next_cut
     assert (len(encoded.rows[0]["input_ids"]), encoded.truncated) == (least, 1)
 
 
+@pytest.mark.parametrize(
+    ("texts", "found"),
+    [("a b", "a plain string, 'a b'"), (("a", None), "NoneType, None at index 1"), ((["a"],), r"list, \['a'\] at")],
+)
+def test_what_is_no_tuple_of_texts_is_named(texts, found):
+    with pytest.raises(TypeError, match=rf"expected a list of texts as texts\[1\], found .*{found}"):
+        encode([Example(("a", "b"), 0), Example(texts, 0)], bert(), 32)
+
+
 # --- tokens -> batches ------------------------------------------------------------------------------------------------
 
 

@@ -6,6 +6,7 @@ import math
 
 import numpy as np
 import pytest
+import torch
 
 from tasks.catalogue import TASKS
 from tasks.glue.metrics import score
@@ -145,6 +146,10 @@ def test_class_ids_score_the_same_whatever_numbers_they_are(guesses, kind):
         (MRPC, [0, 1], [0, 1, 1], r"one prediction for each label, found \(2,\) for labels \(3,\)"),
         (MRPC, [], [], "one prediction for each label"),
         (MRPC, [[0.2, 0.8]], [[0, 1]], "one prediction for each label"),
+        (MRPC, [[0], [1, 1]], [0, 1], "a list of numbers, one prediction each, found none"),
+        (MRPC, [0, 1], [[0], [1, 1]], "a list of numbers, one label each, found none"),
+        (STSB, torch.tensor([0.5, 1.0], requires_grad=True), [0.0, 1.0], "one prediction each, found none: .*detach"),
+        (STSB, torch.tensor([0.5, 1.0]).bfloat16(), [0.0, 1.0], "one prediction each, found none: .*BFloat16"),
         (MRPC, [0, 2], [0, 1], "row 1: expected as prediction the class ids 0 to 1, found 2"),
         (MNLI, [0, -1], [0, 1], "class ids 0 to 2, found -1"),
         (MRPC, [0, 0.5], [0, 1], "row 1: expected as prediction the class ids 0 to 1, found 0.5"),

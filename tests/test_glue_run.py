@@ -259,6 +259,15 @@ def test_of_equal_epochs_the_first_is_reported(tmp_path, monkeypatch):
     assert record["selected_epoch"] == {"held_out": 2, "reported": 1}
 
 
+def test_a_drives_copy_of_an_epochs_validation_is_no_epoch(tmp_path):
+    examples = [glue_data.Example(("a",), 0), glue_data.Example(("b",), 1)]
+    for name, predictions in (("epoch-1", [0, 1]), ("epoch-2", [0, 0]), ("epoch-1 (1)", [1, 0])):
+        output = json.dumps({"validation": {"predictions": predictions, "loss": 0.5}})
+        (tmp_path / f"{name}.json").write_text(output)
+    rows = glue_run._epochs(TASKS["sst2"], {"validation": examples}, tmp_path, [])
+    assert [(row["epoch"], row["validation"]["accuracy"]) for row in rows] == [(1, 1.0), (2, 0.5)]
+
+
 def test_a_run_that_chooses_settings_never_opens_the_reported_split(tmp_path, monkeypatch):
     record, chosen_by, asked = reported(monkeypatch, tmp_path, (0.7, 0.9), (0.1, 0.1), evaluate="selection")
     assert asked == {"train"}

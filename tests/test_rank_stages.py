@@ -472,7 +472,7 @@ def test_a_schedule_judges_by_so_many_rows_at_most_from_all_over_the_split(setti
 @pytest.mark.parametrize(
     ("wrong", "message"),
     [
-        ({"rank_stages": ()}, r"rank_stages must be total ranks that increase .* found \(\)"),
+        ({"rank_stages": ()}, "rank_stages must be the total ranks of one or more stages, .* found none"),
         ({"rank_stages": (2, 4, 4)}, r"increase .* found \(2, 4, 4\)"),
         ({"rank_stages": (4, 2)}, r"from stage to stage.* found \(4, 2\)"),
         ({"rank_stages": (0, 2)}, r"found \(0, 2\)"),

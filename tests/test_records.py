@@ -2,6 +2,7 @@
 
 import json
 import os
+import runpy
 import shutil
 import subprocess
 from dataclasses import asdict, replace
@@ -78,6 +79,16 @@ def test_a_setting_that_is_newer_than_the_record_had_its_default_then():
     assert not records.is_declared(record, replace(SETTINGS, rank=4))
 
 
+@pytest.mark.parametrize(
+    ("variable", "name"), [("LORA_RESULTS_DIR", "RESULTS"), ("LORA_CHECKPOINT_DIR", "CHECKPOINTS")]
+)
+def test_an_empty_variable_names_no_folder(monkeypatch, tmp_path, variable, name):
+    monkeypatch.chdir(tmp_path)
+    for value, expected in (("", files.ROOT / name.lower()), ("mine", tmp_path / "mine")):
+        monkeypatch.setenv(variable, value)
+        assert runpy.run_path(files.__file__)[name] == expected
+
+
 def test_a_write_that_fails_leaves_nothing_behind(results, monkeypatch):
     def broken(*_):
         raise OSError("disk full")
@@ -133,6 +144,8 @@ DAMAGES = {
     "nested without end": lambda text: "[" * 100_000,
     "an entry under another name": lambda text: text.replace('"started"', '"starred"'),
     "without its name": lambda text: text.replace('"name"', '"nane"'),
+    "a seed that is a text": lambda text: json.dumps(json.loads(text) | {"seed": "3"}),
+    "a digest of nothing": lambda text: json.dumps(json.loads(text) | {"digest": None}),
     "a seed that is a list": lambda text: text.replace('"seed": 3', '"seed": [3]'),
 }
 

@@ -1,5 +1,6 @@
 """From the command line to a record, a table and a figure, with the model and data that ship with the repository."""
 
+import io
 import json
 import os
 import re
@@ -210,6 +211,13 @@ def test_a_table_is_printed_where_the_terminal_has_no_unicode(tmp_path):
     environment = os.environ | {"PYTHONIOENCODING": "ascii", "LORA_RESULTS_DIR": str(tmp_path)}
     out = subprocess.run(words, capture_output=True, check=True, env=environment).stdout
     assert b"\\xb1" in out and out.isascii()
+
+
+def test_an_output_that_takes_every_text_is_printed_to(monkeypatch):
+    monkeypatch.setattr(sys, "stdout", shown := io.StringIO())  # as a notebook's, it cannot be reconfigured
+    monkeypatch.setattr(sys, "argv", ["reproduce.py", "list", "table3"])
+    reproduce.main()
+    assert "table3/gpt2-medium/lora-r4" in shown.getvalue()
 
 
 def test_a_rank_that_grows_is_announced_with_the_cost_of_its_last_stage():

@@ -76,6 +76,8 @@ def test_no_differences_and_no_margin_are_refused():
         verdict([], margin=1.0)
     with pytest.raises(ValueError, match="a margin above 0, found 2 differences and the margin 0"):
         verdict([0.1, 0.2], margin=0.0)
+    with pytest.raises(ValueError, match="the margin nan"):
+        verdict([0.1, 0.2], margin=float("nan"))
 
 
 def test_with_three_seeds_students_interval_covers_what_it_says_and_the_bootstrap_does_not():

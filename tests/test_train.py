@@ -2,6 +2,7 @@
 
 import csv
 import json
+import re
 import subprocess
 import sys
 from dataclasses import fields, replace
@@ -161,6 +162,8 @@ def test_flags_that_do_not_go_together_are_refused():
         settings_of("--task", "mrpc", "--bottleneck", "8")
     with pytest.raises(ValueError, match="--max_seq_length: --task e2e has no such setting"):
         settings_of("--task", "e2e", "--max_seq_length", "128")
+    with pytest.raises(ValueError, match="--label_smoothing, --blank_line_ends: --task mrpc has no such setting"):
+        settings_of("--task", "mrpc", "--label_smoothing", "0.2", "--no-blank_line_ends")
 
 
 def test_the_setting_of_one_method_is_refused_with_every_other():
@@ -207,8 +210,10 @@ BAD_NUMBERS = {
 def test_a_number_that_no_training_can_have_is_refused_before_anything_is_written(
     monkeypatch, capsys, tmp_path, setting, value
 ):
+    task = "e2e" if setting in TASKS["e2e"].settings else "mrpc"
+    words = ("--task", task, f"{train.flag(setting)}={value}", "--output_dir", tmp_path / "out")
     with pytest.raises(SystemExit, match=f"error: {setting} must be "):
-        command(monkeypatch, capsys, "--task=mrpc", f"{train.flag(setting)}={value}", "--output_dir", tmp_path / "out")
+        command(monkeypatch, capsys, *words)
     assert not (tmp_path / "out").exists()
 
 
@@ -239,6 +244,28 @@ def test_a_model_that_is_unknown_or_does_not_fit_leaves_no_folder(monkeypatch, c
     with pytest.raises(SystemExit, match=f"error: {message}"):
         command(monkeypatch, capsys, "--task", "mrpc", "--model", model, "--output_dir", tmp_path / "out")
     assert not (tmp_path / "out").exists()
+
+
+TOO_MUCH = {
+    "--max_new_tokens=256": "max_new_tokens must be below the 256 positions",
+    "--beams=8193": "beams must be at most the 8192 tokens of the model, found 8193",
+    "--length_penalty=1000": "length_penalty must be from 0 to 10",
+}
+
+
+@pytest.mark.parametrize(("flag", "message"), TOO_MUCH.items())
+def test_what_cannot_be_decoded_is_refused_before_the_training(monkeypatch, capsys, tmp_path, flag, message):
+    with pytest.raises(SystemExit, match=f"error: {message}"):
+        command(monkeypatch, capsys, "--task", "e2e-builtin", flag, "--output_dir", tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_warm_up_that_is_longer_than_the_run_is_said_with_the_rate_at_its_end(monkeypatch, capsys, tmp_path):
+    words = ("--task", "e2e-builtin", "--train_rows", "80", "--lr", "1e-3", "--output_dir", tmp_path, "--dry-run")
+    out = command(monkeypatch, capsys, *words, "--warmup_steps", "40")
+    assert re.search(r"optimizer steps +10, all of the warm-up: the learning rate ends at 0\.00025\n", out)
+    for enough in (("--warmup_steps", "10"), ("--warmup_steps", "40", "--learning_rate_schedule", "constant")):
+        assert re.search(r"optimizer steps +10\n", command(monkeypatch, capsys, *words, *enough))
 
 
 def test_dry_run_prints_settings_counts_and_cost_and_starts_nothing(monkeypatch, capsys, tmp_path):
@@ -376,6 +403,23 @@ def test_a_folder_of_a_run_on_other_data_is_refused_and_stays_as_it_is(minilm_fo
     assert (folder / "record.json").read_bytes() == before
 
 
+@pytest.mark.parametrize("content", [{}, {"status": "finished", "scores": {}}])
+def test_a_file_of_something_else_in_the_place_of_the_record_is_refused_and_stays_as_it_is(tmp_path, content):
+    (file := tmp_path / "record.json").write_text(json.dumps(content))
+    with pytest.raises(ValueError, match=r"record\.json the record of a run, found no .*seed, .*choose another"):
+        train.train(job_of(settings_of(*PARAPHRASES), tmp_path), tmp_path)
+    assert json.loads(file.read_text()) == content
+
+
+def test_what_a_killed_process_left_of_a_file_is_removed(tmp_path, monkeypatch):
+    monkeypatch.setattr(execute, "measure", lambda *_: ({"history": [], "scores": {}}, []))
+    names = {"record.json", "metrics.csv", "predictions.jsonl"}
+    for name in names:
+        (tmp_path / f"{name}.4711.tmp").write_text("half")
+    train.train(job_of(settings_of("--task", "e2e-builtin"), tmp_path), tmp_path)
+    assert {path.name for path in tmp_path.iterdir()} == names
+
+
 def test_a_run_that_was_stopped_says_which_data_it_is_of(minilm_folder):
     assert minilm_folder["stopped"]["data_fingerprint"] == minilm_folder["record"]["data_fingerprint"]
 
@@ -389,10 +433,21 @@ def test_a_finished_run_answers_where_its_data_are_gone_and_nothing_is_fetched(m
     assert train.train(job_of(minilm_folder["settings"], folder), folder)["status"] == "finished"
 
 
-def test_the_checkpoints_of_another_base_model_are_not_continued(minilm_folder, tmp_path):
+def test_a_finished_run_does_not_answer_for_a_data_folder_that_is_not_there(minilm_folder, tmp_path, monkeypatch):
+    def load(*_):
+        files.find_file("glue/none.parquet", tmp_path / "mistyped", None, "nowhere")
+
+    monkeypatch.setattr(glue_data, "load_glue", load)
+    folder = minilm_folder["folder"]
+    with pytest.raises(FileNotFoundError, match=r"data_dir is .*mistyped, which is not a folder"):
+        train.train(job_of(minilm_folder["settings"], folder), folder)
+
+
+@pytest.mark.parametrize("fingerprint", [b"another", b"\xff", b""], ids=["another", "damaged", "empty"])
+def test_the_checkpoints_of_another_base_model_are_not_continued(minilm_folder, tmp_path, fingerprint):
     folder = tmp_path / "out"
     (folder / "checkpoints").mkdir(parents=True)
-    (folder / "checkpoints" / "base_fingerprint.txt").write_text("another")
+    (folder / "checkpoints" / "base_fingerprint.txt").write_bytes(fingerprint)
     with pytest.raises(ValueError, match=r"expected the base model of the checkpoints in .*, found other weights"):
         train.train(job_of(minilm_folder["settings"], folder), folder)
 
@@ -427,14 +482,15 @@ def test_sts_b_has_its_own_metrics_in_the_csv():
 
 
 def test_an_e2e_run_has_its_losses_in_the_csv_and_its_scores_in_the_record(tmp_path, monkeypatch, capsys):
-    task, scores, predictions = TASKS["e2e-builtin"], {"BLEU": 0.25, "CIDEr": None}, [{"prediction": "Blue Spice ."}]
+    task, scores, predictions = TASKS["e2e-builtin"], {"BLEU": 0.25, "METEOR": None}, [{"prediction": "Blue Spice ."}]
+    results = {"scores": scores, "meteor_unavailable": "no Java"}
     few = replace(task, load=lambda *split: task.load(*split)[:16])
     monkeypatch.setitem(TASKS, "e2e-builtin", few)
-    monkeypatch.setattr(e2e_run, "_decode_and_score", lambda *_: ({"scores": scores}, predictions))  # takes long
+    monkeypatch.setattr(e2e_run, "_decode_and_score", lambda *_: (results, predictions))  # takes long
     flags = ("--task", "e2e-builtin", "--epochs", "2", "--lr", "1e-3")
     out = command(monkeypatch, capsys, *flags, "--output_dir", tmp_path)
     assert "as table3/gpt2-mini/e2e-builtin/lora-r4 at scale quick" in out
-    assert out.endswith("BLEU 25.00\n")
+    assert out.endswith("BLEU 25.00\nMETEOR was not measured: no Java\n")
     rows = rows_of(tmp_path / "metrics.csv")
     assert list(rows[0]) == ["epoch", "training_loss", "validation_loss"]
     record = json.loads((tmp_path / "record.json").read_text(encoding="utf-8"))

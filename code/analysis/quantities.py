@@ -103,6 +103,12 @@ def printed(metric: str, value: float | None, sign: str = "") -> str:
     return next((metrics[metric] for metrics in known if metric in metrics), Metric()).shown(value, sign)
 
 
+def remarks(record: dict[str, Any]) -> list[str]:
+    """What a reader of the record's scores has to know: why they mean little, or why one of them is missing."""
+    alarm, reason = record.get("scores", {}).get("alarm"), record.get("meteor_unavailable")
+    return [f"alarm: {alarm}"] * bool(alarm) + [f"METEOR was not measured: {reason}"] * bool(reason)
+
+
 def shown_scores(record: dict[str, Any], settings: Settings) -> str:
     """The record's scores in one line, as tables show them: `accuracy 81.37  ...  accuracy (held-out) 79.41  ...`."""
     scores = [q for q in quantities(settings) if q.rule != "cost"]

@@ -68,7 +68,7 @@ def verdict(differences: Sequence[float], margin: float, higher_is_better: bool 
     *better* or *worse*: it does not, and lies on one side of 0; *inconclusive*: neither.
     Raises ValueError for no differences, and for a margin that is not above 0.
     """
-    if not differences or margin <= 0:
+    if not differences or not margin > 0:
         raise ValueError(
             f"expected differences at one seed or more and a margin above 0, found {len(differences)} differences and "
             f"the margin {margin:g}: compare runs that have a seed in common"

@@ -49,10 +49,14 @@ class Estimate:
 
     def described(self, settings: Settings) -> str:
         """The settings and what a run with them costs, a line each."""
+        warm_up = ""
+        if settings.warmup_steps > self.steps > 0 and settings.learning_rate_schedule != "constant":
+            highest = settings.learning_rate * self.steps / settings.warmup_steps
+            warm_up = f", all of the warm-up: the learning rate ends at {highest:.2g}"
         lines = asdict(settings) | {
             "parameters": f"{self.trainable:,} trainable of {self.total:,}"
             + (", the new head included" if TASKS[settings.task].outputs else ""),
-            "optimizer steps": f"{self.steps:,}",
+            "optimizer steps": f"{self.steps:,}{warm_up}",
             "about": f"{self.minutes:.1f} min, {self.gigabytes:.1f} GiB a run ({self.basis})",
         }
         return "\n".join(f"  {key:18} {value}" for key, value in lines.items())
@@ -83,7 +87,7 @@ def estimate(settings: Settings, scale: str, earlier: list[dict] | None = None) 
     """The cost of one run on this machine; the time of a similar record in `earlier` is preferred.
 
     At `paper` scale the machine is its GPU, or an A100 if it has none; with `earlier` None always an A100.
-    Raises ValueError for lengths beyond the model's positions, and for a damaged file of measured steps.
+    Raises ValueError for lengths and beams that the model cannot take, and for a damaged file of measured steps.
     """
     import torch
 
@@ -91,14 +95,16 @@ def estimate(settings: Settings, scale: str, earlier: list[dict] | None = None) 
     from families import positions
     from methods.catalogue import apply_method, count_trained, trains
     from models import architecture
+    from tasks.e2e.beam_search import room_for_prompt
     from training.memory import GIBIBYTE, SCORED_SHARE, USABLE, card_bytes, training_bytes
     from training.precision import uses_bfloat16
 
     model = architecture(settings.model, TASKS[settings.task].outputs)
     most = positions(model)
-    for name, value in (("max_length", settings.max_length), ("max_new_tokens", settings.max_new_tokens)):
-        if (value or 0) > most:
-            raise ValueError(f"{name} must be at most {most}, the positions of {settings.model}; found {value}")
+    if (settings.max_length or 0) > most:
+        raise ValueError(
+            f"max_length must be at most {most}, the positions of {settings.model}; found {settings.max_length}"
+        )
     apply_method(model, replace(settings, rank_stages=settings.rank_stages[-1:]))  # at most what the last stage costs
     without_head, head, total = count_trained(model)
     trainable = without_head + head
@@ -111,6 +117,8 @@ def estimate(settings: Settings, scale: str, earlier: list[dict] | None = None) 
     decodes = settings.evaluate != "selection"
 
     config, generates = model.config, task.outputs is None
+    if decodes and generates:
+        room_for_prompt(model, settings)
     embeddings = config.vocab_size * config.hidden_size
     body = total - embeddings
     scored = SCORED_SHARE * generates  # an encoder's embeddings are looked up, not multiplied

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, fields
 from functools import cache
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, get_args, get_type_hints
 
@@ -22,11 +23,12 @@ BOUNDS: tuple[tuple[tuple[str, ...], Callable[[float], bool], str], ...] = (  # 
       "prefix_tokens", "adam_epsilon", "train_rows", "beams", "max_new_tokens", "max_length", "rank_stages",
       "schedule_every", "patience", "rank_budget"),
      lambda value: 0 < value < LIMIT, "above 0 and below 1e9"),
-    (("epochs", "warmup_steps", "dropped_layers", "weight_decay", "max_grad_norm", "length_penalty", "no_repeat_ngram",
-      "min_improvement", "grace"),
+    (("epochs", "warmup_steps", "dropped_layers", "weight_decay", "max_grad_norm", "no_repeat_ngram", "min_improvement",
+      "grace"),
      lambda value: 0 <= value < LIMIT, "0 or above and below 1e9"),
     (("warmup_ratio", "lora_dropout", "label_smoothing", "head_dropout", "adam_betas"),
      lambda value: 0 <= value < 1, "from 0 to below 1"),
+    (("length_penalty",), lambda value: 0 <= value <= 10, "from 0 to 10"),  # a length to a high power is no number
     (("old_stages",), lambda value: 0 <= value <= 1, "a share of the learning rate, from 0 (frozen) to 1"),
 )  # fmt: skip
 
@@ -109,22 +111,16 @@ class Settings:
     pad_to_maximum: bool = False  # pad every batch to max_length, on E2E to 512 tokens (or the model's positions)
 
     def __post_init__(self) -> None:
-        for names, allows, expected in BOUNDS:
-            for name in names:
-                value = getattr(self, name)
-                for number in value if isinstance(value, tuple) else (value,):
-                    if type(number) in (int, float) and not allows(number):
-                        raise ValueError(f"{name} must be {expected}, found {value}")
-        for field in fields(self):
-            value = getattr(self, field.name)
-            several = type(value) is tuple
-            types = {*map(type, value if several else (value,))}
-            if several != field.type.startswith("tuple") or not types <= _types()[field.name]:
-                raise ValueError(f"{field.name} must be of type {field.type}; found {value!r}")
+        check_values(self)
         if not self.epochs and not self.start_from:
             raise ValueError("epochs must be above 0 in a run that starts from no other, found 0")
         if not self.hold_out and self.evaluate == "selection":
             raise ValueError('evaluate="selection" scores the rows that are held out: leave hold_out=False out')
+        if any(later <= rank for rank, later in pairwise(self.rank_stages)):
+            raise ValueError(
+                "rank_stages must be total ranks that increase from stage to stage, such as (2, 4, 6, 8), found "
+                f"{self.rank_stages}"
+            )
         if len(self.adam_betas) != 2:
             raise ValueError(f"adam_betas must be two numbers, found {self.adam_betas}")
         if self.official_text and self.protocol != "lora":
@@ -135,6 +131,21 @@ class Settings:
             if getattr(self, name) not in words:
                 known = ", ".join(word for word in words if word)
                 raise ValueError(f"{name} must be one of {known}, found {getattr(self, name)!r}")
+
+
+def check_values(settings: Any) -> None:
+    """Raise ValueError if a field of a dataclass, with the name of a setting, is no value that the setting may have."""
+    values = {field.name: getattr(settings, field.name) for field in fields(settings)}
+    for names, allows, expected in BOUNDS:
+        for name in filter(values.__contains__, names):
+            for number in values[name] if isinstance(values[name], tuple) else (values[name],):
+                if type(number) in (int, float) and not allows(number):
+                    raise ValueError(f"{name} must be {expected}, found {values[name]}")
+    for field in fields(settings):
+        several = type(values[field.name]) is tuple
+        types = {*map(type, values[field.name] if several else (values[field.name],))}
+        if several != field.type.startswith("tuple") or not types <= _types()[field.name]:
+            raise ValueError(f"{field.name} must be of type {field.type}; found {values[field.name]!r}")
 
 
 @cache

@@ -18,7 +18,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from itertools import pairwise
 
 from torch import nn
 from transformers import TrainerControl, TrainerState
@@ -31,10 +30,8 @@ from methods.stacked_lora import adapted_projections
 def checked_stages(settings: Settings) -> tuple[int, ...]:
     """The total rank of each stage; ValueError where the settings of Sequential LoRA make no sense."""
     stages = settings.rank_stages
-    if not stages or any(later <= rank for rank, later in pairwise(stages)):
-        raise ValueError(
-            f"rank_stages must be total ranks that increase from stage to stage, such as (2, 4, 6, 8); found {stages}"
-        )
+    if not stages:
+        raise ValueError("rank_stages must be the total ranks of one or more stages, such as (2, 4, 6, 8); found none")
     if settings.stage_trigger not in ("fixed", "plateau"):
         raise ValueError(f"stage_trigger must be 'fixed' or 'plateau', found {settings.stage_trigger!r}")
     if settings.stage_trigger == "plateau" and settings.schedule_every is None:

@@ -127,11 +127,12 @@ def other_data(record: dict[str, Any], job: Job) -> str | None:
     """The splits whose rows in the record are not those that the job reads now; None where all are the same.
 
     Nothing is fetched for it: None too where the data are not on this machine, or no fingerprint is in the record.
+    Raises FileNotFoundError where the folder that is named for the data does not exist.
     """
     try:
         with files.nothing_fetched():
             present = data_fingerprint(job) if "data_fingerprint" in record else {}
-    except FileNotFoundError:
+    except files.NotAsked:
         return None
     theirs = record.get("data_fingerprint", {})
     differing = [split for split in theirs if theirs[split] != present.get(split, theirs[split])]
@@ -243,7 +244,7 @@ def _require_memory(settings: Settings) -> None:
 def _require_base(folder: Path, fingerprint: str) -> None:
     """Keep beside the checkpoints which base model they are of; ValueError where it was another one."""
     base = folder / "base_fingerprint.txt"
-    if base.exists() and base.read_text(encoding="utf-8") != fingerprint:
+    if base.exists() and base.read_bytes() != fingerprint.encode():
         raise ValueError(
             f"expected the base model of the checkpoints in {folder}, found other weights; bring that model back, or "
             "delete the folder to start anew"

@@ -138,9 +138,11 @@ def _epochs(
     task: GlueTask, splits: dict[str, list[glue_data.Example]], folder: Path, history: list[dict]
 ) -> list[dict[str, Any]]:
     """Every epoch's scores on every split, with its mean training loss."""
-    rows = []
-    for epoch, _ in enumerate(folder.glob("epoch-*.json"), start=1):  # fewer than the settings say, if it ended early
-        outputs = json.loads((folder / f"epoch-{epoch}.json").read_text(encoding="utf-8"))
+    rows: list[dict[str, Any]] = []
+    while (
+        file := folder / f"epoch-{(epoch := len(rows) + 1)}.json"
+    ).exists():  # fewer than asked for, if it ended early
+        outputs = json.loads(file.read_text(encoding="utf-8"))
         row: dict[str, Any] = {"epoch": epoch, "training_loss": mean_training_loss(history, epoch)}
         for name, output in outputs.items():
             row[name] = {"loss": output["loss"]} | _score(task, splits[name], output)

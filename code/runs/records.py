@@ -28,12 +28,12 @@ from typing import Any, TypeVar
 
 import files
 from experiments.settings import Experiment, Settings
-from files import digest, read_json, write_atomically, write_json
+from files import digest, read_json, remove_leftovers, write_atomically, write_json
 from tasks.catalogue import DEV_LOSS, TASKS, Metric
 
 PACKAGES = ("torch", "transformers", "tokenizers", "datasets", "numpy", "nltk", "rouge-score", "pycocoevalcap")
 OLDER = {  # entries of a record without a digest, and their types
-    "status": str, "started": str, "settings": dict, "task_version": int, "device": str, "threads": int,
+    "seed": int, "status": str, "started": str, "settings": dict, "task_version": int, "device": str, "threads": int,
     "parameters": dict, "data_fingerprint": dict, "history": list, "training_seconds": float,
 }  # fmt: skip
 Content = TypeVar("Content")
@@ -59,7 +59,7 @@ def write_record(record: dict[str, Any]) -> Path:
     path = record_path(record["name"], record["scale"], record["seed"])
     if path.exists():
         raise FileExistsError(f"{path} exists: a record is never overwritten. Delete it to measure anew")
-    _remove_leftovers(path)
+    remove_leftovers(path)
     write_json(path, record)
     return path
 
@@ -69,7 +69,7 @@ def write_unfinished(record: dict[str, Any]) -> Path:
     name, scale, seed = record["name"], record["scale"], record["seed"]
     number = max(map(_number, notes(name, scale, seed)), default=0) + 1
     path = _note_path(name, scale, seed, number)
-    _remove_leftovers(path)
+    remove_leftovers(path)
     write_json(path, record | {"number": number}, new=True)
     return path
 
@@ -77,15 +77,9 @@ def write_unfinished(record: dict[str, Any]) -> Path:
 def write_predictions(name: str, scale: str, seed: int, predictions: list[dict[str, Any]]) -> Path:
     """Write the predictions, a JSON object a line; return their path."""
     path = predictions_path(name, scale, seed)
-    _remove_leftovers(path)
+    remove_leftovers(path)
     write_atomically(path, "".join(json.dumps(p, ensure_ascii=False) + "\n" for p in predictions))
     return path
-
-
-def _remove_leftovers(path: Path) -> None:
-    """Remove what a killed process left of this file. The lock of a run lets one process write its files."""
-    for leftover in path.parent.glob(f"{path.name}.*.tmp"):
-        leftover.unlink(missing_ok=True)
 
 
 def notes(name: str, scale: str, seed: int) -> list[Path]:

@@ -23,6 +23,7 @@ from experiments.catalogue import find
 from experiments.settings import Experiment, check_seed
 from runs import records
 
+AGAIN = "interrupted; run the same command to continue"  # what a command says that was stopped
 START_SEED = 0  # of a run from which others train on: one checkpoint for all their seeds, as in the paper
 
 

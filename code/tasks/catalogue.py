@@ -195,8 +195,8 @@ COURSE = {  # of a course reproduction (edwinlin13), which scored raw text; from
 DEV_LOSS = {"dev_loss": Metric(unit=1.0, decimals=4)}
 E2E: dict[str, Any] = {
     "title": "E2E", "metrics": E2E_METRICS | OF_TEXTS | COURSE, "mean_tokens": 58, "score": _score_e2e,
-    "settings": ("protocol", "beams", "length_penalty", "no_repeat_ngram", "max_new_tokens", "prompt_loss", "end_loss",
-                 "new_tokens", "single_reference"),
+    "settings": ("protocol", "beams", "length_penalty", "no_repeat_ngram", "max_new_tokens", "blank_line_ends",
+                 "label_smoothing", "prompt_loss", "end_loss", "new_tokens", "single_reference"),
 }  # fmt: skip
 SEEN_MEANS = "*seen*: categories that are trained on too; *unseen*: the others."
 PARTS_MEAN = "Training, dev and test rows are parts of the development file: no score of the released test set."

@@ -30,7 +30,7 @@ from safetensors.torch import load_file, save_file
 from tokenizers import ByteLevelBPETokenizer
 from transformers import GPT2Config, GPT2LMHeadModel
 
-from files import CHECKPOINTS
+from files import CHECKPOINTS, write_atomically
 from training import ngram_baseline
 from training.machine import has_fast_bfloat16
 
@@ -228,7 +228,7 @@ def save(model: GPT2LMHeadModel, work: Path, folder: Path) -> None:
         shutil.copy(work / name, folder / name)
     settings = {"tokenizer_class": "GPT2Tokenizer", "bos_token": END, "eos_token": END, "unk_token": END}
     settings |= {"pad_token": END, "model_max_length": BLOCK}
-    (folder / "tokenizer_config.json").write_text(json.dumps(settings, indent=2) + "\n")
+    write_atomically(folder / "tokenizer_config.json", json.dumps(settings, indent=2) + "\n")
 
 
 def load_weights(model: GPT2LMHeadModel, folder: Path) -> None:
@@ -282,5 +282,5 @@ def pretrain(corpus: Path, steps: int, output: Path, start_from: Path | None = N
         "perplexity_5gram": round(ngram_baseline.perplexity(tokens, held_out, order=5), 2),
         "generations": generations(model, work),
     }
-    (output / "pretraining.json").write_text(json.dumps(facts, indent=2, ensure_ascii=False) + "\n")
+    write_atomically(output / "pretraining.json", json.dumps(facts, indent=2, ensure_ascii=False) + "\n")
     return facts

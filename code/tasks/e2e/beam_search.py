@@ -33,7 +33,7 @@ from tqdm.auto import tqdm
 from transformers import DynamicCache, PreTrainedModel, PreTrainedTokenizerBase
 
 from batch_rows import only_rows, row_owners
-from experiments.settings import Settings
+from experiments.settings import Settings, check_values
 from families import positions
 from tasks.e2e.data import separator_id
 from tasks.e2e.texts import require_texts
@@ -57,9 +57,7 @@ class DecodingSettings:
     blank_line_ends: bool = True
 
     def __post_init__(self) -> None:
-        for name in ("beams", "max_new_tokens", "batch_size"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1, found {getattr(self, name)}")
+        check_values(self)
 
     @classmethod
     def of(cls, settings: Settings, batch_size: int) -> DecodingSettings:
@@ -86,6 +84,22 @@ def end_token_ids(tokenizer: PreTrainedTokenizerBase, blank_line_ends: bool = Tr
     return [tokenizer.eos_token_id, *(blank_line if len(blank_line) == 1 else [])]
 
 
+def room_for_prompt(model: PreTrainedModel, settings: DecodingSettings | Settings) -> int:
+    """How many tokens a prompt may have beside its answer.
+
+    Raises ValueError if there is no room for one, or if the beams are more than the model has tokens to begin with.
+    """
+    longest, tokens = min(OFFICIAL_LENGTH, positions(model)), model.config.vocab_size
+    if settings.max_new_tokens >= longest:
+        raise ValueError(
+            f"max_new_tokens must be below the {longest} positions of a sequence, to leave room for the context; "
+            f"found {settings.max_new_tokens}"
+        )
+    if settings.beams > tokens:
+        raise ValueError(f"beams must be at most the {tokens} tokens of the model, found {settings.beams}")
+    return longest - settings.max_new_tokens
+
+
 def generate(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
@@ -101,17 +115,11 @@ def generate(
 
     Raises:
         TypeError: `contexts` is no list of strings.
-        ValueError: `max_new_tokens` leaves no room for a prompt.
+        ValueError: as `room_for_prompt`.
         FloatingPointError: the model's logits are not finite.
     """
     require_texts(contexts, "contexts")
-    longest = min(OFFICIAL_LENGTH, positions(model))
-    room = longest - settings.max_new_tokens
-    if room < 1:
-        raise ValueError(
-            f"max_new_tokens must be below the {longest} positions of a sequence, to leave room for the context; "
-            f"found {settings.max_new_tokens}"
-        )
+    room = room_for_prompt(model, settings)
     ends = end_token_ids(tokenizer, settings.blank_line_ends)
     inputs = list(zip(contexts, row_owners(len(contexts)), strict=True))
     row = {one: place for place, one in reversed([*enumerate(inputs)])}  # of each distinct input
@@ -180,7 +188,7 @@ def beam_search(
 
         # A total can only fall, so this is the most that a beam can still score. A beam that cannot win displaces only
         # candidates below it, which cannot win either: dropping it leaves the winner the same.
-        reach = totals / max((length + 1) ** penalty, limit**penalty)
+        reach = totals / limit**penalty
         live = ~finished & (reach > best[:, None])
         if not live.any():
             break

@@ -18,6 +18,8 @@ from itertools import chain
 from pathlib import Path
 
 Tokens = list[str]
+# Of Java's options. They outdo those of `Meteor.command`, or add to them: user.language.format is not user.language.
+JAVA_VARIABLES = ("_JAVA_OPTIONS", "JAVA_TOOL_OPTIONS", "JDK_JAVA_OPTIONS")
 AT_A_TIME = 64  # requests; the pipe has room for their answers, so that neither side waits for ever
 
 
@@ -93,8 +95,7 @@ class Meteor:
         pipes = dict.fromkeys(("stdin", "stdout", "stderr"), subprocess.PIPE)
         # An interrupt of this process, from a terminal or a notebook, is not the jar's.
         apart = {"start_new_session": True, "creationflags": getattr(subprocess, "CREATE_NEW_PROCESS_GROUP", 0)}
-        # These options of the environment would outdo those of `command`.
-        environment = {name: value for name, value in os.environ.items() if name != "_JAVA_OPTIONS"}
+        environment = {name: value for name, value in os.environ.items() if name not in JAVA_VARIABLES}
         return subprocess.Popen(self.command, bufsize=0, cwd=meteor_jar().parent, env=environment, **pipes, **apart)
 
     def _stop(self) -> str:

@@ -12,7 +12,7 @@ The rate is all errors over all slots of the MRs.
 
 What counts as stating a value:
 * Raw, lower-cased and pre-tokenised text (`£ 20 - 25`, `it 's`) are read alike, and so are the ways in which Unicode
-  writes an accent, a dash, an apostrophe or a blank.
+  writes an accent, a dash, an apostrophe or a blank, and `GBP` for `£`.
 * Places are the names found in the MRs given, with or without `The`. They are taken out before the other slots are
   looked for, so that Raja Indian Cuisine serves no Indian food. A place that is not the MR's is a `near` after words of
   nearness, else a `name`.
@@ -149,7 +149,7 @@ NEARNESS = re.compile(
     r"(?:near|nearby|close|next|by|beside|around|opposite|from|vicinity|proximity|adjacent|across|outside|behind)"
     r"(?: (?:to|of|from|the|is|it|you|will|find|can|be|located|at|by))*$"
 )
-APOSTROPHES = re.compile("[\u2018\u2019\u02bc\u2032\u00b4`]")
+APOSTROPHES = re.compile("[\u2018\u2019\u201b\u02b9\u02bb\u02bc\u2032\u00b4`]")
 DASHES = re.compile("[-\u2010-\u2015\u2212]")
 ITEM = r"\s*([A-Za-z][A-Za-z ]*)\[([^\[\]]+)\]\s*"
 
@@ -267,11 +267,11 @@ def _value(slot: str, value: str) -> str:
 
 
 def _normalise(text: str) -> str:
-    """Lower case, without hyphens, apostrophes and accents: `it 's` is `its`, `is n't` is `isnt`, `£ 20` is `£20`."""
+    """Lower case, without hyphens, apostrophes and accents: `it 's` is `its`, `is n't` is `isnt`, `GBP 20` is `£20`."""
     text = unicodedata.normalize("NFKD", APOSTROPHES.sub("'", text)).casefold()  # `é` is now `e` and an accent
     if not text.isascii():
         text = "".join(letter for letter in text if unicodedata.category(letter) not in ("Mn", "Cf"))
     text = DASHES.sub(" ", text).replace(" n't", "n't")
     text = re.sub(r" ?'(?=(?:s|t|re|ll|ve|d|m)\b)", "", text).replace("'", " ")
     text = re.sub(r"([.,;:!?()/\"“”])", r" \1 ", text)
-    return re.sub(r"£ +", "£", " ".join(text.split()))
+    return re.sub(r"(?:£|(?<![a-z])gbp(?![a-z])) *", "£", " ".join(text.split()))

@@ -29,6 +29,7 @@ from transformers import PreTrainedTokenizerBase
 
 from files import check_sha256, find_file, fingerprint
 from tasks.catalogue import GlueTask, glue_task
+from tasks.e2e.texts import require_lists_of_texts
 from tasks.glue import generator as glue_generator
 
 REPOSITORY = "nyu-mll/glue"
@@ -121,8 +122,9 @@ def encode(examples: list[Example], tokenizer: PreTrainedTokenizerBase, max_leng
     (`longest_first`, the rule of the official code, run_glue.py of microsoft/LoRA at c4593f0, examples/NLU).
     Token types (which sentence a token is of) are included if the tokenizer's model reads them.
     Raises ValueError if `max_length` is more than the tokenizer's model can take, or leaves no token of a sentence: the
-    tokenizer does not cut at all below the number of its special tokens.
+    tokenizer does not cut at all below the number of its special tokens. Raises TypeError for what is no text.
     """
+    require_lists_of_texts([example.texts for example in examples], "texts")
     columns = [list(column) for column in zip(*(example.texts for example in examples), strict=True)]
     least = tokenizer.num_special_tokens_to_add(pair=len(columns) == 2) + len(columns)
     if not least <= (max_length or 0) <= tokenizer.model_max_length:

@@ -52,7 +52,7 @@ def score(task: Scored, predictions: Sequence[float], labels: Sequence[float]) -
     Raises ValueError if there is not one prediction for each label, and for a label or prediction that is no class id,
     no similarity from 0 to 5, or no finite number. 1.0 is the class id 1; True is none.
     """
-    guesses, truth = np.asarray(predictions), np.asarray(labels)
+    guesses, truth = _column("prediction", predictions), _column("label", labels)
     if guesses.shape != truth.shape or guesses.ndim != 1 or not guesses.size:
         raise ValueError(f"expected one prediction for each label, found {guesses.shape} for labels {truth.shape}")
     is_answer, answer = (task.has_label, task.label_range) if task.labels else (_is_finite, "a finite number")
@@ -67,6 +67,13 @@ def score(task: Scored, predictions: Sequence[float], labels: Sequence[float]) -
         "predictions_per_class": per_class,
         "alarm": _alarm(task, scores[task.main_metric], guesses, truth),
     }
+
+
+def _column(kind: str, column: Sequence[float]) -> np.ndarray:
+    try:
+        return np.asarray(column)
+    except (RuntimeError, TypeError, ValueError) as error:  # rows of lists, or a tensor that numpy cannot hold
+        raise ValueError(f"expected a list of numbers, one {kind} each, found none: {error}") from error
 
 
 def _is_finite(value: object) -> bool:
