@@ -38,19 +38,26 @@ class Rows:
             )
 
 
-_bound: ContextVar[Rows | None] = ContextVar("rows", default=None)
+_bound: ContextVar[tuple[Rows, ...]] = ContextVar("rows", default=())  # the innermost last
 
 
 def rows_of(source: object) -> Rows | None:
-    """The rows that `source` has bound, if it was the last to bind any."""
+    """The rows that `source` has bound; ValueError if another source has bound its own inside of them."""
     rows = _bound.get()
-    return rows if rows is not None and rows.source is source else None
+    if rows and rows[-1].source is source:
+        return rows[-1]
+    if any(outer.source is source for outer in rows):
+        raise ValueError(
+            f"expected no other rows inside those of this {type(source).__name__}, found those of another one; use "
+            "this model when that block has ended"
+        )
+    return None
 
 
 @contextmanager
 def bound(rows: Rows) -> Iterator[Rows]:
     """Bind these rows, in place of those bound before."""
-    token = _bound.set(rows)
+    token = _bound.set((*_bound.get(), rows))
     try:
         yield rows
     finally:
@@ -59,16 +66,16 @@ def bound(rows: Rows) -> Iterator[Rows]:
 
 def row_owners(number: int) -> tuple[Any, ...]:
     """The owner of each of so many rows, None where no rows are bound; ValueError if others are bound."""
-    if (rows := _bound.get()) is None:
+    if not (rows := _bound.get()):
         return (None,) * number
-    rows.require(number)
-    return rows.owners
+    rows[-1].require(number)
+    return rows[-1].owners
 
 
 @contextmanager
 def only_rows(places: Sequence[int]) -> Iterator[None]:
     """Of the rows that are bound, these alone and in this order."""
-    rows = _bound.get()
+    rows = _bound.get()[-1] if _bound.get() else None
     if rows is None or [*places] == [*range(len(rows.owners))]:
         yield
         return

@@ -10,7 +10,7 @@
     python code/benchmark.py memory     what training GPT-2 medium takes above its weights: LoRA and full fine-tuning
     python code/benchmark.py precision  SmolLM2-135M's LoRA step with the base in float32, bfloat16, int8, compiled ...
     python code/benchmark.py latency    Table 1: GPT-2 medium with LoRA merged and not, and with adapters
-    python code/benchmark.py adapters   to merge, unmerge and load adapters; the storage of ten tasks
+    python code/benchmark.py adapters   to merge, unmerge, load and switch adapters; the storage of ten tasks
     python code/benchmark.py serving, serving-beams, serving-requests
                                         a batch over many adapters against one, and PEFT's; 1,000 mixed requests
 

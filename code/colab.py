@@ -20,6 +20,7 @@ from tempfile import TemporaryDirectory
 ROOT = Path(__file__).resolve().parent.parent
 OF_THE_KERNEL = ("ipython", "jupyter", "jupytext", "nbclient", "nbformat")  # Colab has its own, or needs none
 DRIVE = Path("/content/drive")
+A100_GIB = 39  # of the smaller one, as torch counts them
 
 
 def install_missing() -> None:
@@ -41,7 +42,7 @@ def install_missing() -> None:
 def suitable_scale() -> str:
     """The scale for the device at hand, which is printed with the reason and the versions.
 
-    `paper` on a GPU with bfloat16 (A100 class), `cpu` on a lesser one, `quick` where there is none.
+    `paper` on a GPU with bfloat16, with a warning below A100 class, `cpu` on a lesser one, `quick` where there is none.
     """
     import torch
 
@@ -51,6 +52,8 @@ def suitable_scale() -> str:
         why = f"{torch.cuda.get_device_name()}, {memory:.0f} GiB"
         if torch.cuda.is_bf16_supported(including_emulation=False):
             scale = "paper"
+            if memory < A100_GIB:
+                why += ". Warning: less than an A100, so slower, and the largest models may not fit: `make gpu-check`"
         else:
             scale, why = "cpu", f"{why}, without bfloat16: too slow for `paper`, which is for an A100"
     print(f"scale {scale}: {why}")

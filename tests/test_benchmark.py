@@ -1,6 +1,8 @@
 """The benchmarks: what is timed side by side computes the same, on rows like the data's."""
 
+import os
 import sys
+from concurrent.futures.process import BrokenProcessPool
 
 import numpy as np
 import pytest
@@ -9,7 +11,7 @@ import torch
 import benchmark
 from costs import benchmark_glue, benchmark_latency, benchmark_serving, benchmark_training
 from costs.benchmark_e2e import LABEL_SMOOTHING, e2e_like_rows, full_logits_loss
-from costs.timing import ratio, timings
+from costs.timing import memory_above_weights, ratio, timings
 from lora import count_parameters, merge_lora, remove_lora
 from methods.catalogue import count_trained
 from models import Base
@@ -67,7 +69,6 @@ def small(monkeypatch):
 
     for module in (benchmark_training, benchmark_latency):
         monkeypatch.setattr(module, "base", tiny)
-    monkeypatch.setattr(benchmark_latency, "architecture", benchmark_training.random_model)
     monkeypatch.setattr(benchmark_latency, "BOTTLENECKS", {"Adapter^H": ("houlsby", (2, 2, 2))})
     monkeypatch.setattr(benchmark_latency, "SIZES", ((16, 8),))
 
@@ -92,7 +93,19 @@ def test_every_ratio_of_steps_latency_and_storage_is_measured(small):
         f"{name} / plain, batch 1, length 8" for name in ("Adapter^H", "LoRA merged", "LoRA unmerged")
     }
     adapters = benchmark_latency.adapters(2)
-    assert adapters["MB of an adapter"] > 0 and {"seconds to merge", "seconds to load"} <= adapters.keys()
+    times = {"seconds to merge", "seconds to unmerge", "seconds to load", "milliseconds to switch"}
+    assert adapters["MB of an adapter"] > 0 and times <= adapters.keys()
+    whole, adapter = adapters["MB of a whole model"], adapters["MB of an adapter"]
+    saved = adapters["ten models / one model and ten adapters (storage)"]
+    assert saved == pytest.approx(10 * whole / (whole + 10 * adapter))
+    plain = benchmark_training.random_model("gpt2")
+    pairs = 4 * (16 + 16) * 2  # rank 4, on query and value of one layer
+    assert adapters["full / LoRA r=4 (trained parameters)"] == count_parameters(plain)[1] / pairs
+
+
+def test_a_measurement_whose_process_is_killed_ends():
+    with pytest.raises(BrokenProcessPool):
+        memory_above_weights(os._exit, 1)
 
 
 def test_a_merged_pair_changes_what_the_timed_model_says_and_adds_nothing_to_it(small):

@@ -440,7 +440,16 @@ def test_the_scale_fits_the_device_and_is_said_with_its_reason(monkeypatch, caps
     monkeypatch.setattr("torch.cuda.get_device_properties", lambda _: types.SimpleNamespace(total_memory=40 * 2**30))
     assert colab.suitable_scale() == scale
     said = capsys.readouterr().out
-    assert f"scale {scale}: " in said and why in said and "torch" in said
+    assert f"scale {scale}: " in said and why in said and "torch" in said and "Warning" not in said
+
+
+def test_a_gpu_below_an_a100_is_used_with_a_warning(monkeypatch, capsys):
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    monkeypatch.setattr("torch.cuda.get_device_name", lambda: "NVIDIA L4")
+    monkeypatch.setattr("torch.cuda.is_bf16_supported", lambda including_emulation: True)
+    monkeypatch.setattr("torch.cuda.get_device_properties", lambda _: types.SimpleNamespace(total_memory=22 * 2**30))
+    assert colab.suitable_scale() == "paper"
+    assert "NVIDIA L4, 22 GiB. Warning: less than an A100" in capsys.readouterr().out
 
 
 gpt2_mini = cache(lambda: load_model("gpt2-mini"))

@@ -137,6 +137,16 @@ def test_precision_is_that_of_the_base_as_with_one_adapter(tmp_path, family):
         assert mixed.dtype == torch.bfloat16 and torch.allclose(mixed[place], want, atol=0.1)
 
 
+@pytest.mark.parametrize("kind", [torch.bfloat16, torch.float64])
+def test_heads_follow_a_model_that_is_cast_when_its_adapters_are_there(tmp_path, kind):
+    model, bank, _ = with_bank(tmp_path, "roberta")
+    before = bank.classify(NAMES, padded(len(NAMES), "right"))
+    model.to(kind)
+    after = bank.classify(NAMES, padded(len(NAMES), "right"))
+    assert {row.dtype for row in after} == {kind}
+    assert all(torch.allclose(new.float(), old, atol=0.2) for new, old in zip(after, before, strict=True))
+
+
 @torch.no_grad()
 def test_heads_of_one_size_need_no_classify_and_others_do(tmp_path):
     model, bank, plain = with_bank(tmp_path, "roberta")
@@ -225,6 +235,15 @@ def test_generate_makes_beams_of_the_rows_and_a_forward_pass_does_not(tmp_path):
                 call(TOKENS.repeat(2, 1))
 
 
+def test_generate_starts_a_row_by_itself_where_it_is_given_none(tmp_path):
+    model, bank, plain = with_bank(tmp_path, "gpt2")
+    options = {"max_new_tokens": 6, "do_sample": False, "pad_token_id": 0}
+    with bank.rows(["wide"]):
+        assert torch.equal(model.generate(**options), alone(tmp_path, plain, "wide").generate(**options))
+    with bank.rows(["wide", None]), pytest.raises(ValueError, match="expected a batch of 2 rows"):
+        model.generate(**options)
+
+
 SEARCH = DecodingSettings(beams=4, max_new_tokens=12, no_repeat_ngram=2, batch_size=3)
 LETTERS = {"vocab_size": WORDS, "n_positions": 64}
 
@@ -300,6 +319,16 @@ def test_a_model_has_one_bank_and_a_bank_a_plain_model(tmp_path):
     add_lora(plain, LoRAConfig(2))
     with pytest.raises(ValueError, match="expected a plain model"):
         AdapterBank(plain)
+
+
+def test_a_bank_within_anothers_rows_answers_and_the_other_is_refused_until_it_has_ended(tmp_path):
+    (outer, outer_bank, _), (inner, inner_bank, _) = (with_bank(tmp_path / f, f) for f in LANGUAGE_MODELS)
+    want, alone_inner = of_one(outer, outer_bank, "first"), of_one(inner, inner_bank, "wide")
+    with torch.no_grad(), outer_bank.rows(["first", "first"]):
+        assert torch.equal(of_one(inner, inner_bank, "wide"), alone_inner)
+        with inner_bank.rows(["wide", "wide"]), pytest.raises(ValueError, match="expected no other rows inside"):
+            outer(TOKENS)  # by its base, in silence
+        assert torch.equal(outer(TOKENS).logits, want)
 
 
 def test_a_copy_of_the_model_generates_by_its_own_weights(tmp_path):

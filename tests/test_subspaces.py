@@ -75,11 +75,22 @@ def test_the_grid_has_every_similarity_and_each_is_from_0_to_1():
     assert max(map(max, similarities(A, A, range(1, 7), range(1, 7)))) <= 1  # and not by rounding above it
 
 
-@pytest.mark.parametrize("kind", [torch.float32, torch.bfloat16, "gradient", "numpy"])
-def test_adapters_come_as_they_are_kept(kind):
-    A = torch.randn(4, WIDTH, generator=torch.Generator().manual_seed(2))
+@pytest.mark.parametrize("width", [WIDTH, 1024])
+@pytest.mark.parametrize("kind", [torch.float32, torch.bfloat16, torch.float16, "gradient", "numpy"])
+def test_adapters_come_as_they_are_kept(kind, width):
+    A = torch.randn(4, width, generator=torch.Generator().manual_seed(2))
     given = {"gradient": lambda: torch.nn.Parameter(A), "numpy": A.numpy}.get(kind, lambda: A.to(kind))()
     assert similarity(given, A, 4, 4) == pytest.approx(1.0, abs=1e-3)
+
+
+@pytest.mark.parametrize("kind", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("width", [WIDTH, 1024])
+def test_what_rounding_adds_to_a_matrix_is_no_direction(kind, width):
+    B, A = torch.randn(2, 3, width, generator=torch.Generator().manual_seed(4))
+    delta = (B.T @ A).to(kind)
+    assert similarity(delta, A, 3, 3) == pytest.approx(1.0, abs=1e-3)
+    with pytest.raises(ValueError, match="A1 of rank 4 or more, found rank 3"):
+        similarity(delta, A, 4, 3)
 
 
 def diagonal(*values):

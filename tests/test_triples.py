@@ -140,6 +140,7 @@ FORM = 'expected {"1": {"category", "modifiedtripleset"'
     [
         (WEBNLG, webnlg_file()[:-40], "dev.json is no whole JSON"),
         (WEBNLG, b"\xff\xfe", "dev.json is no whole JSON"),
+        (WEBNLG, "[" * 100_000, "dev.json is no whole JSON"),
         (WEBNLG, "<benchmark><entries/></benchmark>", "dev.json is no whole JSON .*replace it by http"),
         (WEBNLG, DART_FILE, f"dev.json, entry 1: {FORM}.*found TypeError"),
         (WEBNLG, webnlg_file().replace('"property"', '"relation"'), f"entry 1: {FORM}.*found KeyError: 'property'"),

@@ -49,7 +49,7 @@ def _first_directions(name: str, matrix: Tensor, number: int) -> tuple[Tensor, T
     """
     matrix = _matrix(name, matrix, number)
     U, values, V = torch.linalg.svd(matrix.double(), full_matrices=False)
-    rounding = max(matrix.shape) * torch.finfo(matrix.dtype).eps * values[0]
+    rounding = torch.finfo(matrix.dtype).eps * torch.linalg.norm(values)  # of all entries moves no value by more
     if (rank := int((values > rounding).sum())) < number:
         raise ValueError(f"expected {name} of rank {number} or more, found rank {rank}: ask for a lower rank")
     return U.T[:number], V[:number]

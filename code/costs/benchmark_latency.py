@@ -7,7 +7,9 @@ lengths. Weights are random, since speed does not depend on them; the adapters' 
 
 from __future__ import annotations
 
+from itertools import cycle
 from pathlib import Path
+from statistics import median
 from tempfile import TemporaryDirectory
 
 import torch
@@ -17,9 +19,10 @@ import files
 from adapter_files import load_lora, save_lora
 from costs.benchmark_training import random_model
 from costs.timing import Step, interleave, ratio, timings
-from lora import LoRAConfig, add_lora, lora_layers, merge_lora, remove_lora, unmerge_lora
+from lora import LoRAConfig, add_lora, count_parameters, lora_layers, merge_lora, remove_lora, unmerge_lora
 from methods.adapters import add_adapters
-from models import architecture, base
+from models import base
+from serving.adapters import AdapterBank
 
 NAME, SMALL = "gpt2-medium", "gpt2"
 SIZES = ((32, 512), (16, 256), (1, 128))  # the paper's batch sizes and lengths
@@ -68,8 +71,8 @@ def latency(repetitions: int, data_dir: Path | None = None) -> dict[str, list[fl
 
 
 def adapters(repetitions: int, data_dir: Path | None = None) -> dict[str, float]:
-    """Seconds to merge, unmerge and load all pairs of GPT-2 medium, and the bytes that tasks take on GPT-2 small."""
-    model, plain = with_lora(NAME), random_model(NAME)
+    """Time to merge, unmerge, load and switch all pairs of GPT-2 medium, and what tasks take on GPT-2 small."""
+    model, plain = with_lora(NAME), random_model(NAME).eval()
     with TemporaryDirectory() as folder:
         save_lora(model, folder)
 
@@ -79,14 +82,35 @@ def adapters(repetitions: int, data_dir: Path | None = None) -> dict[str, float]
 
         steps = {"merge": lambda: merge_lora(model), "unmerge": lambda: unmerge_lora(model), "load": load}
         measured = {f"seconds to {name}": value for name, value in interleave(steps, repetitions).items()}
+        measured["milliseconds to switch"] = 1000 * seconds_to_switch(plain, folder, 10 * repetitions)
     with TemporaryDirectory() as folder:
         model = with_lora(SMALL)
         save_lora(model, folder)
         adapter = sum(file.stat().st_size for file in Path(folder).iterdir())
-    whole = 4 * sum(parameter.numel() for parameter in architecture(SMALL).parameters())
+    pairs, total = count_parameters(model)
+    whole = 4 * (total - pairs)
+    ten_models, ten_adapters = 10 * whole, whole + 10 * adapter
     return measured | {
         "MB of an adapter": adapter / files.MEGABYTE,
         "MB of a whole model": whole / files.MEGABYTE,
-        "MB of ten tasks, ten models": 10 * whole / files.MEGABYTE,
-        "MB of ten tasks, one model and ten adapters": (whole + 10 * adapter) / files.MEGABYTE,
+        "MB of ten tasks, ten models": ten_models / files.MEGABYTE,
+        "MB of ten tasks, one model and ten adapters": ten_adapters / files.MEGABYTE,
+        "ten models / one model and ten adapters (storage)": ten_models / ten_adapters,
+        "full / LoRA r=4 (trained parameters)": (total - pairs) / pairs,
     }
+
+
+def seconds_to_switch(plain: nn.Module, folder: str, repetitions: int) -> float:
+    """What a forward pass of one token takes longer where another adapter was used before it; both are unmerged."""
+    bank, token = AdapterBank(plain), torch.zeros(1, 1, dtype=torch.long)
+    for name in ("one", "other"):
+        bank.add(name, folder)
+    names, stay = cycle(bank.names), forward(plain, token)
+
+    def switch() -> None:
+        with bank.rows([next(names)]):
+            stay()
+
+    with bank.rows(["one"]):
+        seconds = timings({"switch": switch, "stay": stay}, repetitions)
+    return median(after - before for after, before in zip(seconds["switch"], seconds["stay"], strict=True))

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-import multiprocessing
 import time
 from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
 from statistics import median
 
 from scipy.stats import binom
@@ -41,22 +42,20 @@ def ratio(above: list[float], below: list[float], confidence: float = 0.95) -> l
 
 
 def memory_above_weights(make_step: Callable[[str], Step], name: str) -> int:
-    """Peak bytes of six steps above what the loaded model occupies, in a process of its own (Linux)."""
-    context = multiprocessing.get_context("spawn")
-    queue = context.Queue()
-    process = context.Process(target=_step_memory, args=(make_step, name, queue))
-    process.start()
-    peak_bytes = queue.get()
-    process.join()
-    return peak_bytes
+    """Peak bytes of six steps above what the loaded model occupies, in a process of its own (Linux).
+
+    Raises BrokenProcessPool if that process is killed, as it is where memory runs out.
+    """
+    with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
+        return pool.submit(_step_memory, make_step, name).result()
 
 
-def _step_memory(make_step: Callable[[str], Step], name: str, queue: multiprocessing.Queue) -> None:
+def _step_memory(make_step: Callable[[str], Step], name: str) -> int:
     step = make_step(name)
     before = resident("VmRSS")
     for _ in range(6):
         step()
-    queue.put(resident("VmHWM") - before)
+    return resident("VmHWM") - before
 
 
 def resident(field: str) -> int:

@@ -63,8 +63,12 @@ CLAIMS = (  # claim, what the paper says, benchmark, pattern of its quantities, 
      "full step", at_least(1.25)),
     ("Training takes less memory than full fine-tuning.", "a third (GPT-3 with Adam, section 4.2)", "memory",
      "with the weights", at_least(3)),
+    ("Few parameters are trained.", "a ten-thousandth (GPT-3, abstract)", "adapters", "trained", at_least(10_000)),
     ("A checkpoint is small.", "a ten-thousandth (GPT-3, r=4, section 4.2)", "adapters", "of an adapter", at_most(0.7)),
-    ("Tasks are switched by loading a few matrices.", "on the fly (section 4.2)", "adapters", "to load", at_most(0.5)),
+    ("Many tasks take little more room than one.", "100 tasks in 354 GB, not 35 TB (GPT-3, section 4.2)", "adapters",
+     "storage", at_least(9)),
+    ("A task's pairs are merged on the fly.", "on the fly (section 4.2)", "adapters", "to merge", at_most(0.5)),
+    ("Tasks are switched by swapping a few matrices.", "on the fly (section 4.2)", "adapters", "to switch", at_most(5)),
 )  # fmt: skip
 
 

@@ -14,7 +14,8 @@ Rows side by side with one adapter are a group. The base's matrix sees the whole
 of the groups are stacked, lower ranks filled up with zeros, and multiplied in two batched products. The stacks are made
 once for a batch, not for each token. Punica (arXiv:2310.18547) and S-LoRA (arXiv:2311.03285) do it on GPUs.
 
-Outside of `rows` the model is the plain base. Threads may use one bank for their own batches.
+Outside of `rows` the model is the plain base. Threads may use one bank, each with `rows` of its own: a thread that is
+started within the block does not have the block's rows.
 """
 
 from __future__ import annotations
@@ -190,8 +191,7 @@ class AdapterBank:
     def _count_rows(self) -> Callable:
         def hook(body: nn.Module, inputs: tuple, options: dict) -> None:
             if rows := rows_of(self):
-                given = (*inputs, options.get("input_ids"), options.get("inputs_embeds"))
-                rows.require(len(next(one for one in given if one is not None)))
+                rows.require(_number(*inputs, options.get("input_ids"), options.get("inputs_embeds")))
 
         return hook
 
@@ -217,7 +217,9 @@ class AdapterBank:
             for owner in set(rows.owners) - {None}:
                 if name in owner.heads:
                     places = [place for place, other in enumerate(rows.owners) if other is owner]
-                    for place, own in zip(places, F.linear(inputs[0][places], *owner.heads[name]), strict=True):
+                    x = inputs[0][places]
+                    head = (part.to(x) for part in owner.heads[name])  # the model may have been moved or cast since
+                    for place, own in zip(places, F.linear(x, *head), strict=True):
                         by_row[place] = own
             if name == self._output and "logits" in rows.memo:
                 rows.memo["logits"] = by_row
@@ -231,8 +233,8 @@ class AdapterBank:
         return hook
 
     def _generate(self, plain: Callable, rows: Rows, *inputs: Any, **options: Any) -> Any:
-        given = (*inputs[:1], options.get("inputs"), options.get("input_ids"), options.get("inputs_embeds"))
-        rows.require(len(next(one for one in given if one is not None)))
+        given = (options.get(name) for name in ("inputs", "input_ids", "inputs_embeds"))
+        rows.require(_number(*inputs[:1], *given))
         with bound(replace(rows, side_by_side=True)):
             return plain(*inputs, **options)
 
@@ -251,6 +253,11 @@ class AdapterBank:
             bias = own.new_empty(number, *own.shape[1:]) if bias is None else bias
             bias[places] = own
         return bias.flatten(0, 1)
+
+
+def _number(*inputs: Tensor | None) -> int:
+    """The rows of the first input that is there; where there is none, `generate` starts one row by itself."""
+    return next((len(one) for one in inputs if one is not None), 1)
 
 
 def _groups(rows: Rows) -> list[Adapter | None]:

@@ -168,7 +168,7 @@ def _load(corpus: Corpus, split: str, protocol: str, data_dir: Path | None) -> l
 def _entries(content: bytes, corpus: Corpus, source: Path, remedy: str) -> list[Entry]:
     try:
         parsed = json.loads(content)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"{source} is no whole JSON ({error}); {remedy}") from error
     entries = []
     try:
