@@ -173,10 +173,10 @@ def add_lora(model: nn.Module, config: LoRAConfig) -> list[str]:
 @torch.no_grad()
 def merge_lora(model: nn.Module) -> None:
     """Fold W0 + (alpha / r) B A into W0, until training or `load_state_dict`; ValueError if it is not finite."""
-    for layer in sound_layers(model).values():
-        if layer.unmerged is None:  # a copy is merged: a state dict, or another process, may hold W0 itself
-            weight = layer.base_layer.weight
-            layer.unmerged, weight.data = weight.data, weight.clone()
+    for layer in (layer for layer in sound_layers(model).values() if layer.unmerged is None):
+        weight = layer.base_layer.weight  # a copy is merged: a state dict, or another process, may hold W0 itself
+        layer.unmerged, weight.data = weight.data, weight.clone()
+        with torch.autocast(weight.device.type, enabled=False):  # it would round the update
             for (rows, columns), B in zip(layer.blocks, layer.lora_B.split(layer.part_size), strict=True):
                 layer.weight[rows].add_(B @ layer.lora_A[columns], alpha=layer.scaling)
 

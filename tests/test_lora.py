@@ -330,6 +330,14 @@ def test_merging_twice_is_the_same_as_once_and_unmerging_gives_back_the_bits():
     assert torch.equal(logits(model), once)
 
 
+def test_merging_within_autocast_rounds_nothing():
+    model, other = trained_gpt2(), trained_gpt2()
+    merge_lora(model)
+    with torch.autocast("cpu", torch.bfloat16):
+        merge_lora(other)
+    assert torch.equal(logits(model), logits(other))
+
+
 def test_a_merged_and_removed_model_is_plain_again_and_keeps_what_was_learnt():
     model, plain = trained_gpt2(LoRAConfig(targets=SIX)), gpt2()
     merge_lora(model)
