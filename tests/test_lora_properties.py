@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from adapter_files import base_parameters, load_lora, save_lora
+from adapter_files import base_parameters, load_lora, plain_name, save_lora
 from lora import (
     PROJECTIONS,
     LoRAConfig,
@@ -124,6 +124,8 @@ def test_in_any_order_the_base_stays_and_only_training_changes_the_answer(family
     unmerge_lora(model)
     assert all(torch.equal(p, base[name]) for name, p in base_parameters(model).items())
     merge_lora(model)
+    state = model.state_dict()  # is of the base and the pairs, and leaves the model merged
+    assert all(torch.equal(state[n], base[plain_name(n)]) for n in state if plain_name(n) in base)
     remove_lora(model)
     assert not lora_layers(model) and same(logits(model), answer)
 

@@ -118,6 +118,17 @@ def test_a_changed_byte_in_what_belongs_to_the_weights_is_noticed(file, tmp_path
             load("gpt2-mini")
 
 
+@pytest.mark.parametrize("file", sorted(models.ALSO_READ))
+def test_a_file_that_is_not_of_the_base_but_would_be_read_with_it_is_refused(file, tmp_path, monkeypatch):
+    shutil.copytree(models.MODELS / "gpt2-mini", tmp_path / "gpt2-mini")
+    monkeypatch.setattr(models, "MODELS", tmp_path)
+    assert len(load_tokenizer("gpt2-mini")) == 8192
+    (tmp_path / "gpt2-mini" / file).write_text('{"pub": 8192}')
+    for load in (load_model, load_tokenizer):
+        with pytest.raises(ValueError, match=rf"expected no {file} in .*gpt2-mini, which would change .*: delete it"):
+            load("gpt2-mini")
+
+
 @pytest.mark.parametrize("content", [b"", b"[]", b"{", b"\x80", b"[" * 99999], ids=lambda content: str(content)[:5])
 @pytest.mark.parametrize("file", ["config.json", "tokenizer.json", "tokenizer_config.json", "vocab.json"])
 def test_a_damaged_file_of_a_tokenizer_whose_checksum_is_unknown_is_an_error_with_its_place(

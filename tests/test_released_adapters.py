@@ -3,6 +3,7 @@ model has to compute what loralib's own does."""
 
 from __future__ import annotations
 
+import os
 import pickle
 from dataclasses import replace
 from functools import partial
@@ -26,7 +27,7 @@ from experiments.catalogue import EXPERIMENTS, find
 from experiments.glue import GLUE_TASKS
 from experiments.glue import PAPER_MODELS as GLUE_MODELS
 from experiments.settings import OFFICIAL, Job, Settings
-from lora import count_parameters, lora_layers, merge_lora
+from lora import LoRAConfig, add_lora, count_parameters, lora_layers, merge_lora, remove_lora
 from methods.catalogue import apply_method
 from methods.released_adapters import load_released_adapter, released_file
 from methods.saved import load_adapter, save_adapter
@@ -256,6 +257,28 @@ def test_one_changed_bit_of_a_weight_is_noticed(tmp_path):
     refused(tmp_path / "lora.pt", "found ValueError: another checksum of lora/data/0; download it again")
 
 
+NAME = "transformer.h.0.attn.c_attn.lora_A"
+NO_MATRIX = {
+    "float8": lambda A: {NAME: A.to(torch.float8_e4m3fn)},
+    "sparse": lambda A: {NAME: A.to_sparse()},
+    "one dimension": lambda A: {NAME: A.flatten()},
+    "twice": lambda A: {f"module.{NAME}": A + 1},
+}
+
+
+@pytest.mark.parametrize("change", NO_MATRIX)
+def test_a_tensor_that_is_no_plain_matrix_or_there_twice_is_refused(tmp_path, change):
+    state = loralib.lora_state_dict(loralib_gpt2())
+    torch.save(state | NO_MATRIX[change](state[NAME]), tmp_path / "lora.pt")
+    refused(tmp_path / "lora.pt", f"expected (matrices of finite numbers|each tensor once) in .*found {NAME}")
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="this system has no named pipes")
+def test_a_pipe_is_refused_and_not_waited_for(tmp_path):
+    os.mkfifo(tmp_path / "lora.pt")
+    refused(tmp_path / "lora.pt", "expected a state dict of tensors alone in .*No such file")
+
+
 @pytest.mark.parametrize(
     "content", [gpt2().state_dict(), {"epoch": 3}, [1, 2], {"a.lora_A": 1}, {"model_state_dict": [1]}]
 )
@@ -318,6 +341,17 @@ def test_pairs_beside_frozen_positions_are_saved_and_loaded_with_them_and_not_as
     for refused_by in (partial(save_lora, ours, tmp_path / "plain"), partial(merge_lora, ours)):
         with pytest.raises(ValueError, match="neither merged nor saved: DeBERTa's positions"):
             refused_by()
+
+
+def test_pairs_that_come_after_frozen_ones_were_removed_are_for_positions_too():
+    model = adapted_as(loralib_encoder("deberta", 32), True)
+    remove_lora(model)
+    add_lora(model, LoRAConfig(RANK))
+    for layer in lora_layers(model).values():
+        nn.init.normal_(layer.lora_B)
+    before = logits(model)
+    merge_lora(model)
+    assert torch.allclose(logits(model), before, atol=1e-5)
 
 
 def test_frozen_positions_of_a_model_that_projects_none_are_refused():

@@ -11,6 +11,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from experiments.settings import Job
+from lora import merge_lora
 from methods.saved import TRAINED_FILE, load_trained, save_trained
 from runs import execute
 from tiny_models import INSIDE, SOME_CASES, adapted, expected_names, logits, settings, step, tiny
@@ -42,6 +43,22 @@ def saved(tmp_path):
     """A folder with what Adapter^H learnt on RoBERTa."""
     save_trained(step(adapted("adapter-h", "roberta"), 2), settings("adapter-h", "roberta"), tmp_path)
     return tmp_path
+
+
+@pytest.mark.parametrize(("method", "family"), [("lora", "gpt2"), ("adapter-h", "bert"), ("prelayer", "llama")])
+def test_a_merged_or_wrapped_model_is_saved_and_loaded_under_the_names_of_the_plain_one(tmp_path, method, family):
+    pair = {"packed_pair": True, "rank": 2, "alpha": 4.0, "targets": ("query", "value")} if method == "lora" else {}
+    model = step(adapted(method, family, **pair), 2).eval()
+    want = logits(model)
+    merge_lora(model)
+    layers = model.get_submodule(INSIDE[family][0])
+    for i, layer in enumerate(layers):
+        layers[i] = torch.compile(layer, backend="eager")
+    save_trained(nn.DataParallel(model), settings(method, family, **pair), tmp_path)
+    loaded = tiny(family)
+    load_trained(torch.compile(loaded, backend="eager"), tmp_path)
+    assert torch.equal(logits(loaded), want)
+    assert not torch.allclose(logits(tiny(family)), want, atol=1e-3)
 
 
 def rewrite(folder, change, header=None) -> None:

@@ -81,6 +81,15 @@ def test_a_new_stage_changes_no_bit_of_the_output_until_its_b_moves(build, train
     assert not torch.equal(logits(model), before)
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_pairs_in_float32_are_computed_in_the_type_of_the_base(dtype):
+    model = stacked(lambda: bert().to(dtype))
+    assert logits(model).dtype == dtype
+    assert {p.dtype for name, p in model.named_parameters() if ".lora_" in name} == {torch.float32}
+    model(TOKENS, labels=torch.tensor([0, 1])).loss.backward()
+    assert all(p.grad is not None for name, p in model.named_parameters() if ".lora_B" in name)
+
+
 def test_a_new_pairs_a_is_drawn_as_loralib_draws_it():
     wide = nn.Module()  # a layer with the name that GPT-2 gives it
     wide.h = nn.ModuleList([nn.ModuleDict({"attn": nn.ModuleDict({"c_attn": nn.Linear(400, 1200)})})])

@@ -24,6 +24,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -48,7 +49,8 @@ class Adapter(nn.Module):
 
     def __init__(self, like: Tensor, width: int, bottleneck: int, activation: Callable, norm: bool):
         super().__init__()
-        place = {"device": like.device, "dtype": like.dtype}
+        # float32 in a bfloat16 model too, where small steps would round to nothing
+        place = {"device": like.device, "dtype": torch.promote_types(like.dtype, torch.float32)}
         self.norm = nn.LayerNorm(width, **place) if norm else nn.Identity()
         self.down, self.up = nn.Linear(width, bottleneck, **place), nn.Linear(bottleneck, width, **place)
         self.activation = activation
@@ -57,7 +59,7 @@ class Adapter(nn.Module):
             nn.init.zeros_(parameter)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.up(self.activation(self.down(self.norm(x))))
+        return self.up(self.activation(self.down(self.norm(x.to(self.down.weight.dtype))))).to(x.dtype)
 
     def after(self, part: nn.Module, inputs: tuple, output: Tensor) -> Tensor:
         """Forward hook that adds the update to a part's output."""

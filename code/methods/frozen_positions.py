@@ -14,7 +14,6 @@ from typing import Any
 from torch import Tensor, nn
 
 from families import family_of
-from lora import LoRALinear
 
 
 def freeze_positions(model: nn.Module) -> None:
@@ -33,9 +32,9 @@ def freeze_positions(model: nn.Module) -> None:
 def _by_frozen_query(attention: nn.Module, bias: Callable[..., Tensor], *inputs: Any) -> Tensor:
     """The attention's bias for relative positions, without the query's pair.
 
-    After `remove_lora` there is one weight for both.
+    After `remove_lora` there is one weight for both, also for the pairs that come after.
     """
-    if not isinstance(attention.query_proj, LoRALinear):
+    if not getattr(attention.query_proj, "apart", ""):
         return bias(*inputs)
     adapted, attention.query_proj = attention.query_proj, attention.query_proj.base_layer
     try:

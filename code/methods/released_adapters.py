@@ -62,6 +62,8 @@ def read_state_dict(file: str | Path) -> dict[str, Tensor]:
     """
     remedy = "download it again from the releases of github.com/microsoft/LoRA"
     try:
+        if not Path(file).is_file():  # a pipe would be waited for
+            raise FileNotFoundError(f"No such file: {file}")
         if is_zipfile(file):
             with ZipFile(file) as archive:
                 if damaged := archive.testzip():
@@ -77,10 +79,13 @@ def read_state_dict(file: str | Path) -> dict[str, Tensor]:
     if not named or not any(".lora_" in name for name in state):
         raise ValueError(f"expected lora_A and lora_B tensors by name in {file}, found {str(state)[:80]}; {remedy}")
     for name, tensor in state.items():
-        numbers = tensor.device.type != "meta" and tensor.is_floating_point() and tensor.isfinite().all()
+        readable = tensor.layout is torch.strided and tensor.device.type != "meta" and tensor.itemsize > 1
+        numbers = readable and tensor.is_floating_point() and tensor.isfinite().all()
         if not numbers or (".lora_" in name and tensor.dim() != 2):
             found = f"{name} of shape {tuple(tensor.shape)} and type {tensor.dtype}"
             raise ValueError(f"expected matrices of finite numbers in {file}, found {found}; {remedy}")
+    if twice := [name for name in state if f"module.{name}" in state]:
+        raise ValueError(f"expected each tensor once in {file}, found {twice[0]} and module.{twice[0]}; {remedy}")
     return {name.removeprefix("module."): tensor for name, tensor in state.items()}
 
 

@@ -20,6 +20,7 @@ from adapter_files import (
     inside,
     load_lora,
     not_for_this_model,
+    plain_name,
     read_tensors,
     save_lora,
     whole_folder,
@@ -56,7 +57,7 @@ def save_trained(model: nn.Module, settings: Settings, folder: Path) -> None:
     Its header has the settings, by which the model is changed, the fingerprint of all other parameters, and a checksum.
     Raises ValueError for numbers that are not finite.
     """
-    trained = {name: p for name, p in inside(model).named_parameters() if p.requires_grad}
+    trained = {plain_name(name): p for name, p in model.named_parameters() if p.requires_grad}
     header = {"settings": asdict(settings), "base_sha256": base_fingerprint(model, without=trained)}
     header["sha256"] = checksum(trained, header)
     with whole_folder(folder) as new:
@@ -69,6 +70,7 @@ def load_trained(model: nn.Module, folder: Path) -> Settings:
     Raises ValueError if the file is incomplete or damaged, if its base, names or shapes are not this model's, or if the
     model is not plain. The model then stays as it is.
     """
+    model = inside(model)
     require_plain(model)
     header, tensors = read_tensors(folder / TRAINED_FILE, "method")
     try:
@@ -93,7 +95,7 @@ def load_trained(model: nn.Module, folder: Path) -> Settings:
             not_for_this_model(wanted, present, model, folder, f"load the model it is for ({settings.model})")
         )
     apply_method(model, settings)
-    parameters = dict(model.named_parameters())
+    parameters = {plain_name(name): parameter for name, parameter in model.named_parameters()}
     for name, tensor in tensors.items():
         parameters[name].data.copy_(tensor)
     return settings

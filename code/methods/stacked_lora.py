@@ -65,7 +65,7 @@ class StackedLoRALinear(nn.Module):
         x = self.dropout(x)
         for target, place in self.places.items():
             for A, B in self.pairs(target):
-                outputs[place] = outputs[place] + F.linear(F.linear(x, A) * self.scaling, B)
+                outputs[place] = outputs[place] + F.linear(F.linear(x, A.to(x.dtype)) * self.scaling, B.to(x.dtype))
         return torch.cat(outputs, dim=-1) if len(outputs) > 1 else outputs[0]
 
 
