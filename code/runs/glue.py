@@ -12,6 +12,7 @@ import json
 import random
 from collections.abc import Callable
 from dataclasses import asdict
+from itertools import count, takewhile
 from pathlib import Path
 from typing import Any
 
@@ -138,10 +139,9 @@ def _epochs(
     task: GlueTask, splits: dict[str, list[glue_data.Example]], folder: Path, history: list[dict]
 ) -> list[dict[str, Any]]:
     """Every epoch's scores on every split, with its mean training loss."""
-    rows: list[dict[str, Any]] = []
-    while (
-        file := folder / f"epoch-{(epoch := len(rows) + 1)}.json"
-    ).exists():  # fewer than asked for, if it ended early
+    rows = []
+    files = takewhile(Path.exists, (folder / f"epoch-{epoch}.json" for epoch in count(1)))  # fewer, if it ended early
+    for epoch, file in enumerate(files, start=1):
         outputs = json.loads(file.read_text(encoding="utf-8"))
         row: dict[str, Any] = {"epoch": epoch, "training_loss": mean_training_loss(history, epoch)}
         for name, output in outputs.items():

@@ -31,7 +31,7 @@ from tasks.e2e import meteor
 from tasks.e2e.meteor import meteor_unavailable
 from tasks.e2e.ptb_tokenizer import ptb_tokenize
 from tasks.e2e.slot_errors import slot_errors
-from tasks.e2e.texts import require_lists_of_texts, require_texts
+from tasks.texts import require_lists_of_texts, require_texts
 
 __all__ = ["bleu", "course_score", "meteor_unavailable", "mteval_tokenize", "output_lengths", "score", "slot_errors"]
 

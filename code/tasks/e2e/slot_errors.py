@@ -53,7 +53,7 @@ import unicodedata
 from collections import Counter
 from collections.abc import Mapping, Sequence
 
-from tasks.e2e.texts import require_texts
+from tasks.texts import require_texts
 
 SLOTS = ("name", "eatType", "food", "priceRange", "customer rating", "area", "familyFriendly", "near")
 TAKEN_UP = ("name", "eatType")

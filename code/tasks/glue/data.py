@@ -29,8 +29,8 @@ from transformers import PreTrainedTokenizerBase
 
 from files import check_sha256, find_file, fingerprint
 from tasks.catalogue import GlueTask, glue_task
-from tasks.e2e.texts import require_lists_of_texts
 from tasks.glue import generator as glue_generator
+from tasks.texts import require_lists_of_texts
 
 REPOSITORY = "nyu-mll/glue"
 COMMIT = "bcdcba79d07bc864c1c254ccfcedcce55bcc9a8c"
