@@ -7,7 +7,7 @@
     work.figure("parameters")
 
 `show_recorded("cpu")` shows all that is recorded at a scale, `show_claims("cpu")` what follows from it, and
-`show_subspaces("smollm2-135m")` what its adapters share. `conclude("cpu", "real-matches")` ends a notebook with what
+`show_subspaces("smollm2-135m")` what its adapters share. `conclude("cpu", "e2e-matches")` ends a notebook with what
 the records say of a claim. Every number comes from a record, through the same summary as
 the files in `results/` (`summary.py`), and nothing is written there but records and predictions.
 """
@@ -25,7 +25,7 @@ from IPython.display import Image, Markdown, display
 from tqdm.auto import tqdm
 
 from analysis import subspace_records
-from analysis.claims import CLAIMS, judged
+from analysis.claims import CLAIMS, base_of, judged
 from analysis.comparisons import Finding
 from analysis.quantities import printed, quantities
 from analysis.summary import cells, parsed
@@ -182,19 +182,20 @@ def show_tokens(example: Example, base: str) -> None:
 def show_claims(scale: str) -> None:
     """Show the verdict on each claim of the paper and of this project at the scale, its evidence and its seeds."""
     findings = _findings()
-    rows = [(claim.says, claim.source, *astuple(findings[claim.name, scale])) for claim in CLAIMS]
-    _display(pd.DataFrame(rows, columns=["claim", "source", f"here, at {scale}", "evidence", "n"]))
+    rows = [(c.says, c.source, base_of(c, scale), *astuple(findings[c.name, scale])) for c in CLAIMS]
+    _display(pd.DataFrame(rows, columns=["claim", "source", "model", f"here, at {scale}", "evidence", "n"]))
 
 
 def conclude(scale: str, *names: str) -> None:
     """Show what the records say of the claims of these names, a sentence and a verdict each; KeyError for no claim."""
-    findings, says = _findings(), {claim.name: claim.says for claim in CLAIMS}
+    findings, claims = _findings(), {claim.name: claim for claim in CLAIMS}
     lines = []
     for name in names:
         finding = findings[name, scale]
         seeds = f"; {finding.n} seed{'s' * (finding.n > 1)}" if finding.n else ""
         evidence = f" ({finding.evidence}{seeds})" if finding.evidence else ""
-        lines.append(f"- {says[name]} **{finding.verdict.capitalize()}** at `{scale}`{evidence}.")
+        on = base_of(claims[name], scale)
+        lines.append(f"- {claims[name].says} **{finding.verdict.capitalize()}** on `{on}`{evidence}.")
     display(Markdown("\n".join(lines)))
 
 

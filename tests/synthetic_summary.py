@@ -11,13 +11,12 @@ from tasks.catalogue import E2E_METRICS, TASKS
 TABLES = ("table3", "table2", "table5", "table6", "pitfalls", "rank-over-time", "variants")
 
 
-def line(
-    experiment: str, each_seed: str, metric: str = "BLEU", model: str = "gpt2-mini", scale: str = "cpu", **more: str
-) -> dict[str, Any]:
+def line(experiment: str, each_seed: str, metric: str = "BLEU", scale: str = "cpu", **more: str) -> dict[str, Any]:
     """A row with a value for every seed from 0 on: `each_seed="60.1 60.3"`."""
     values = [float(value) for value in each_seed.split()]
+    name, model, *_ = experiment.split("/")
     return dict.fromkeys(COLUMNS, "") | {
-        "table": experiment.split("/")[0], "experiment": experiment, "variant": "paper", "scale": scale, "task": "e2e",
+        "table": name, "experiment": experiment, "variant": "paper", "scale": scale, "task": "e2e",
         "model": model, "metric": metric, "n": str(len(values)), "seeds": " ".join(map(str, range(len(values)))),
         "each_seed": each_seed, "value": f"{sum(values) / max(len(values), 1):g}", "trainable": "1000",
     } | more  # fmt: skip
@@ -26,7 +25,7 @@ def line(
 def search(rates: dict[str, dict[str, str]]) -> list[dict[str, Any]]:
     """The choice of learning rates: {method: {rate: dev loss}}."""
     return [
-        line(f"learning-rate/gpt2-mini/{method}/{rate}", loss, "dev_loss", learning_rate=rate)
+        line(f"learning-rate/smollm2-135m/{method}/{rate}", loss, "dev_loss", learning_rate=rate)
         for method, losses in rates.items()
         for rate, loss in losses.items()
     ]

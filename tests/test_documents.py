@@ -26,7 +26,7 @@ from synthetic_summary import everything, line
 
 ROOT = files.ROOT
 SOURCES = ("report/report.typ", "report/parts.typ", "poster/poster.typ")
-LORA, FULL = "table3/gpt2-mini/lora-r4", "table3/gpt2-mini/full"
+LORA, FULL = "table3/smollm2-135m/lora-r4", "table3/smollm2-135m/full"
 
 
 def frame(lines):
@@ -141,7 +141,7 @@ def test_no_result_is_typed_into_a_document(source):
 def test_a_row_that_is_not_run_is_a_hole_and_a_table_says_how_many_are_run():
     run = report_rows(frame([line(LORA, "60.1 60.3", spread="0.14", verdict="no reference", trainable="16384")]))
     table = report_table(run, "table3", "cpu")
-    assert (table["run"], table["of"]) == (1, 10)
+    assert (table["run"], table["of"]) == (1, 15)
     assert table["holes"][0] == "full fine-tuning"
     assert table["rows"][0][:4] == ["LoRA r=4", "16,384", "2", "60.20 ±0.14"]
     assert table["command"] == "python code/reproduce.py sweep table3 --scale cpu"
@@ -156,8 +156,8 @@ def test_a_full_table_has_no_hole(all_of_it):
 
 def test_a_subset_is_marked_and_a_whole_task_is_not():
     names = [f"table2/minilm/{task}/full" for task in ("mrpc", "mnli")]
-    run = [line(names[0], "80", "accuracy", "minilm", task="mrpc", data="whole")]
-    run += [line(names[1], "70", "accuracy", "minilm", task="mnli", data="subset")]
+    run = [line(names[0], "80", "accuracy", task="mrpc", data="whole")]
+    run += [line(names[1], "70", "accuracy", task="mnli", data="subset")]
     (row,) = [row for row in report_table(report_rows(frame(run)), "table2", "cpu")["rows"] if HOLE not in row]
     assert row[1:4] == ["70.00*", "–", "80.00"]
 

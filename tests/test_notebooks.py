@@ -553,12 +553,13 @@ def test_what_is_recorded_of_a_table_is_shown_beside_a_notebooks_own_runs(record
 
 def test_a_notebook_ends_with_what_the_records_say_of_a_claim(recorded, shown):
     notebook_tools.conclude("cpu", "e2e-matches")
-    assert shown.pop().data == "- On E2E, LoRA r=4 is no worse than full fine-tuning. **Not measured yet** at `cpu`."
+    said = "- On E2E, LoRA r=4 is no worse than full fine-tuning. **Not measured yet** on `smollm2-135m`."
+    assert shown.pop().data == said
     for row, bleu in (("full", 0.6), ("lora-r4", 0.5)):
-        synthetic_records.write_e2e(f"table3/gpt2-mini/{row}", 0, bleu)
+        synthetic_records.write_e2e(f"table3/smollm2-135m/{row}", 0, bleu)
     notebook_tools.conclude("cpu", "e2e-matches", "few-parameters")
     first, second = shown.pop().data.splitlines()
-    assert first.endswith("**Does not hold** at `cpu` (LoRA r=4 minus full: -10.00 BLEU; 1 seed).")
+    assert first.endswith("**Does not hold** on `smollm2-135m` (LoRA r=4 minus full: -10.00 BLEU; 1 seed).")
     assert second.startswith("- LoRA trains less than one percent of the parameters. **")
     with pytest.raises(KeyError, match="no-such-claim"):
         notebook_tools.conclude("cpu", "no-such-claim")

@@ -18,7 +18,7 @@ from analysis.quantities import printed, quantities
 from experiments.catalogue import EXPERIMENTS, find, select
 from publish import pages, result_files
 from publish.labels import HEADS
-from publish.sheets import parts, sheets, wide
+from publish.sheets import _place, parts, sheets, wide
 from publish.tables import as_csv, as_markdown, as_text, table
 from runs import records
 from synthetic_records import write, write_e2e, write_glue
@@ -418,9 +418,21 @@ def test_ranks_and_matrices_make_a_grid_for_each_task_and_rule_and_one_where_the
         write_glue(f"table6/minilm/sst2/query-value-r{rank}", 0, [accuracy + best - 0.8], [accuracy], **held_out)
     (part,) = parts(table(select("table6", "cpu")), "table6").values()
     grids = {title: sheet for title, sheet in sheets(part) if "by rank" in title}
-    assert list(grids) == [f"SST-2, accuracy, {rule}: matrices by rank" for rule in rules]
+    assert list(grids) == [f"SST-2, accuracy, {rule}, minilm: matrices by rank" for rule in rules]
     assert list(grids.values())[-1].to_numpy().tolist() == [["query, value", "70.00", "80.00"]]
     assert all(list(sheet.columns) == ["", "r=1", "r=8"] for sheet in grids.values())
+
+
+@pytest.mark.parametrize("scale", ["quick", "cpu", "paper"])
+def test_no_two_experiments_share_a_cell_of_a_grid(scale):
+    """Two bases with one row and one learning rate did, and the later number replaced the earlier."""
+    cells = {}
+    for experiment in (e for e in EXPERIMENTS.values() if e.scale == scale):
+        settings = experiment.settings
+        row = {"experiment": experiment.name, "table": experiment.table, "task": settings.task, "metric": "BLEU"}
+        row |= {"train_rows": settings.train_rows or 0}
+        cells.setdefault((experiment.table, experiment.variant, *_place(row)), []).append(experiment.name)
+    assert [names for names in cells.values() if len(names) > 1] == []
 
 
 def test_a_row_that_starts_from_mnli_says_that_its_reference_does():

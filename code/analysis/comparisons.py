@@ -3,9 +3,10 @@
     judge = no_worse("LoRA r=4 minus full", ("table3", "lora-r4"), ("table3", "full"))
     judge(rows_of_one_scale)    # Finding(verdict="does not hold", evidence="LoRA r=4 minus full: -7.50 BLEU", n=1)
 
-Two rows are compared at the seeds and tasks that both have. Time and memory are compared by their ratio. One seed has
-no interval: it decides only where the rows lie more than FAR margins apart, and tells which is ahead, not by how much.
-Learning rates are compared as they are: neighbours in a grid differ by a factor of two or more.
+Two rows are compared at the seeds and tasks that both have. One seed has no interval: it decides only where the rows
+lie more than FAR margins apart, and tells which is ahead, not by how much. Learning rates are compared as they are:
+neighbours in a grid differ by a factor of two or more. What is saved in time and memory is measured in one run, by
+`code/benchmark.py`: records are of different days.
 """
 
 from __future__ import annotations
@@ -13,7 +14,6 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
-from math import exp, log
 from statistics import fmean
 
 import pandas as pd
@@ -26,7 +26,6 @@ from tasks.catalogue import TASKS
 HOLDS, FAILS, OPEN, MISSING = "holds", "does not hold", "undecided", "not measured yet"
 FAR = 5.0  # margins
 LOSS_MARGIN = 0.02  # nats a token
-SAVING = 0.05  # of time or memory; less than that is no saving
 # verdict of `seed_statistics` -> verdict on the claim; any other word leaves it OPEN
 NO_WORSE = {"equivalent": HOLDS, "better": HOLDS, "worse": FAILS}
 BETTER = {"better": HOLDS, "equivalent": FAILS, "worse": FAILS}
@@ -178,27 +177,5 @@ def same_dev_loss(theirs: str, their_name: str, ours: str = "", our_name: str = 
         evidence = f"{best['value'].iloc[0]} ({name}) and {other['value'].iloc[0]} ({their_name}); "
         evidence += evidence_of("difference", "dev_loss", pairs, tasks)
         return Finding(NO_WORSE.get(word, OPEN), evidence, len(pairs))
-
-    return judge
-
-
-def cheaper(metric: str, unit: str) -> Judge:
-    """A judge of whether LoRA r=4 saves over SAVING of full fine-tuning's cost on E2E, by ratios paired by seed."""
-
-    def judge(summary: pd.DataFrame) -> Finding:
-        lora, full = (rows(summary, "table3", row, metric) for row in ("lora-r4", "full"))
-        ours, theirs = (
-            {task: {seed: log(value) for seed, value in by_seed.items()} for task, by_seed in scores(lines).items()}
-            for lines in (lora, of_same_data(full, lora))
-        )
-        pairs, _ = differences(ours, theirs)
-        if not pairs:
-            return Finding(MISSING)
-        interval = difference_interval(pairs) or ()
-        ratio, *ends = (printed("ratio", exp(value)) for value in (fmean(pairs), *interval))
-        within = f" (90% interval {' to '.join(ends)})" if ends else ""
-        evidence = f"{lora['value'].iloc[0]} and {full['value'].iloc[0]} {unit}, ratio {ratio}{within}"
-        word = compared(pairs, -log(1 - SAVING), higher_is_better=False)
-        return Finding(BETTER.get(word, OPEN), evidence, len(pairs))
 
     return judge

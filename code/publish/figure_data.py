@@ -18,11 +18,12 @@ from typing import Any
 
 import pandas as pd
 
+from analysis.claims import LEADING
 from analysis.quantities import printed, quantities
 from analysis.summary import cells, measured_on
 from experiments.catalogue import EXPERIMENTS, find, select
 from experiments.settings import Experiment, Settings
-from publish.labels import LEADING, label, words
+from publish.labels import label, words
 from publish.subspace_sheets import between_ranks, between_seeds
 from runs import records
 from tasks.catalogue import TASKS

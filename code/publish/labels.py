@@ -24,7 +24,6 @@ TITLES = {
     "subspaces": "Section 7: inside the update",
     "released": "The authors' own adapters",
 }
-LEADING = "smollm2-135m"  # the base that comes first wherever several are shown
 BASE_MEANS = {  # of the models that are not the paper's: what a reader has to know of them
     "smollm2-135m": "SmolLM2-135M-Instruct, trained by its publisher to follow instructions, dequantised from 4 bits",
     "minilm": "all-MiniLM-L6-v2, a small BERT trained on pairs of sentences",

@@ -11,7 +11,7 @@ from collections.abc import Callable
 import pandas as pd
 
 import files
-from analysis.claims import CLAIMS, JUDGED_BASES, judged
+from analysis.claims import CLAIMS, LEADING, base_of, judged
 from analysis.paper_values import paper_value
 from analysis.quantities import printed
 from analysis.summary import parsed
@@ -19,7 +19,7 @@ from experiments.catalogue import EXPERIMENTS, find
 from experiments.settings import OFFICIAL, Experiment
 from files import read_json, read_table, write_atomically
 from publish.efficiency import efficiency_block, shown, table1_block
-from publish.labels import BASE_MEANS, LEADING, TITLES, label
+from publish.labels import BASE_MEANS, TITLES, label
 from publish.result_files import KEPT_SCALES, NOTHING, recorded, summary_text
 from publish.sheets import parts, sheet_of, wide
 from publish.tables import markdown, missing, notes
@@ -27,9 +27,9 @@ from runs import records
 from tasks.catalogue import TASKS
 
 PAPERS_BASE = "gpt2-medium"  # in the README's table, beside LEADING
-FOUND = ("real-matches", "all-matrices-loss", "glue-matches")  # claims in the README
+FOUND = ("e2e-matches", "all-matrices-loss", "glue-matches")  # claims in the README
 IN_SHORT = (  # claims beside the results
-    "few-parameters", "e2e-matches", "e2e-top2", "e2e-rank", "glue-matches", "mlp-first", "higher-rate",
+    "few-parameters", "e2e-matches", "e2e-top", "e2e-rank", "glue-matches", "mlp-first", "higher-rate",
 )  # fmt: skip
 IN_FULL = ("table3", "table2")  # tables beside the results
 COLUMNS = (  # of these tables, if a row fills them
@@ -108,8 +108,9 @@ def found_block() -> str:
     for claim in (claim for claim in CLAIMS if claim.name in FOUND):
         finding = findings[claim.name, "cpu"]
         seeds = f"; {finding.n} {'seed' if finding.n == 1 else 'seeds'}" if finding.n else ""
-        base = claim.base or JUDGED_BASES["cpu"][claim.table == "table2"]
-        lines.append(f"- **{finding.verdict.capitalize()} on `{base}`:** {claim.says} {finding.evidence}{seeds}")
+        lines.append(
+            f"- **{finding.verdict.capitalize()} on `{base_of(claim, 'cpu')}`:** {claim.says} {finding.evidence}{seeds}"
+        )
     return "\n".join(lines)
 
 
@@ -141,8 +142,10 @@ def claims_block() -> str:
     rows = []
     for claim in (claim for claim in CLAIMS if claim.name in IN_SHORT):
         finding = findings[claim.name, "cpu"]
-        rows.append([claim.says, claim.source, finding.verdict, finding.evidence, str(finding.n)])
-    return markdown(pd.DataFrame(rows, columns=["claim", "source", "here", "evidence", "n"]), numbers=["n"])
+        base = f"`{base_of(claim, 'cpu')}`"
+        rows.append([claim.says, claim.source, base, finding.verdict, finding.evidence, str(finding.n)])
+    columns = ["claim", "source", "model", "here", "evidence", "n"]
+    return markdown(pd.DataFrame(rows, columns=columns), numbers=["n"])
 
 
 def results_block() -> str:

@@ -22,8 +22,8 @@ import typst
 
 import files
 from analysis import differences
-from analysis.claims import CLAIMS, JUDGED_BASES, JUDGED_SCALES, REAL, judged
-from analysis.comparisons import FAR, LOSS_MARGIN, MISSING, SAVING
+from analysis.claims import CLAIMS, JUDGED_BASES, JUDGED_SCALES, base_of, judged
+from analysis.comparisons import FAR, LOSS_MARGIN, MISSING
 from analysis.paper_values import FIRST_VERSION, as_printed, starred
 from analysis.quantities import MARGIN
 from analysis.seed_statistics import DIFFERENCE_LEVEL, SCORE_LEVEL
@@ -62,12 +62,12 @@ def facts(summary: pd.DataFrame) -> dict[str, Any]:
     return {
         "claims": {
             claim.name: {"source": claim.source, "says": claim.says}
-            | {s: asdict(findings[claim.name, s]) | {"command": command(claim.table, s)} for s in JUDGED_SCALES}
+            | {s: asdict(findings[claim.name, s]) | {"base": base_of(claim, s), "command": command(claim.table, s)}
+               for s in JUDGED_SCALES}
             for claim in CLAIMS
         },
         "judged": sum(finding.verdict != MISSING for finding in findings.values()),
         "tables": {table: {s: report_table(rows, table, s) for s in JUDGED_SCALES} for table in SHOWN},
-        "real": report_table(rows, "table3", "cpu", (REAL,)),
         "real_parameters": _parameters(summary, SETTINGS["real_full"]),
         "coverage": coverage(rows, JUDGED_SCALES),
         "runs": {scale: _runs(summary, scale) for scale in JUDGED_SCALES},
@@ -88,8 +88,7 @@ def facts(summary: pd.DataFrame) -> dict[str, Any]:
         "bases": {scale: list(JUDGED_BASES[scale]) for scale in JUDGED_SCALES},
         "gpt2_mini": json.loads((files.DATA / "models/gpt2-mini/pretraining.json").read_text(encoding="utf-8")),
         "statistics": {"margin": f"{MARGIN:g}", "far": f"{FAR:g}", "loss_margin": f"{LOSS_MARGIN:g}",
-                       "saving": f"{SAVING:.0%}", "score_level": f"{SCORE_LEVEL:.0%}",
-                       "difference_level": f"{DIFFERENCE_LEVEL:.0%}"},
+                       "score_level": f"{SCORE_LEVEL:.0%}", "difference_level": f"{DIFFERENCE_LEVEL:.0%}"},
     }  # fmt: skip
 
 

@@ -15,7 +15,7 @@ from typing import Any
 
 import pandas as pd
 
-from analysis.claims import JUDGED_BASES
+from analysis.claims import bases_of
 from analysis.comparisons import each_seed
 from experiments.catalogue import EXPERIMENTS, select
 from experiments.settings import Experiment
@@ -80,7 +80,7 @@ def _covered(rows: Rows, table: str, scale: str) -> str:
 
 
 def _chosen(table: str, scale: str, bases: tuple[str, ...] = ()) -> list[Experiment]:
-    return [e for e in select(table, scale) if e.settings.model in (bases or JUDGED_BASES[scale])]
+    return [e for e in select(table, scale) if e.settings.model in (bases or bases_of(table, scale))]
 
 
 def _cell(row: Row, column: str) -> str:

@@ -12,6 +12,7 @@ from typing import Any
 
 import pandas as pd
 
+from analysis.claims import LEADING
 from analysis.comparisons import MISSING
 from analysis.factorial import Effect, effects, scores_of
 from analysis.quantities import COSTS, printed
@@ -127,7 +128,8 @@ def _verdict(quantity: dict[str, Any]) -> str:
 
 
 def parts(frame: pd.DataFrame, name: str) -> dict[str, pd.DataFrame]:
-    """{name of a table: the rows of `wide` that may stand in it}."""
+    """{name of a table: the rows of `wide` that may stand in it}, the base LEADING first."""
+    frame = frame.sort_values("model", key=lambda models: models != LEADING, kind="stable")
     kinds = [_kind(row) for row in frame.to_dict("records")]
     official = f"-{OFFICIAL}" if (frame["variant"] == OFFICIAL).any() else ""
     groups = frame.groupby(pd.Series(kinds, frame.index), sort=False)
@@ -227,10 +229,12 @@ def _place(row: dict[str, Any]) -> tuple[str, str, str]:
     table, model, *middle, last = row["experiment"].removesuffix(f"/{OFFICIAL}").split("/")
     task = TASKS[row["task"]].title
     if table == "learning-rate":
-        return f"{HEADS.get(row['metric'], row['metric'])} {{}}, by learning rate", f"{task}, {middle[-1]}", last
+        metric = HEADS.get(row["metric"], row["metric"])
+        return f"{metric} {{}}, by learning rate, {model}", f"{task}, {middle[-1]}", last
     if table == "table6":
         matrices, _, rank = last.rpartition("-r")
-        return f"{task}, {row['metric']}, {{}}: matrices by rank", matrices.replace("-", ", "), f"r={rank}"
+        return f"{task}, {row['metric']}, {{}}, {model}: matrices by rank", matrices.replace("-", ", "), f"r={rank}"
     if table == "table16":
         return f"{task}, {row['metric']}, {{}}: methods by training rows", f"{model} {last}", shown(row, "train_rows")
-    return "{}: rows by task", f"{model} {last}", f"{task} ({row['metric']})"
+    parts = (model, *(part for part in middle if part != row["task"]), last)
+    return "{}: rows by task", " ".join(parts), f"{task} ({row['metric']})"
