@@ -13,7 +13,8 @@
 #
 # Here an encoder learns to tell praise from complaint: all of it is trained, then only LoRA's pairs. Each notebook has
 # its knobs in one cell. This one stays at `quick`: small models and generated sentences, which prove that all parts
-# work and say nothing about the paper. The other notebooks choose `paper` where there is a GPU.
+# work and say nothing about the paper. The others choose `paper` on a GPU with bfloat16, and `cpu` on
+# an older one.
 
 # %%
 # Set-up. On Colab: fetch the code and install what is missing. Elsewhere: find the code, no more.
@@ -40,7 +41,7 @@ if ON_COLAB:
 from colab import keep_in
 
 SCALE = "quick"  # or "cpu", with rows like "minilm/sst2/full"; or "paper", like "roberta-base/sst2/full", on an A100
-SEEDS = [0]
+SEEDS = [0]  # what is recorded is not trained again; another seed is
 ROWS = ["minilm/sentiment-builtin/full", "minilm/sentiment-builtin/lora-r8"]
 DRIVE = None  # a folder on Colab's Drive, such as "/content/drive/MyDrive/lora", keeps results and unfinished runs
 keep_in(DRIVE)

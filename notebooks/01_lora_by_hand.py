@@ -34,8 +34,8 @@ import torch
 
 from colab import keep_in, suitable_scale
 
-SCALE = suitable_scale()  # "paper" on a GPU, "quick" elsewhere
-SEEDS = [0]
+SCALE = suitable_scale()  # "paper" on a GPU with bfloat16, "cpu" on an older one such as a T4, else "quick"
+SEEDS = [0]  # what is recorded is not trained again; another seed is
 RANK, ALPHA = 4, 32.0
 MODEL = "gpt2" if SCALE == "paper" else "gpt2-mini"
 DRIVE = None  # no run is recorded here; the knob is the same in all notebooks

@@ -35,8 +35,8 @@ if ON_COLAB:
 # %%
 from colab import keep_in, suitable_scale
 
-SCALE = suitable_scale()  # "paper" on a GPU, "quick" elsewhere; "cpu": real data, small real models
-SEEDS = [0]
+SCALE = suitable_scale()  # "paper" on a GPU with bfloat16, "cpu" on an older one such as a T4, else "quick"
+SEEDS = [0]  # what is recorded is not trained again; another seed is
 TASK = "sentiment-builtin" if SCALE == "quick" else "sst2"
 ROWS = [f"{TASK}/query-r1", f"{TASK}/query-value-r1", f"{TASK}/query-value-r8"]  # None: the grid, 30 runs a task
 CONFIRM = False  # True: begin what takes more than an hour

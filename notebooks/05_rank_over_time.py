@@ -39,8 +39,8 @@ if ON_COLAB:
 # %%
 from colab import keep_in, suitable_scale
 
-SCALE = suitable_scale()  # "paper" on a GPU, "quick" elsewhere; "cpu": real data, small real models
-SEEDS = [0]
+SCALE = suitable_scale()  # "paper" on a GPU with bfloat16, "cpu" on an older one such as a T4, else "quick"
+SEEDS = [0]  # what is recorded is not trained again; another seed is
 TASK = "paraphrase-builtin" if SCALE == "quick" else "mrpc"
 ROWS = [f"{TASK}/sequential-fixed-frozen"]  # or f"{TASK}/adaptive", "sequential-plateau-hybrid"; None: all
 CONFIRM = False  # True: begin what takes more than an hour

@@ -33,8 +33,8 @@ if ON_COLAB:
 # %%
 from colab import keep_in, suitable_scale
 
-SCALE = suitable_scale()  # "paper" on a GPU, "quick" elsewhere; "cpu": real data, small real models
-SEEDS = [0]
+SCALE = suitable_scale()  # "paper" on a GPU with bfloat16, "cpu" on an older one such as a T4, else "quick"
+SEEDS = [0]  # what is recorded is not trained again; another seed is
 WRITE, CHOOSE = {  # where the mistakes are made
     "quick": ("gpt2-mini/e2e-builtin", "minilm/paraphrase-builtin"),
     "cpu": ("gpt2-mini", "minilm/mrpc"),

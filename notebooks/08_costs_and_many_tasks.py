@@ -33,8 +33,8 @@ if ON_COLAB:
 # %%
 from colab import keep_in, suitable_scale
 
-SCALE = suitable_scale()  # "paper" on a GPU, "quick" elsewhere; "cpu": real data, a small real model
-SEEDS = [0]
+SCALE = suitable_scale()  # "paper" on a GPU with bfloat16, "cpu" on an older one such as a T4, else "quick"
+SEEDS = [0]  # what is recorded is not trained again; another seed is
 BASE, E2E, TRIPLES = {
     "quick": ("gpt2-mini", "gpt2-mini/e2e-builtin/lora-r4", "gpt2-mini/triples-builtin/lora-r4"),
     "cpu": ("smollm2-135m", "smollm2-135m/lora-r4", "smollm2-135m/webnlg-dev/lora-r4"),

@@ -34,8 +34,8 @@ if ON_COLAB:
 # %%
 from colab import keep_in, suitable_scale
 
-SCALE = suitable_scale()  # "paper" on a GPU, "quick" elsewhere; "cpu": real data, a small real model
-SEEDS = [0, 1]  # two or more; three in the committed measurement
+SCALE = suitable_scale()  # "paper" on a GPU with bfloat16, "cpu" on an older one such as a T4, else "quick"
+SEEDS = [0, 1]  # two or more
 BASE = {"quick": "gpt2-mini", "cpu": "smollm2-135m", "paper": "smollm2-135m-base"}[SCALE]
 DRIVE = None  # a folder on Colab's Drive, such as "/content/drive/MyDrive/lora", keeps results and unfinished runs
 keep_in(DRIVE)
@@ -133,7 +133,7 @@ show_subspaces(BASE)
 #
 # ## SmolLM2-135M, three seeds
 #
-# These measurements come with the repository: runs on 10,000 rows of E2E, at scale `cpu`. The paper's three findings
+# What this repository has measured: runs on 10,000 rows of E2E, at scale `cpu`. The paper's three findings
 # are claims here, each with a test that decides it. They stand among all claims in [07_results](07_results.ipynb).
 
 # %%

@@ -160,15 +160,44 @@ def test_without_a_summary_the_command_that_makes_it_is_named(tmp_path, monkeypa
 @pytest.mark.parametrize(("unpenalised", "expected"), [("69.0", HOLDS), ("71.0", FAILS)])
 def test_a_mistake_that_raises_bleu_wins_by_length_if_it_is_behind_without_the_penalty(unpenalised, expected):
     rows = {"correct": ("60.0", "70.0"), "padded": ("61.0", unpenalised), "greedy": ("50.0", "75.0")}
-    lines = [
-        line(f"pitfalls/gpt2-mini/{row}", score, metric)
-        for row, scores in rows.items()
-        for metric, score in zip(("BLEU", "BLEU_unpenalised"), scores, strict=True)
-    ]
+
+    def lines_of(seeds):
+        return [
+            line(f"pitfalls/gpt2-mini/{row}", " ".join([score] * seeds), metric)
+            for row, scores in rows.items()
+            for metric, score in zip(("BLEU", "BLEU_unpenalised"), scores, strict=True)
+        ]
+
+    lines = lines_of(2)
     assert verdict("wins-by-length", *lines) == expected
+    assert verdict("wins-by-length", *lines_of(1)) == OPEN
     assert verdict("wins-by-length", *lines[:2]) == verdict("wins-by-length", *lines[2:]) == MISSING
     assert verdict("wins-by-length", *lines[:2], *lines[4:]) == HOLDS  # none raises it
     assert verdict("wins-by-length", *lines[:3]) == MISSING  # a row whose length is not known tells nothing
+
+
+@pytest.mark.parametrize(
+    ("meteor", "cider", "expected", "told"),
+    [
+        ("40.0 40.1", "2.30 2.31", HOLDS, "METEOR +0.00"),
+        ("37.0 37.1", "2.30 2.31", FAILS, "METEOR -3.00 [-3.00, -3.00] (worse)"),
+        ("40.0 40.1", "2.20 2.21", FAILS, "CIDEr -0.1000 [-0.1000, -0.1000] (worse)"),  # a margin of its own
+        ("36.0 44.1", "2.30 2.31", OPEN, "METEOR +0.00"),
+    ],
+)
+def test_five_metrics_are_each_judged_by_their_own_margin_and_one_that_is_worse_decides(meteor, cider, expected, told):
+    full = {
+        "BLEU": "60.0 60.1",
+        "NIST": "8.00 8.01",
+        "METEOR": "40.0 40.1",
+        "ROUGE_L": "60.0 60.1",
+        "CIDEr": "2.30 2.31",
+    }
+    lines = [line(FULL, score, metric) for metric, score in full.items()]
+    lines += [line(LORA, score, metric) for metric, score in (full | {"METEOR": meteor, "CIDEr": cider}).items()]
+    found = judged(pd.DataFrame(lines, columns=list(COLUMNS)))["e2e-metrics", "cpu"]
+    assert (found.verdict, found.n) == (expected, 2) and told in found.evidence
+    assert verdict("e2e-metrics", *lines[:-1]) == MISSING
 
 
 @pytest.mark.parametrize(

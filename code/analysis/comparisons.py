@@ -143,6 +143,28 @@ def _comparison(
 no_worse, better = partial(_comparison, NO_WORSE), partial(_comparison, BETTER)
 
 
+def no_worse_in_any(names: str, ours: tuple[str, Row], theirs: tuple[str, Row], metrics: Sequence[str]) -> Judge:
+    """A judge of whether `ours` is no worse than `theirs` by every one of the metrics, each with its own margin."""
+
+    def judge(summary: pd.DataFrame) -> Finding:
+        shown, outcomes, seeds = [], set(), []
+        for metric in metrics:
+            mine, other = (rows(summary, *side, metric) for side in (ours, theirs))
+            pairs, _ = differences(scores(mine), scores(of_same_data(other, mine)))
+            if not pairs:
+                return Finding(MISSING)
+            word, interval = compared(pairs, TASKS["e2e"].metrics[metric].margin), difference_interval(pairs)
+            value, *ends = (printed(metric, number, "+") for number in (fmean(pairs), *(interval or ())))
+            told = f" [{', '.join(ends)}] ({word})" if ends and word in ("better", "worse") else ""
+            shown.append(f"{metric.replace('_', '-')} {value}{told}")
+            outcomes.add(NO_WORSE.get(word, OPEN))
+            seeds.append(len(pairs))
+        outcome = next(outcome for outcome in (FAILS, OPEN, HOLDS) if outcome in outcomes)
+        return Finding(outcome, f"{names}: {', '.join(shown)}", min(seeds))
+
+    return judge
+
+
 def glue_average(rule: str) -> Judge:
     """A judge of LoRA r=8 against its reference, averaged over GLUE; OPEN with fewer than half of the tasks."""
 

@@ -17,7 +17,7 @@ from experiments.glue import GLUE_TASKS, WEIGHT_TYPES
 from files import read_table
 
 SHOWN_METHODS = {"LoRA": "lora", "full": "full"}  # as it is shown -> Settings.method
-CPU_BASES = {"gpt2-medium": "gpt2-mini", "roberta-base": "minilm"}  # base at `paper` -> base at `cpu`
+CPU_BASES = {"gpt2-medium": "smollm2-135m", "roberta-base": "minilm"}  # base at `paper` -> base at `cpu`
 E2E = ("table3/gpt2-medium/lora-r4", "table3/gpt2-medium/full")
 GRID = tuple(f"table6/roberta-base/{task}/{types}-r8" for task in ("mnli", "sst2") for types in WEIGHT_TYPES)
 GLUE = tuple(f"table2/roberta-base/{task}/{row}" for task in GLUE_TASKS for row in ("lora-r8", "full"))

@@ -43,7 +43,8 @@ HEADS = {  # column -> its heading
 }  # fmt: skip
 WORDS = {  # word of a row's name -> as the paper writes it
     "full": "full fine-tuning", "lora": "LoRA", "bitfit": "BitFit", "adapter": "Adapter", "h": "H", "l": "L", "p": "P",
-    "d": "D", "mnli": "MNLI", "prelayer": "PreLayer", "preembed": "PreEmbed", "top2": "FT Top2", "top3": "FT Top3",
+    "d": "D", "mnli": "MNLI", "mlp": "MLP", "prelayer": "PreLayer", "preembed": "PreEmbed", "top2": "FT Top2",
+    "top3": "FT Top3",
 }  # fmt: skip
 
 

@@ -22,15 +22,17 @@ import typst
 
 import files
 from analysis import differences
-from analysis.claims import CLAIMS, JUDGED_BASES, JUDGED_SCALES, base_of, judged
+from analysis.claims import CLAIMS, JUDGED_BASES, JUDGED_SCALES, LEADING, WEAK, base_of, judged
 from analysis.comparisons import FAR, LOSS_MARGIN, MISSING
 from analysis.paper_values import FIRST_VERSION, as_printed, starred
-from analysis.quantities import MARGIN
+from analysis.quantities import MARGIN, printed
 from analysis.seed_statistics import DIFFERENCE_LEVEL, SCORE_LEVEL
 from analysis.summary import read_summary
 from experiments.catalogue import find
+from experiments.smollm2 import BROKEN
 from files import read_table, results_are_own, write_atomically
 from publish.figure_data import KINDS
+from publish.labels import label
 from publish.pages import cost_rows
 from publish.report_tables import NOTHING, command, coverage, report_rows, report_table
 from tasks.catalogue import TASKS
@@ -48,11 +50,13 @@ STORED = {  # row of the storage argument -> full fine-tuning, LoRA
 }
 SETTINGS = {  # name in the documents -> experiment
     "e2e": "table3/gpt2-medium/lora-r4", "e2e_full": "table3/gpt2-medium/full",
-    "real": "table3/smollm2-135m/lora-r4", "real_full": "table3/smollm2-135m/full",
+    "real": "table3/smollm2-135m/lora-r4", "real_r8": "table3/smollm2-135m/lora-r8",
+    "real_full": "table3/smollm2-135m/full",
     "e2e_cpu": "table3/gpt2-mini/lora-r4", "e2e_full_cpu": "table3/gpt2-mini/full",
     "glue": "table2/roberta-base/mrpc/lora-r8", "glue_cpu": "table2/minilm/mrpc/lora-r8",
     "restricted": "table2/roberta-large/mrpc/lora-r8-restricted",
     "grid": "table6/minilm/sst2/query-value-r8", "search": "learning-rate/gpt2-mini/lora/0.008",
+    "pitfalls": "pitfalls/gpt2-mini/correct",
 }  # fmt: skip
 
 
@@ -71,6 +75,11 @@ def facts(summary: pd.DataFrame) -> dict[str, Any]:
         "real_parameters": _parameters(summary, SETTINGS["real_full"]),
         "coverage": coverage(rows, JUDGED_SCALES),
         "runs": {scale: _runs(summary, scale) for scale in JUDGED_SCALES},
+        "searches": _runs(summary[summary["table"] == "learning-rate"], "cpu"),
+        "uncommitted": sorted(set(summary[~summary["uncommitted"].isin(("", "0"))]["experiment"])),
+        "broken": _broken(),
+        "weak_slots": {row: _score(summary, f"table3/{WEAK}/{name}", "slot_error_rate")
+                       for row, name in (("lora", "lora-r4"), ("full", "full"))},
         "paper": {"table3": _paper("table3", "GPT-2 M"), "table2": _paper("table2", "RoBERTa-base")},
         "independent": read_table("independent_e2e.csv"),
         "differences": [row for row in differences.rows() if not row["effect"].startswith("none")],
@@ -101,6 +110,22 @@ def _parameters(summary: pd.DataFrame, name: str) -> int:
     """The trained parameters of a row, from its records; 0 if it is not run."""
     lines = summary[(summary["experiment"] == name) & (summary["n"] != "0")]
     return int(lines["trainable"].iloc[0]) if len(lines) else 0
+
+
+def _score(summary: pd.DataFrame, name: str, metric: str) -> str:
+    """A row's number as the summary has it; `NOTHING` if it is not run."""
+    lines = summary[(summary["experiment"] == name) & (summary["metric"] == metric) & (summary["n"] != "0")]
+    return printed(metric, float(lines["value"].iloc[0])) if len(lines) else NOTHING
+
+
+def _broken() -> list[dict[str, str]]:
+    """The rows whose best rate in the search broke a training at full length: {"label", "broken", "rate"}, as text."""
+    rows = {row: find(f"table3/{LEADING}/{row}") for row in BROKEN}
+    return [
+        {"label": label(experiment), "broken": ", ".join(f"{rate:g}" for rate in BROKEN[row]),
+         "rate": f"{experiment.settings.learning_rate:g}"}
+        for row, experiment in rows.items()
+    ]  # fmt: skip
 
 
 def _settings(name: str) -> dict[str, str]:

@@ -101,8 +101,8 @@ def notes(part: pd.DataFrame, scale: str) -> list[str]:
             for row in part[other].to_dict("records")
         )
         sentences.append(
-            f"Rows that train another share of their model than the paper's row (in brackets) does, by a factor above "
-            f"{OTHER_SHARE:g}, are no repetition of it: {shares}."
+            f"These rows do not repeat the paper's: the share of the model that they train differs from the paper's "
+            f"(in brackets) by a factor above {OTHER_SHARE:g}: {shares}."
         )
     if (older := part["uncommitted"] > 0).any():
         rows = ", ".join(f"`{name.partition('/')[2]}`" for name in part[older]["experiment"])
