@@ -85,10 +85,7 @@ def differences(data: pd.DataFrame) -> Figure:
         ax.set_yticks(range(len(rows)), rows["label"])
         ax.set_ylim(len(rows) - 0.5, -0.5)
         ax.grid(axis="y", visible=False)
-        ax.set_title(base)
-    low, high = data[["difference", "difference_low"]].min().min(), data[["difference", "difference_high"]].max().max()
-    for ax in axes:  # one measure for all bases
-        ax.set_xlim(min(low, 0) - 0.05 * (high - low), max(high, 0) + 0.05 * (high - low))
+        ax.set_title(base if len(axes) == 1 else f"{base} (a scale of its own)")
     axes[-1].set_xlabel("points behind or ahead of full fine-tuning (hollow: one seed, no interval)")
     return figure
 
