@@ -47,7 +47,7 @@ LOOKS = {  # names that share it -> colour, marker, its filling, dashes and gaps
     "LoRA all r=4": ("#9e7fd1", "^", "bottom", "5112"),
     "LoRA all r=8": ("#6a3fb5", "o", "bottom", "92"),
     "LoRA all r=64": ("#2d0a66", "H", "bottom", "5511"),
-    "LoRA mlp r=4": ("#7fbf7b", "^", "right", "2112"),
+    "LoRA MLP r=4": ("#7fbf7b", "^", "right", "2112"),
     "rank stabilised": ("#6b6b00", "<", "none", "7212"),
     "LoRA plus": ("#949400", "P", "none", "55"),
     "all matrices": ("#d6cc00", "D", "none", "311111"),
