@@ -42,7 +42,8 @@ def _panel(settings: Settings, runs: list[dict[str, Any]], metric: str = "") -> 
 
 
 def _runs(table: str, scale: str) -> Iterator[tuple[Experiment, Settings, list[dict[str, Any]]]]:
-    for experiment in select(table, scale):
+    """The experiments with records, the base LEADING first."""
+    for experiment in sorted(select(table, scale), key=lambda experiment: experiment.settings.model != LEADING):
         if runs := records.records_of(experiment):
             yield experiment, experiment.settings, runs
 
@@ -62,7 +63,7 @@ def parameters(table: str, scale: str) -> Rows:
 
 def differences(table: str, scale: str) -> Rows:
     """Each row's difference to full fine-tuning of the same base, and its interval where there are seeds for one."""
-    for experiment, settings, _ in sorted(_runs(table, scale), key=lambda run: run[1].model != LEADING):
+    for experiment, settings, _ in _runs(table, scale):
         main = cells([experiment]).iloc[0]
         if settings.evaluate == "test" and not pd.isna(main["difference"]):
             parts = ("difference", "difference_low", "difference_high")

@@ -76,7 +76,7 @@ def facts(summary: pd.DataFrame) -> dict[str, Any]:
         "coverage": coverage(rows, JUDGED_SCALES),
         "runs": {scale: _runs(summary, scale) for scale in JUDGED_SCALES},
         "searches": _runs(summary[summary["table"] == "learning-rate"], "cpu"),
-        "uncommitted": sorted(set(summary[~summary["uncommitted"].isin(("", "0"))]["experiment"])),
+        "uncommitted": summary[~summary["uncommitted"].isin(("", "0"))]["experiment"].nunique(),
         "broken": _broken(),
         "weak_slots": {row: _score(summary, f"table3/{WEAK}/{name}", "slot_error_rate")
                        for row, name in (("lora", "lora-r4"), ("full", "full"))},
