@@ -18,7 +18,7 @@ from typing import Any
 
 import pandas as pd
 
-from analysis.claims import LEADING
+from analysis.claims import LEADING, WEAK
 from analysis.quantities import printed, quantities
 from analysis.summary import cells, measured_on
 from experiments.catalogue import EXPERIMENTS, find, select
@@ -62,8 +62,13 @@ def parameters(table: str, scale: str) -> Rows:
 
 
 def differences(table: str, scale: str) -> Rows:
-    """Each row's difference to full fine-tuning of the same base, and its interval where there are seeds for one."""
-    for experiment, settings, _ in _runs(table, scale):
+    """Each row's difference to full fine-tuning of the same base, and its interval where there are seeds for one.
+
+    The base WEAK is left out beside others: it asks another question, and its differences are of another size.
+    """
+    runs = list(_runs(table, scale))
+    bases = {settings.model for _, settings, _ in runs}
+    for experiment, settings, _ in (run for run in runs if run[1].model != WEAK or bases == {WEAK}):
         main = cells([experiment]).iloc[0]
         if settings.evaluate == "test" and not pd.isna(main["difference"]):
             parts = ("difference", "difference_low", "difference_high")
