@@ -58,7 +58,8 @@ show_claims("cpu")
 # - *inconclusive*: neither.
 #
 # One seed has no interval and gives no verdict. A claim is decided from one seed only where two rows lie more than five
-# margins apart; learning rates are compared as they are. The paper's numbers stand beside ours and are never part of a difference.
+# margins apart; learning rates are compared as they are. The paper's numbers stand beside ours and are never part of a
+# difference.
 
 # %%
 import pandas as pd
