@@ -36,7 +36,7 @@ COLUMNS = (  # of these tables, if a row fills them
     "experiment", "n", "trainable", "BLEU", "metric", "paper's rule", "verdict", "held-out", "held-out verdict",
     "paper's row", "paper BLEU", "paper",
 )  # fmt: skip
-SCANNED_ROWS = ("full", "lora-r4", "lora-all-r8", "top3", "adapter-h", "prelayer")  # of the README's one table
+SCANNED_ROWS = ("full", "lora-r4", "lora-mlp-r4", "lora-all-r8", "adapter-h", "prelayer")  # of the README's one table
 SCANNED = {  # columns of the README's one table -> their headings there
     "method": "method", "trainable": "trained parameters", "n": "seeds", "BLEU": "BLEU", "mean_words": "words a text",
     "verdict": "against full fine-tuning", "paper BLEU": "the paper's BLEU",
