@@ -143,7 +143,7 @@ def _comparison(
 no_worse, better = partial(_comparison, NO_WORSE), partial(_comparison, BETTER)
 
 
-def no_worse_in_any(names: str, ours: tuple[str, Row], theirs: tuple[str, Row], metrics: Sequence[str]) -> Judge:
+def no_worse_by_each(names: str, ours: tuple[str, Row], theirs: tuple[str, Row], metrics: Sequence[str]) -> Judge:
     """A judge of whether `ours` is no worse than `theirs` by every one of the metrics, each with its own margin."""
 
     def judge(summary: pd.DataFrame) -> Finding:
