@@ -52,7 +52,6 @@ SETTINGS = {  # name in the documents -> experiment
     "e2e": "table3/gpt2-medium/lora-r4", "e2e_full": "table3/gpt2-medium/full",
     "real": "table3/smollm2-135m/lora-r4", "real_r8": "table3/smollm2-135m/lora-r8",
     "real_full": "table3/smollm2-135m/full",
-    "e2e_cpu": "table3/gpt2-mini/lora-r4", "e2e_full_cpu": "table3/gpt2-mini/full",
     "glue": "table2/roberta-base/mrpc/lora-r8", "glue_cpu": "table2/minilm/mrpc/lora-r8",
     "restricted": "table2/roberta-large/mrpc/lora-r8-restricted",
     "grid": "table6/minilm/sst2/query-value-r8", "search": "learning-rate/gpt2-mini/lora/0.008",
