@@ -272,3 +272,34 @@ def test_mrs_and_predictions_must_be_as_many_and_at_least_one(mrs, predictions):
 def test_what_is_no_list_of_texts_is_named(mrs, predictions, message):
     with pytest.raises(TypeError, match=re.escape(f"expected a list of texts as {message}")):
         slot_errors(mrs, predictions)
+
+
+@pytest.mark.parametrize(
+    ("other", "mr", "text"),
+    [
+        ("name[Cotto], eatType[cafe]", "name[Zizzi], eatType[coffee shop]", "Zizzi is a cafe."),
+        ("name[Cotto], priceRange[£20-£25]", "name[Zizzi], priceRange[£20-25]", "Zizzi costs £20-£25."),
+        ("name[Cotto], area[city center]", "name[Zizzi], area[city centre]", "Zizzi is in the city center."),
+        ("name[Cotto], near[Riverside]", "name[Zizzi], area[riverside]", "Zizzi is by the riverside."),
+        ("name[Pub]", "name[Zizzi], eatType[pub]", "Zizzi is a pub."),
+        ("name[Cotto], near[5]", "name[Zizzi], customer rating[5 out of 5]", "Zizzi is rated 5 out of 5."),
+        ("name[A]", "name[Zizzi], eatType[pub]", "Zizzi is a pub."),
+        ("name[The]", "name[Zizzi], area[riverside]", "Zizzi is by the riverside."),
+    ],
+)
+def test_a_value_of_another_row_changes_nothing_in_a_text_that_says_what_it_should(other, mr, text):
+    assert slot_errors([mr], [text])["per_output"] == [0]
+    assert slot_errors([other, mr], ["Cotto.", text])["per_output"][1] == 0
+
+
+@pytest.mark.parametrize(
+    ("mr", "text"),
+    [
+        ("name[Cotto], eatType[cafe]", "Cotto is a coffee shop."),
+        ("name[Cotto], priceRange[£20-£25]", "Cotto is moderately priced."),
+        ("name[Cotto], near[Riverside]", "Cotto is near Riverside."),
+        ("name[A]", "A is here."),
+    ],
+)
+def test_another_way_to_say_a_known_value_is_that_value_and_its_own_place_is_one(mr, text):
+    assert slot_errors([mr], [text])["per_output"] == [0]
