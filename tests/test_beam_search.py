@@ -335,3 +335,25 @@ def test_a_model_with_broken_weights_is_refused():
     torch.nn.init.constant_(model.transformer.ln_f.bias, torch.nan)
     with pytest.raises(FloatingPointError, match="expected finite logits"):
         generate(model, Letters(), ["a"], SETTINGS, progress=False)
+
+
+def test_weights_that_break_after_an_answer_has_ended_are_no_answer():
+    prompt, ends = [[1] * 10], end_token_ids(Letters())
+    seed, whole = max(
+        ((seed, *beam_search(tiny_model(seed), prompt, ends, SETTINGS)) for seed in SEEDS),
+        key=lambda found: len(found[1]),
+    )
+    assert len(whole) > 4
+    for position in range(10, 10 + len(whole) - 1):  # of each token that the search has read
+        model = tiny_model(seed)
+        model.transformer.wpe.weight.data[position] = torch.nan
+        with pytest.raises(FloatingPointError, match="expected finite logits"):
+            beam_search(model, prompt, ends, SETTINGS)
+
+
+def test_a_search_that_fails_leaves_a_model_in_training(monkeypatch):
+    model = tiny_model(0).train()
+    torch.nn.init.constant_(model.transformer.ln_f.bias, torch.nan)
+    with pytest.raises(FloatingPointError):
+        generate(model, Letters(), ["a"], SETTINGS)
+    assert model.training

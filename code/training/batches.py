@@ -70,10 +70,12 @@ def batches_by_length(
     was_training, device = model.training, next(model.parameters()).device
     model.eval()
     order = sorted(range(len(rows)), key=lambda i: len(rows[i]["input_ids"]))
-    for start in range(0, len(order), SCORED_ROWS):
-        chosen = order[start : start + SCORED_ROWS]
-        yield chosen, {k: v.to(device) for k, v in collate([rows[i] for i in chosen]).items()}
-    model.train(was_training)
+    try:
+        for start in range(0, len(order), SCORED_ROWS):
+            chosen = order[start : start + SCORED_ROWS]
+            yield chosen, {k: v.to(device) for k, v in collate([rows[i] for i in chosen]).items()}
+    finally:
+        model.train(was_training)
 
 
 def share_of(batch: Batch, process: int, processes: int) -> tuple[Batch, float]:

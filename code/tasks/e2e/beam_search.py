@@ -130,17 +130,19 @@ def generate(
     answers: dict[tuple, Generation] = {}
     was_training = model.training
     model.eval()
-    with tqdm(total=len(prompts), desc="decoding", unit="MR", disable=not progress) as bar:
-        for start in range(0, len(by_length), settings.batch_size):
-            batch = by_length[start : start + settings.batch_size]
-            with only_rows([row[one] for one in batch]):
-                best = beam_search(model, [prompts[one] for one in batch], ends, settings)
-            for one, tokens in zip(batch, best, strict=True):
-                text = tokenizer.decode(tokens, clean_up_tokenization_spaces=False)
-                text = text.split(tokenizer.eos_token)[0].split(BLANK_LINE)[0].strip()
-                answers[one] = Generation(text, len(tokens), ended=tokens[-1] in ends)
-            bar.update(len(batch))
-    model.train(was_training)
+    try:
+        with tqdm(total=len(prompts), desc="decoding", unit="MR", disable=not progress) as bar:
+            for start in range(0, len(by_length), settings.batch_size):
+                batch = by_length[start : start + settings.batch_size]
+                with only_rows([row[one] for one in batch]):
+                    best = beam_search(model, [prompts[one] for one in batch], ends, settings)
+                for one, tokens in zip(batch, best, strict=True):
+                    text = tokenizer.decode(tokens, clean_up_tokenization_spaces=False)
+                    text = text.split(tokenizer.eos_token)[0].split(BLANK_LINE)[0].strip()
+                    answers[one] = Generation(text, len(tokens), ended=tokens[-1] in ends)
+                bar.update(len(batch))
+    finally:
+        model.train(was_training)
     return [answers[one] for one in inputs]
 
 
@@ -177,6 +179,10 @@ def beam_search(
 
     for length in range(1, limit + 1):
         totals, parents, tokens = _best_continuations(logits.float(), totals, history, settings)
+        if totals.isnan().any():
+            raise FloatingPointError(
+                "expected finite logits, found NaN or infinite ones: the model's weights are broken"
+            )
         history = torch.cat((history.take_along_dim(parents[..., None], dim=1), tokens[..., None]), dim=-1)
 
         finished = torch.isin(tokens, ends) | (length == limit)
@@ -211,8 +217,6 @@ def beam_search(
                 past_key_values=cache,
             ).logits
 
-    if not all(answers):
-        raise FloatingPointError("expected finite logits, found NaN or infinite ones: the model's weights are broken")
     return answers
 
 
