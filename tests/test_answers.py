@@ -97,7 +97,11 @@ CLASSIFY = {
     "no sentence": (["", " \n"], ["sentiment"], "Write a sentence first"),
     "a long sentence": (["a" * (SENTENCE_LENGTH + 1), ""], ["sentiment"], "300 characters, one has 301"),
     "too many tokens": (["!" * 200, ""], ["sentiment"], "128 tokens at most"),
-    "half a pair": (["", "Alone."], ["sentiment", "paraphrase"], "'paraphrase' compares 2 sentences: write both"),
+    "half a pair": (
+        ["", "Alone."],
+        ["sentiment", "paraphrase"],
+        "'paraphrase' compares two sentences, found 1: write both",
+    ),
     "no adapter": (SENTENCES, [], "1 to 8 rows, these would be 0"),
     "many adapters": (SENTENCES, ["sentiment"] * 5, "1 to 8 rows, these would be 10"),
     "an unknown adapter": (SENTENCES, [BASE], "There is no such adapter: choose among sentiment"),
@@ -123,3 +127,16 @@ def test_what_is_typed_and_what_is_generated_are_text_on_the_page_and_no_html():
     html = cards(Answers((Answer(said, (said,), said, 0.5),), 0.25, False))
     assert "<script" not in html and html.count("&lt;script&gt;") == 3
     assert "1 rows in one batch: <b>250 ms</b>. One after the other: 500 ms, answers that differ." in html
+
+
+@pytest.mark.parametrize("sentences", ["Bad", [None, "Good."], None])
+def test_what_is_no_list_of_sentences_is_refused(classifier, sentences):
+    with pytest.raises(TypeError, match="expected a list of texts as sentences"):
+        classify(*classifier, sentences, ["sentiment"])
+
+
+def test_a_slot_that_is_no_text_is_refused_and_so_are_three_sentences_for_a_pair(writer, classifier):
+    with pytest.raises(TypeError, match="expected a list of texts as slots"):
+        write(*writer, {"name": None}, ["thin"])
+    with pytest.raises(ValueError, match="'paraphrase' compares two sentences, found 3"):
+        classify(*classifier, [*SENTENCES, "A third."], ["paraphrase"])

@@ -527,3 +527,15 @@ def test_the_scores_are_an_evaluate_module_wherever_it_is_loaded_from(monkeypatc
         monkeypatch.chdir(folder)
         module = evaluate.load(path, cache_dir=str(tmp_path / "cache"))
         assert module.compute(predictions=predictions, references=references) == expected
+    several = [["A pub."], ["A bar."]]
+    for outputs, targets in (
+        (["A pub.", math.nan], several),
+        (["A pub.", ["A bar."]], several),
+        (["a", "b"], [["a"], "b"]),
+    ):
+        with pytest.raises(TypeError, match="expected a list of texts as "):
+            module.compute(predictions=outputs, references=targets)
+        with pytest.raises(TypeError, match="expected a list of texts as "):
+            module.add(prediction=outputs[1], reference=targets[1])
+    module.add(prediction="A pub.", reference=["A pub."])
+    assert module.compute()["BLEU"] > 0

@@ -433,3 +433,13 @@ def test_every_glue_task_is_declared():
         *GLUE,
         *glue_data.glue_generator.BUILTIN,
     }
+
+
+@pytest.mark.parametrize(
+    ("texts", "found"),
+    [([("a", "b", "c")], "rows of 3"), ([("a",), ("a", "b")], "rows of 1 and 2"), ([], "no rows")],
+    ids=str,
+)
+def test_rows_that_have_not_all_one_sentence_or_all_two_are_refused(texts, found):
+    with pytest.raises(ValueError, match=f"all one sentence or all two, found {found}"):
+        encode([Example(each, 0) for each in texts], bert(), 32)

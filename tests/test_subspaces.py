@@ -166,3 +166,11 @@ A, NAN = torch.randn(4, WIDTH, generator=torch.Generator().manual_seed(3)), torc
 def test_what_cannot_be_measured_is_refused_with_the_reason(measure, message):
     with pytest.raises(ValueError, match=message):
         measure()
+
+
+@pytest.mark.parametrize(
+    ("i", "j"), [([-1, 2], [2]), ([0, 2], [2]), ([1.5, 2], [2]), ([2], [5, 1]), ([], [1])], ids=str
+)
+def test_each_number_of_directions_in_a_grid_is_checked(i, j):
+    with pytest.raises(ValueError, match=r"expected (from 1 to 4 directions of A|a number of directions)"):
+        similarities(A, A, i, j)

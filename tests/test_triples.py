@@ -286,3 +286,25 @@ def test_a_table_says_what_seen_means_and_that_parts_are_no_released_test_set():
     assert "*seen*: categories that are trained on too" in paper and "parts of the development file" not in paper
     assert "*seen*" in parts and "parts of the development file" in parts
     assert "GPT-3 is not public" in few and "*seen*" not in few
+
+
+@pytest.mark.parametrize(
+    "triples", [("Aarhus", "country", "Denmark"), [("Aarhus", "country")], [("Aarhus", "country", None)]], ids=str
+)
+def test_what_is_no_triple_of_texts_is_not_written_as_one(triples):
+    with pytest.raises(TypeError, match=r"expected (a list of (lists of )?texts as triples|triples of texts)"):
+        data.linearise(triples)
+
+
+def test_where_meteor_fails_for_all_texts_it_has_no_score_of_a_part_and_the_reason_is_kept(monkeypatch):
+    answers = iter([None, 0.5, 0.5])
+    monkeypatch.setattr(metrics.meteor.METEOR, "score", lambda *_: next(answers))
+    inputs = group_by_context(examples(seen=True) + [replace(e, context="other", seen=False) for e in examples()])
+    scores, _ = metrics.score_texts(inputs, ["a pub"] * len(inputs), None)
+    assert {scores[f"METEOR {part}"] for part in ("all", "seen", "unseen")} == {None}
+    assert next(answers) == 0.5  # it was asked once
+    assert all(scores[f"BLEU {part}"] is not None for part in ("all", "seen", "unseen"))
+
+
+def test_references_without_a_word_have_a_bleu_of_zero(no_meteor):
+    assert metrics.score(["a pub"], [[""]])["BLEU"] == metrics.score(["a pub"], [[" "]])["BLEU"] == 0

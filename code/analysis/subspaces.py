@@ -27,17 +27,18 @@ class Amplification(NamedTuple):
     factor: float
 
 
-def _matrix(name: str, matrix: Tensor, directions: int) -> Tensor:
-    """The matrix on the CPU; ValueError if it is none of finite numbers, or has not so many directions."""
+def _matrix(name: str, matrix: Tensor, *directions: int) -> Tensor:
+    """The matrix on the CPU; ValueError if it is none of finite numbers, or has not each of these many directions."""
     matrix = torch.as_tensor(matrix).detach().cpu()
     if matrix.dim() != 2:
         raise ValueError(f"expected {name} as a matrix of two dimensions, found the shape {tuple(matrix.shape)}")
     if not matrix.isfinite().all():
         raise ValueError(f"expected finite numbers in {name}, found NaN or infinity: its training diverged")
-    if not isinstance(directions, Integral) or not 1 <= directions <= min(matrix.shape):
+    most = min(matrix.shape)
+    if odd := [number for number in directions if not isinstance(number, Integral) or not 1 <= number <= most]:
         raise ValueError(
-            f"expected from 1 to {min(matrix.shape)} directions of {name}, a matrix of {tuple(matrix.shape)}; found "
-            f"{directions!r}: ask for a lower rank"
+            f"expected from 1 to {most} directions of {name}, a matrix of {tuple(matrix.shape)}; found {odd[0]!r}: ask "
+            "for a lower rank"
         )
     return matrix if matrix.is_floating_point() else matrix.double()
 
@@ -56,7 +57,10 @@ def _first_directions(name: str, matrix: Tensor, number: int) -> tuple[Tensor, T
 
 
 def similarities(A1: Tensor, A2: Tensor, i: Sequence[int], j: Sequence[int]) -> list[list[float]]:
-    """`similarity` for every number of directions in `i` (down) and in `j` (across)."""
+    """`similarity` for every number of directions in `i` (down) and in `j` (across), one or more of each."""
+    if not (i and j):
+        raise ValueError(f"expected a number of directions of each matrix, found {i!r} and {j!r}")
+    A1, A2 = _matrix("A1", A1, *i), _matrix("A2", A2, *j)
     V1, V2 = _first_directions("A1", A1, max(i))[1], _first_directions("A2", A2, max(j))[1]
     if V1.shape[1] != V2.shape[1]:
         raise ValueError(

@@ -21,6 +21,7 @@ from tasks.catalogue import GlueTask
 from tasks.e2e.beam_search import DecodingSettings, generate
 from tasks.e2e.data import to_context
 from tasks.glue import data as glue_data
+from tasks.texts import require_texts
 
 BASE = "no adapter"  # the row of the base model
 MOST_ROWS = 8  # of a batch
@@ -56,8 +57,10 @@ def write(
 ) -> Answers:
     """The text of each adapter for a restaurant's slots (E2E), of which the empty ones are left out.
 
-    Raises ValueError for slots that say nothing or too much, for too few or many names, and for an unknown one.
+    Raises ValueError for slots that say nothing or too much, for too few or many names, and for an unknown one;
+    TypeError for what is no text.
     """
+    require_texts([*slots.values()], "slots")
     _require_known(names, [BASE, *bank.names])
     context = _context(slots)
     room = positions(bank.model) - DECODING.max_new_tokens - 1  # the separator
@@ -82,8 +85,10 @@ def classify(
     """The class, with its probability, by each adapter and the head of its task; `tasks` has the task of each adapter.
 
     The adapter of a task with one sentence reads each that is there, in rows of their own; with two, both. Raises
-    ValueError for sentences that are missing or too long, for too few or many names, and for an unknown one.
+    ValueError for sentences that are missing, too many or too long, for too few or many names, and for an unknown one;
+    TypeError for what is no text.
     """
+    require_texts(sentences, "sentences")
     given = [sentence for sentence in map(_words, sentences) if sentence]
     if not given:
         raise ValueError("Write a sentence first.")
@@ -93,8 +98,8 @@ def classify(
     rows: list[Row] = []
     for name in names:
         number = len(tasks[name].columns)
-        if number > len(given):
-            raise ValueError(f"The adapter {name!r} compares {number} sentences: write both.")
+        if number == 2 != len(given):
+            raise ValueError(f"The adapter {name!r} compares two sentences, found {len(given)}: write both.")
         rows += [(name, tuple(given))] if number == 2 else [(name, (sentence,)) for sentence in given]
     tokens = [glue_data.encode([glue_data.Example(read, 0)], tokenizer, SENTENCE_TOKENS) for _, read in rows]
     if any(row.truncated for row in tokens):

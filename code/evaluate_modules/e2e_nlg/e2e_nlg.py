@@ -13,6 +13,7 @@ from __future__ import annotations
 import inspect
 import sys
 from pathlib import Path
+from typing import Any
 
 import datasets
 import evaluate
@@ -54,9 +55,21 @@ class E2ENLG(evaluate.Metric):
                 f"no tasks/e2e/metrics.py above {checkout}: load this module from a checkout of the project"
             )
         sys.path.append(str(code))  # last, so that it hides no installed module
-        from tasks.e2e.metrics import score
+        from tasks.e2e import metrics
 
-        self._score = score
+        self.metrics = metrics
+
+    def add(self, *, prediction: str | None = None, reference: list[str] | None = None, **others: Any) -> None:
+        """One text with its references; TypeError for anything else."""
+        self.metrics.check_texts([prediction], [reference])
+        super().add(prediction=prediction, reference=reference, **others)
+
+    def add_batch(
+        self, *, predictions: list[str] | None = None, references: list[list[str]] | None = None, **others: Any
+    ) -> None:
+        """Texts, and a list of references for each; TypeError for anything else."""
+        self.metrics.check_texts(predictions, references)  # before `datasets` makes a text of whatever it gets
+        super().add_batch(predictions=predictions, references=references, **others)
 
     def _compute(self, predictions: list[str], references: list[list[str]]) -> dict[str, float | None]:
-        return self._score(predictions, references)
+        return self.metrics.score(predictions, references)

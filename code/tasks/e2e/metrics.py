@@ -105,10 +105,13 @@ def output_lengths(predictions: Sequence[str], references: Sequence[Sequence[str
 
 
 def bleu(predictions: Sequence[str], references: Sequence[Sequence[str]]) -> float:
-    """Corpus BLEU-4 over mteval-v13a tokens, from 0 to 1. An empty text has no token here. Raises as `score` does."""
+    """Corpus BLEU-4 over mteval-v13a tokens, from 0 to 1; 0 if all outputs or all references are empty.
+
+    An empty text has no token here. Raises as `score` does.
+    """
     check_texts(predictions, references)
     outputs, targets = _tokenize_all(lambda text: [*filter(None, mteval_tokenize(text))], predictions, references)
-    return _bleu_and_nist(outputs, targets)[0] if any(outputs) else 0.0
+    return _bleu_and_nist(outputs, targets)[0] if any(outputs) and any(map(any, targets)) else 0.0
 
 
 def check_texts(predictions: Sequence[str], references: Sequence[Sequence[str]]) -> None:

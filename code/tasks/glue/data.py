@@ -122,9 +122,13 @@ def encode(examples: list[Example], tokenizer: PreTrainedTokenizerBase, max_leng
     (`longest_first`, the rule of the official code, run_glue.py of microsoft/LoRA at c4593f0, examples/NLU).
     Token types (which sentence a token is of) are included if the tokenizer's model reads them.
     Raises ValueError if `max_length` is more than the tokenizer's model can take, or leaves no token of a sentence: the
-    tokenizer does not cut at all below the number of its special tokens. Raises TypeError for what is no text.
+    tokenizer does not cut at all below the number of its special tokens. Raises ValueError too for no rows, and for
+    rows that have not all one sentence or all two; TypeError for what is no text.
     """
     require_lists_of_texts([example.texts for example in examples], "texts")
+    if (sentences := sorted({len(example.texts) for example in examples})) not in ([1], [2]):
+        found = f"rows of {' and '.join(map(str, sentences))}" if sentences else "no rows"
+        raise ValueError(f"expected rows that have all one sentence or all two, found {found}")
     columns = [list(column) for column in zip(*(example.texts for example in examples), strict=True)]
     least = tokenizer.num_special_tokens_to_add(pair=len(columns) == 2) + len(columns)
     if not least <= (max_length or 0) <= tokenizer.model_max_length:

@@ -24,6 +24,7 @@ from typing import Any
 
 from files import check_git_blob, download, find_file
 from tasks.e2e.data import Example
+from tasks.texts import require_lists_of_texts
 from tasks.triples import generator
 
 COMMIT = "c4593f060e6a368d7bb5af5273b8e42810cdef90"
@@ -127,7 +128,14 @@ def load_builtin(split: str, protocol: str = PROTOCOL, data_dir: Path | None = N
 
 
 def linearise(triples: Iterable[Triple]) -> str:
-    """`subject : relation : object | subject : relation : object`, as format_converting_webnlg.py writes triples."""
+    """`subject : relation : object | subject : relation : object`, as format_converting_webnlg.py writes triples.
+
+    Raises TypeError for anything but triples of texts.
+    """
+    triples = list(triples)
+    require_lists_of_texts(triples, "triples")
+    if odd := [triple for triple in triples if len(triple) != 3]:
+        raise TypeError(f"expected triples of texts, found {odd[0]!r}")
     return " | ".join(" : ".join(triple) for triple in triples)
 
 

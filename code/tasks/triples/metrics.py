@@ -55,7 +55,8 @@ def score(predictions: Sequence[str], references: Sequence[Sequence[str]]) -> di
 def score_texts(inputs: list[Inputs], texts: list[str], settings: Any) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     """Scores of all texts and the TER of each; where categories are seen or unseen, `BLEU seen` and so on too.
 
-    Scores over no text at all are left out.
+    Scores over no text at all are left out. Where METEOR fails for all texts it is not asked for a part of them: so
+    `meteor_unavailable()` still says why.
     """
     outputs, references = _texts(texts, [item.references for item in inputs])
     ters = _each_ter(outputs, references)
@@ -65,7 +66,8 @@ def score_texts(inputs: list[Inputs], texts: list[str], settings: Any) -> tuple[
     for part, kept in (("all", (True, False)), ("seen", (True,)), ("unseen", (False,))):
         rows = [row for *row, known in zip(outputs, references, ters, seen, strict=True) if known in kept]
         if rows:
-            scores |= {f"{metric} {part}": value for metric, value in _of_corpus(*zip(*rows, strict=True)).items()}
+            of_part = _of_corpus(*zip(*rows, strict=True), with_meteor=scores.get("METEOR all", 0) is not None)
+            scores |= {f"{metric} {part}": value for metric, value in of_part.items()}
     return scores, [{"seen": known, "TER": ter} for known, ter in zip(seen, ters, strict=True)]
 
 
@@ -75,11 +77,11 @@ def _texts(predictions: Sequence[str], references: Sequence[Sequence[str]]) -> t
 
 
 def _of_corpus(
-    texts: Sequence[str], references: Sequence[Sequence[str]], ters: Sequence[float]
+    texts: Sequence[str], references: Sequence[Sequence[str]], ters: Sequence[float], with_meteor: bool = True
 ) -> dict[str, float | None]:
     tokens, reference_tokens = [_tokens(text) for text in texts], [[*map(_tokens, targets)] for targets in references]
-    values = bleu(texts, references), meteor.METEOR.score(tokens, reference_tokens), fmean(ters)
-    return dict(zip(METRICS, values, strict=True))
+    of_meteor = meteor.METEOR.score(tokens, reference_tokens) if with_meteor else None
+    return dict(zip(METRICS, (bleu(texts, references), of_meteor, fmean(ters)), strict=True))
 
 
 def _each_ter(texts: Sequence[str], references: Sequence[Sequence[str]]) -> list[float]:
