@@ -14,8 +14,6 @@ The header of the weights file keeps the targets, a fingerprint of the base mode
 that damage and edits are found. Besides PyTorch and safetensors this needs `lora.py` only, and can be copied with it.
 """
 
-from __future__ import annotations
-
 import hashlib
 import json
 import os
@@ -34,7 +32,8 @@ from torch import Tensor, nn
 from lora import WRAPPER, LoRAConfig, add_lora, lora_layers, merge_lora, projections, remove_lora, sound_layers
 
 WEIGHTS_FILE, CONFIG_FILE, PREFIX = "adapter_model.safetensors", "adapter_config.json", "base_model.model."  # PEFT's
-OTHER_THAN_PLAIN, PATTERNS = ("use_dora", "use_rslora", "alora_invocation_tokens"), ("rank_pattern", "alpha_pattern")
+OTHER_THAN_PLAIN = ("use_dora", "use_rslora", "alora_invocation_tokens", "layer_replication")
+PATTERNS, COPIED = ("rank_pattern", "alpha_pattern"), r"\.(original_module|modules_to_save)(?=\.)"
 NO_MATTER = "base_model_name_or_path"  # a setting that may be edited: a place, not what was learnt
 
 
@@ -138,9 +137,7 @@ def read_tensors(file: Path, entry: str) -> tuple[dict, dict[str, Tensor]]:
     return header, tensors
 
 
-def not_for_this_model(
-    wanted: set[tuple], present: set[tuple], model: nn.Module, source: str | Path, remedy: str
-) -> str:
+def not_for_this_model(wanted: set[tuple], present: set[tuple], model: nn.Module, source: object, remedy: str) -> str:
     """The error for a refused file or folder: the first three tensors, (name, *shape), that only one side has."""
     missing, further = sorted(wanted - present)[:3], sorted(present - wanted)[:3]
     return f"{source} is not for this {type(model).__name__}: expected {missing}, found {further}; {remedy}"
@@ -169,10 +166,11 @@ def save_lora(model: nn.Module, folder: str | Path) -> None:
         settings = dict(peft_type="LORA", r=config.rank, lora_alpha=config.alpha, lora_dropout=config.dropout)
         settings |= _patterns(layers, config) | _kept_by_peft(base, layers)
         settings |= dict(target_modules=list(layers), inference_mode=True, fan_in_fan_out=transposed)
-        settings |= dict(base_model_name_or_path=getattr(inside(model), "name_or_path", None))
         header = {"targets": list(config.targets), "base_sha256": base_fingerprint(model, without=trained)}
-        header["sha256"] = checksum(trained | pairs, header, _learnt(settings))
-        stored = pairs | {_beside_pair(name, layers): parameter for name, parameter in trained.items()}
+        header["sha256"] = checksum(trained | pairs, header, settings)
+        settings[NO_MATTER] = getattr(inside(model), "name_or_path", None)
+        beside = {f"{name}.{own}": f"{name}.base_layer.{own}" for name in layers for own in ("weight", "bias")}
+        stored = pairs | {beside.get(name, name): parameter for name, parameter in trained.items()}
         with whole_folder(Path(folder)) as new:
             write_tensors({PREFIX + n: t for n, t in stored.items()}, new / WEIGHTS_FILE, {"lora": json.dumps(header)})
             (new / CONFIG_FILE).write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
@@ -187,11 +185,11 @@ def _patterns(matrices: Iterable[str], config: LoRAConfig) -> dict[str, dict[str
 
 
 def blocks_of(name: str, B: Tensor, rank: int) -> list[tuple[int, int]]:
-    """(part of the output, block of columns) where PEFT's pair over a packed matrix is not 0; [] if parts share any."""
+    """(part of the output, block of columns) where PEFT's pair over a packed matrix is not 0; [] if they share any."""
     parts, k = len(projections(name)), B.shape[-1] // rank
     if parts > 1 and B.numel() == len(B) // parts * parts * k * rank:
         blocks = B.view(parts, -1, k, rank).ne(0).any(dim=3).any(dim=1).nonzero().tolist()  # in order of the parts
-        if [block for _, block in blocks] == list(range(k)):
+        if sorted({block for _, block in blocks}) == [block for _, block in blocks]:
             return [(part, block) for part, block in blocks]
     return []
 
@@ -203,16 +201,6 @@ def _kept_by_peft(base: dict[str, nn.Parameter], layers: dict[str, nn.Module]) -
     lone = {n for n, p in base.items() if p.requires_grad and "bias" in n and n.rpartition(".")[0] not in whole}
     some = {"bias": "lora_only" if lone <= {f"{name}.bias" for name in layers} else "all"} if lone else {}
     return {"modules_to_save": whole} | some
-
-
-def _beside_pair(name: str, layers: dict[str, nn.Module]) -> str:
-    """The name of a trained parameter in PEFT's model, where a bias beside a pair is of the `base_layer`."""
-    module, _, own = name.rpartition(".")
-    return f"{module}.base_layer.{own}" if module in layers else name
-
-
-def _learnt(settings: dict[str, Any]) -> dict[str, Any]:
-    return {key: value for key, value in settings.items() if key != NO_MATTER}
 
 
 def load_lora(model: nn.Module, folder: str | Path) -> list[str]:
@@ -271,11 +259,26 @@ def read_folder(folder: Path) -> tuple[dict[str, Any], dict, dict[str, Tensor]]:
     header, stored = read_tensors(folder / WEIGHTS_FILE, "lora")
     if (kind := settings.get("peft_type")) != "LORA" or (odd and not header):
         raise ValueError(f"expected plain LoRA in {folder}, found {kind} with {odd or 'no option'}")
+    for name in [n for n in stored if n != (own := re.sub(COPIED, "", n)) and own in stored]:
+        del stored[name]  # PEFT writes a trained module's bias up to three times
     tensors = {plain_name(name.removeprefix(PREFIX)): tensor for name, tensor in stored.items()}
+    lost = [name for name in tensors if ".lora_" in name and _passed_over(name.partition(".lora_")[0], settings)]
+    if lost and not header:
+        raise ValueError(f"expected the pairs that {CONFIG_FILE} asks for in {folder}, found {lost[0]} too; {remedy}")
     rest = {key: value for key, value in header.items() if key != "sha256"}
-    if len(tensors) < len(stored) or (header and header.get("sha256") != checksum(tensors, rest, _learnt(settings))):
+    settings.pop(NO_MATTER, None)
+    if len(tensors) < len(stored) or (header and header.get("sha256") != checksum(tensors, rest, settings)):
         raise ValueError(f"expected in {folder} what was saved, found it damaged or edited since; {remedy}")
     return settings, rest, tensors
+
+
+def _passed_over(name: str, settings: dict[str, Any]) -> bool:
+    """Whether PEFT would leave out this matrix. A regular expression of targets, which may be hostile, is not asked."""
+    number, numbers = re.search(r"\.(\d+)\.", name), re.findall(r"\d+", str(settings.get("layers_to_transform")))
+    lists = {o: ends for o in ("target_modules", "exclude_modules") if isinstance(ends := settings.get(o), list)}
+    in_list = {option: f".{name}".endswith(tuple(f".{end}" for end in ends)) for option, ends in lists.items()}
+    asked = in_list.get("target_modules", True) and not in_list.get("exclude_modules")
+    return not asked or bool(numbers and number and number[1] not in numbers)
 
 
 def _config(settings: dict[str, Any], header: dict, tensors: dict[str, Tensor], folder: Path) -> LoRAConfig:
@@ -283,8 +286,9 @@ def _config(settings: dict[str, Any], header: dict, tensors: dict[str, Tensor], 
     try:
         Bs = {name.removesuffix(".lora_B.weight"): B for name, B in tensors.items() if name.endswith(".lora_B.weight")}
         parts = {name: [part for part, _ in blocks_of(name, B, settings["r"])] for name, B in Bs.items()}
-        adapted = {projections(name)[i] for name in parts for i in parts[name] or range(len(projections(name)))}
-        targets = header["targets"] if header else adapted
+        whole = {name: range(len(projections(name))) for name in Bs if Bs[name].any() or len(projections(name)) == 1}
+        adapted = {projections(name)[i] for name in parts for i in parts[name] or whole.get(name, ())}
+        targets = header["targets"] if header else adapted or LoRAConfig.targets  # untrained: a B of zeros tells none
         config = LoRAConfig(settings["r"], settings["lora_alpha"], settings["lora_dropout"], targets)
     except (LookupError, TypeError, ValueError, ArithmeticError) as error:
         found = f"found {error!r}; save or copy it again"

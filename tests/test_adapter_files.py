@@ -336,6 +336,52 @@ def test_a_pair_that_peft_trained_over_all_of_a_packed_matrix_is_refused_and_no_
     refused(tmp_path, "expected plain LoRA of one rank and alpha in", "gpt2")
 
 
+def test_a_head_and_all_biases_come_back_through_peft_which_writes_the_heads_three_times(tmp_path):
+    model = adapted("bert")
+    for name, parameter in model.named_parameters():
+        if name.startswith("classifier") or name.endswith("bias"):
+            nn.init.normal_(parameter.requires_grad_(True))
+    save_lora(model, tmp_path / "ours")
+    peft.PeftModel.from_pretrained(tiny("bert"), tmp_path / "ours").save_pretrained(tmp_path / "theirs")
+    assert len([n for n in load_file(tmp_path / "theirs" / WEIGHTS_FILE) if n.endswith("classifier.bias")]) == 1
+    again = tiny("bert")
+    load_lora(again, tmp_path / "theirs")
+    assert torch.equal(logits(again), logits(model))
+
+
+@pytest.mark.parametrize("zero", [slice(0, 16), slice(16, 32), slice(None)], ids=["query", "value", "both"])
+@pytest.mark.parametrize("layers", [1, LAYERS])
+def test_a_block_of_zeros_comes_back_through_peft(tmp_path, layers, zero):
+    model = adapted("gpt2")
+    for layer in list(lora_layers(model).values())[:layers]:
+        layer.lora_B.data[zero] = 0
+    save_lora(model, tmp_path / "ours")
+    peft.PeftModel.from_pretrained(tiny("gpt2"), tmp_path / "ours").save_pretrained(tmp_path / "theirs")
+    again = tiny("gpt2")
+    if layers == LAYERS and zero != slice(None):  # no layer tells which projection the zeros are of
+        refused(tmp_path / "theirs", "expected plain LoRA of one rank and alpha in", "gpt2")
+    else:
+        load_lora(again, tmp_path / "theirs")
+        assert torch.allclose(logits(again), logits(model), atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    "edit", [{"target_modules": ["query"]}, {"exclude_modules": ["value"]}, {"layers_to_transform": [0]}], ids=str
+)
+def test_pairs_that_peft_would_leave_out_are_refused(tmp_path, edit):
+    peft.get_peft_model(tiny("bert"), peft.LoraConfig(r=2, target_modules=["query", "value"])).save_pretrained(tmp_path)
+    load_lora(tiny("bert"), tmp_path)
+    config = json.loads((tmp_path / CONFIG_FILE).read_text())
+    (tmp_path / CONFIG_FILE).write_text(json.dumps(config | edit))
+    refused(tmp_path, rf"expected the pairs that {CONFIG_FILE} asks for in .*, found bert.*lora_A.weight too")
+
+
+def test_layers_that_peft_repeats_are_no_plain_lora(tmp_path):
+    settings = peft.LoraConfig(r=2, target_modules=["query"], layer_replication=[(0, 1), (0, 1), (1, 2)])
+    peft.get_peft_model(tiny("bert"), settings).save_pretrained(tmp_path)
+    refused(tmp_path, "expected plain LoRA in .*layer_replication")
+
+
 # Wrappers ---------------------------------------------------------------------------------------------------------
 
 

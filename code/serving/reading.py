@@ -114,6 +114,10 @@ def _pair(name: str, A: Tensor, B: Tensor, settings: Settings) -> Pair:
 
     def of_this(pattern: str, usual: str) -> Any:  # as PEFT: the first pattern that ends the name, else that of all
         patterns = settings.get(pattern) or {}
+        if odd := [key for key in patterns if not re.fullmatch(r"[\w.\\^$|]*([*+?][\w.\\^$|]*){,2}", key)]:
+            raise ValueError(
+                f"{odd[0]!r} in {pattern}: names with two repetitions at most, as more could take for ever"
+            )
         return next((patterns[key] for key in patterns if re.fullmatch(rf"(.*\.)?({key})", name)), settings[usual])
 
     k, alpha = of_this("rank_pattern", "r"), of_this("alpha_pattern", "lora_alpha")
