@@ -13,6 +13,8 @@ import torch
 from torch import Tensor, nn
 from transformers.models.llama.modeling_llama import apply_rotary_pos_emb
 
+from adapter_files import inside
+
 
 def _gpt2_keys_values(body: nn.Module, layer: nn.Module, x: Tensor) -> tuple[Tensor, Tensor]:
     _, key, value = layer.attn.c_attn(layer.ln_1(x)).chunk(3, dim=-1)
@@ -82,7 +84,7 @@ FAMILIES: dict[str, Family] = {  # by `config.model_type`
 
 def family_of(model: nn.Module) -> Family:
     """The model's architecture; ValueError if it is none of FAMILIES."""
-    if (kind := model.config.model_type) not in FAMILIES:
+    if (kind := getattr(getattr(inside(model), "config", None), "model_type", "no config")) not in FAMILIES:
         raise ValueError(f"expected a model of the kinds {', '.join(FAMILIES)}; found {type(model).__name__} ({kind})")
     return FAMILIES[kind]
 
@@ -98,9 +100,11 @@ def positions(model: nn.Module) -> int:
 
 
 def head_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
-    """The head's parameters by name, trained with every method and counted apart. Empty for a language model.
+    """The head's parameters by their names in the plain model, trained with every method and counted apart.
+
+    Empty for a language model.
 
     The paper does not count them (issue 16 of microsoft/LoRA).
     """
     prefixes = tuple(f"{module}." for module in family_of(model).head)
-    return {name: p for name, p in model.named_parameters() if name.startswith(prefixes)}
+    return {name: p for name, p in inside(model).named_parameters() if name.startswith(prefixes)}

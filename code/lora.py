@@ -19,9 +19,6 @@ The paper draws A from a Gaussian; the authors' DeBERTa has N(0, 0.02). This mod
 1 / sqrt(d_in), https://github.com/microsoft/LoRA/blob/c4593f060e6a368d7bb5af5273b8e42810cdef90/loralib/layers.py
 """
 
-from __future__ import annotations
-
-import math
 import re
 from dataclasses import dataclass
 
@@ -37,7 +34,7 @@ PROJECTIONS = {  # projection -> the names of its matrix in a layer of GPT-2, BE
     "mlp_in": ("mlp.c_fc", "intermediate.dense", "mlp.up_proj"),
     "mlp_out": ("mlp.c_proj", "output.dense", "mlp.down_proj"),
 }
-WRAPPER = r"\b(module|_orig_mod|_checkpoint_wrapped_module)(\.|$)"  # in the names of what torch wraps
+WRAPPER = r"\b(module|_orig_mod|_(checkpoint|fsdp)_wrapped_module)(\.|$)"  # in the names of what torch wraps
 
 
 @dataclass(frozen=True)
@@ -85,7 +82,7 @@ class LoRALinear(nn.Module):
         like = {"device": weight.device, "dtype": torch.promote_types(weight.dtype, torch.float32)}
         self.lora_A = nn.Parameter(torch.zeros(len(adapted) * r, d_in, **like))  # (8, 768)
         self.lora_B = nn.Parameter(torch.zeros(len(adapted) * n, r, **like))  # (1536, 4)
-        nn.init.kaiming_uniform_(self.lora_A, a=math.sqrt(5))  # the fan-in is d_in, so that std = 1 / sqrt(3 d_in)
+        nn.init.kaiming_uniform_(self.lora_A, a=5**0.5)  # the fan-in is d_in, so that std = 1 / sqrt(3 d_in)
         self.dropout = nn.Dropout(config.dropout) if config.dropout else nn.Identity()
         self.unmerged: Tensor | None = None  # W0 as it was, for as long as the update is merged into it
         self.apart = ""  # why the update has to stay beside W0, neither merged nor saved as plain LoRA, if it has
@@ -118,9 +115,9 @@ class LoRALinear(nn.Module):
 
     def wide_B(self) -> Tensor:
         """B^T (k r, d_out) of one pair over all of W0 that computes what the k pairs do; zero outside `blocks`."""
-        if self.part_size == len(self.weight):
+        if self.part_size == self.out_features:
             return self.lora_B.T
-        B = self.lora_B.new_zeros(len(self.lora_A), len(self.weight))  # (8, 2304)
+        B = self.lora_B.new_zeros(len(self.lora_A), self.out_features)  # (8, 2304)
         for (rows, columns), own in zip(self.blocks, self.lora_B.split(self.part_size), strict=True):
             B[columns, rows] = own.T
         return B
@@ -156,7 +153,7 @@ def add_lora(model: nn.Module, config: LoRAConfig) -> list[str]:
     """Give the target matrices their pairs, in place, and freeze all else; returns the names of the adapted modules.
 
     B is zero, so the model computes what it did before. A new classification head is frozen too: unfreeze it after.
-    Raises ValueError if a target is not in the model, a rank exceeds a matrix, or the model is not plain.
+    Raises ValueError if a target is not there or shares its weight, a rank exceeds a matrix, or the model is not plain.
     """
     require_plain(model)
     wanted = {n: module for n, module in model.named_modules() if set(projections(n)) & set(config.targets)}
@@ -164,6 +161,9 @@ def add_lora(model: nn.Module, config: LoRAConfig) -> list[str]:
         expected = "expected GPT-2, BERT, RoBERTa, DeBERTa-v2 or Llama (which alone has mlp_gate)"
         raise ValueError(f"found no {', '.join(sorted(missing))} in {type(model).__name__}; {expected}")
     layers = {name: LoRALinear(module, projections(name), config) for name, module in wanted.items()}
+    held = [id(parameter) for _, parameter in model.named_parameters(remove_duplicate=False)]
+    if shared := [name for name, layer in layers.items() if held.count(id(layer.base_layer.weight)) > 1]:
+        raise ValueError(f"expected matrices of their own, found {shared[0]}, whose weight another module has too")
     model.requires_grad_(False)
     for name, layer in layers.items():
         model.set_submodule(name, layer)

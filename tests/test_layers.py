@@ -16,7 +16,7 @@ from files import ROOT
 CODE = ROOT / "code"
 # From left to right; what stands between two bars does not import each other.
 HOUSE = (
-    "files lora batch_rows | adapter_files families | models experiments | methods | training | tasks | serving | "
+    "files lora batch_rows | adapter_files | families | models experiments | methods | training | tasks | serving | "
     "runs costs | analysis | publish | reproduce train benchmark demo make colab notebook_tools"
 )
 PLACE = {room: place for place, rooms in enumerate(HOUSE.split("|")) for room in rooms.split()}

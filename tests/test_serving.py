@@ -8,6 +8,7 @@ import json
 import random
 import threading
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import peft
@@ -548,3 +549,19 @@ def test_what_the_engines_cannot_serve_is_not_written(tmp_path, family, found):
     ):
         export_for_engines(tiny(family), tmp_path / "ours", tmp_path / "engines")
     assert not (tmp_path / "engines").exists()
+
+
+@pytest.mark.parametrize(
+    "wrap", [nn.DataParallel, partial(torch.compile, backend="eager")], ids=["parallel", "compiled"]
+)
+def test_a_bank_is_not_put_on_a_wrapper(wrap):
+    with pytest.raises(ValueError, match=r"expected the model itself, found it in a (DataParallel|OptimizedModule)"):
+        AdapterBank(wrap(tiny("bert")))
+
+
+def test_an_expression_that_could_take_for_ever_is_refused(tmp_path):
+    folder = save_peft(tmp_path / "hostile", tiny("bert"), r=2, target_modules=["query"])
+    config = json.loads((folder / "adapter_config.json").read_text())
+    (folder / "adapter_config.json").write_text(json.dumps(config | {"rank_pattern": {r"([\\w.]+)+!": 2}}))
+    with pytest.raises(ValueError, match="names with two repetitions at most"):
+        AdapterBank(tiny("bert")).add("hostile", folder)

@@ -16,6 +16,7 @@ from typing import Any
 
 from torch import nn
 
+from adapter_files import inside
 from experiments.settings import Settings
 from families import head_parameters
 from lora import (
@@ -159,13 +160,13 @@ def trains(settings: Settings) -> bool:
 
 
 def apply_method(model: nn.Module, settings: Settings) -> None:
-    """Change `model` in place; afterwards only what the method trains requires a gradient.
+    """Change `model`, also inside a wrapper, in place; afterwards only what the method trains requires a gradient.
 
     Every method trains the head as well, as the official code does (run_glue.py; issue 16 of
     microsoft/LoRA: "even though they were trained"). Raises ValueError for an unknown method, for a model that is
     not plain, and for settings that make no sense.
     """
-    chosen = method(settings.method)
+    chosen, model = method(settings.method), inside(model)
     require_plain(model)
     _check(settings, chosen)
     chosen.apply(model, settings)

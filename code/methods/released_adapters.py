@@ -26,7 +26,7 @@ from zipfile import ZipFile, is_zipfile
 import torch
 from torch import Tensor, nn
 
-from adapter_files import base_parameters, not_for_this_model
+from adapter_files import base_parameters, inside, not_for_this_model
 from families import family_of
 from files import download, find_file
 from lora import LoRAConfig, add_lora, lora_layers, projections, remove_lora
@@ -96,7 +96,7 @@ def load_released_adapter(model: nn.Module, file: str | Path, alpha: float, rank
     which are trainable like the head. DeBERTa's can be neither merged nor saved as plain LoRA: its query is adapted for
     words and not for positions. Raises ValueError, and leaves the model plain, if a name or a shape does not fit.
     """
-    state = read_state_dict(file)
+    state, model = read_state_dict(file), inside(model)
     ranks = {tensor.shape[-1] for name, tensor in state.items() if name.endswith(".lora_B")}
     if len(ranks) != 1 or rank not in (None, *ranks):
         raise ValueError(f"expected pairs of rank {rank or 'r, the same for all'}, found {sorted(ranks)} in {file}")

@@ -35,7 +35,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from adapter_files import base_fingerprint
+from adapter_files import base_fingerprint, inside
 from batch_rows import Rows, bound, rows_of
 from families import family_of, head_parameters
 from lora import require_plain
@@ -48,8 +48,12 @@ class AdapterBank:
     """Adapters by name, beside one base model and never in it."""
 
     def __init__(self, model: nn.Module):
-        """ValueError if the model is not plain, is of no known family, or has a bank already."""
+        """ValueError if the model is not plain, is in a wrapper, is of no known family, or has a bank already."""
         require_plain(model)
+        if inside(model) is not model:
+            raise ValueError(
+                f"expected the model itself, found it in a {type(model).__name__}: wrap none around a bank"
+            )
         shared = family_of(model).projects_positions
         if model in _with_a_bank:
             raise ValueError("expected a model without a bank, found one that has one; detach() that first")
