@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import pickle
 
 import pytest
 import torch
@@ -219,3 +220,9 @@ def test_stacked_pairs_stay_in_float32_too_and_learn_the_same(method):
     ours, theirs = loss_and_gradients_of_pairs(True), loss_and_gradients_of_pairs(False)
     assert any(".lora_B" in name for name in ours)
     assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
+
+
+def test_a_model_in_bfloat16_can_be_pickled():
+    model, chosen = converted(family="llama")
+    again = pickle.loads(pickle.dumps(model))
+    assert torch.equal(in_bfloat16(again, chosen), in_bfloat16(model, chosen))

@@ -15,6 +15,7 @@ from tiny_models import LANGUAGE_MODELS, POSITIONS, PREFIXES, TOKENS, WORDS, ada
 from training.batches import IGNORED, pad_right
 
 TOLERANCE = {"gpt2": 1e-12, "llama": 1e-5}  # Llama's RMSNorm computes in float32, whatever it is given
+BESIDE_BFLOAT16 = [("preembed", "gpt2"), ("preembed", "llama"), ("prelayer", "llama"), ("prelayer", "bert")]
 EVERY_PREFIX = pytest.mark.parametrize(("method", "family"), [(m, f) for m in PREFIXES for f in LANGUAGE_MODELS])
 
 
@@ -201,3 +202,17 @@ def test_an_encoder_attends_to_the_activations_of_every_layer(family, mask):
     assert torch.allclose(ours.grad, theirs.grad, atol=1e-9)
     assert ours.grad.abs().amax(dim=(-2, -1)).min() > 1e-4  # of every layer's activations
     assert positions(model) == positions(plain)
+
+
+@pytest.mark.parametrize(("method", "family"), BESIDE_BFLOAT16)
+def test_a_prefix_beside_a_bfloat16_base_is_float32_and_all_of_it_moves_in_small_steps(method, family):
+    model = tiny(family).bfloat16()
+    add_prefix(model, PREFIXES[method], 4)
+    before = prefix_of(model).detach().clone()
+    optimizer = torch.optim.AdamW([prefix_of(model)], lr=2e-5)
+    for _ in range(20):
+        labels = TOKENS if family in LANGUAGE_MODELS else torch.tensor([0, 1])
+        model(TOKENS, labels=labels).loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    assert before.dtype == torch.float32 and (prefix_of(model) != before).float().mean() > 0.9

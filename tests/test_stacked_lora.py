@@ -201,3 +201,14 @@ def test_more_than_ten_pairs_keep_their_order_in_a_checkpoint():
     resize(other, dict(model.named_parameters()))
     layer, target = adapted_projections(other)["0.query"]
     assert [len(A) for A, _ in layer.pairs(target)] == [1] * 10 + [2, 3]
+
+
+@pytest.mark.parametrize("build", [gpt2, bert])
+def test_a_layer_shows_the_size_and_the_numbers_of_its_base(build):
+    layer = next(iter(stacked_layers(stacked(build)).values()))
+    base = layer.base_layer
+    weight = base.weight if isinstance(base, nn.Linear) else base.weight.T
+    assert (layer.out_features, layer.in_features) == tuple(layer.weight.shape) == tuple(weight.shape)
+    assert layer.bias is base.bias
+    if not isinstance(base, nn.Linear):
+        assert (layer.nx, layer.nf) == (base.nx, base.nf)

@@ -46,11 +46,11 @@ class PreEmbed(nn.Module):
     def __init__(self, body: nn.Module, tokens: int):
         super().__init__()
         words = body.get_input_embeddings().weight.detach()
-        self.embeddings = nn.Parameter(words[torch.randint(len(words), (tokens,), device=words.device)])
+        self.embeddings = _trained(words[torch.randint(len(words), (tokens,), device=words.device)])
 
     def layer_inputs(self, body: nn.Module) -> Sequence[Tensor]:
         """The input of each layer at the prefix's positions, (1, tokens, d); it does not depend on the text."""
-        x = self.embeddings[None]
+        x = self.embeddings[None].to(body.get_input_embeddings().weight.dtype)
         unseen = torch.full((1, 1, x.shape[1], x.shape[1]), torch.finfo(x.dtype).min, dtype=x.dtype, device=x.device)
         inputs: list[Tensor] = []
         # By hooks that go again: those by which transformers gives hidden states stay, and cannot be pickled.
@@ -69,10 +69,15 @@ class PreLayer(nn.Module):
 
     def __init__(self, body: nn.Module, tokens: int):
         super().__init__()
-        self.activations = nn.Parameter(torch.cat(list(PreEmbed(body, tokens).layer_inputs(body))).detach())
+        self.activations = _trained(torch.cat(list(PreEmbed(body, tokens).layer_inputs(body))).detach())
 
     def layer_inputs(self, body: nn.Module) -> Iterator[Tensor]:
-        yield from self.activations[:, None]
+        yield from self.activations[:, None].to(body.get_input_embeddings().weight.dtype)
+
+
+def _trained(start: Tensor) -> nn.Parameter:
+    """In float32 beside a bfloat16 base too, where small steps would round to nothing."""
+    return nn.Parameter(start.to(torch.promote_types(start.dtype, torch.float32)))
 
 
 def add_prefix(model: nn.Module, kind: type[PreEmbed] | type[PreLayer], tokens: int | None) -> None:

@@ -37,13 +37,16 @@ class StackedLoRALinear(nn.Module):
         super().__init__()
         self.base_layer, self.config, self.scaling = base_layer, config, config.alpha / config.rank
         self.places = {part: i for i, part in enumerate(parts) if part in config.targets}  # {"query": 0, "value": 2}
-        weight = base_layer.weight if isinstance(base_layer, nn.Linear) else base_layer.weight.T  # (d_out, d_in)
-        self.part_size, self.d_in = len(weight) // len(parts), weight.shape[1]
-        self.highest_rank = min(self.part_size, self.d_in)  # of a projection's pairs together
+        self.transposed = not isinstance(base_layer, nn.Linear)
+        self.out_features, self.in_features = self.weight.shape
+        self.part_size = self.out_features // len(parts)
+        self.highest_rank = min(self.part_size, self.in_features)  # of a projection's pairs together
         self.lora_A = nn.ModuleDict({target: nn.ParameterList() for target in self.places})
         self.lora_B = nn.ModuleDict({target: nn.ParameterList() for target in self.places})
         self.dropout = nn.Dropout(config.dropout) if config.dropout else nn.Identity()
         self.train(base_layer.training)
+
+    weight, bias, nx, nf = LoRALinear.weight, LoRALinear.bias, LoRALinear.nx, LoRALinear.nf  # of the base layer
 
     def pairs(self, target: str) -> list[Pair]:
         return list(zip(self.lora_A[target], self.lora_B[target], strict=True))
@@ -56,7 +59,7 @@ class StackedLoRALinear(nn.Module):
         """A new pair: A drawn as in loralib, B zero."""
         weight = self.base_layer.weight
         new = partial(weight.new_zeros, dtype=torch.promote_types(weight.dtype, torch.float32))
-        A, B = nn.Parameter(new(rank, self.d_in)), nn.Parameter(new(self.part_size, rank))
+        A, B = nn.Parameter(new(rank, self.in_features)), nn.Parameter(new(self.part_size, rank))
         nn.init.kaiming_uniform_(A, a=math.sqrt(5))
         return A, B
 

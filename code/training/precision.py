@@ -59,7 +59,7 @@ def keep_frozen_in_bfloat16(model: nn.Module) -> None:
             layer.get_submodule(name).register_forward_hook(_as_bfloat16)
     if family_of(model).rotation:
         rotation = model.base_model.get_submodule(family_of(model).rotation)
-        rotation.register_forward_hook(lambda module, inputs, parts: tuple(part.bfloat16() for part in parts))
+        rotation.register_forward_hook(_parts_as_bfloat16)
     embeddings = model.get_input_embeddings()
     if embeddings.weight.dtype == torch.bfloat16:
         embeddings.register_forward_hook(_as_float32)
@@ -67,6 +67,10 @@ def keep_frozen_in_bfloat16(model: nn.Module) -> None:
 
 def _as_bfloat16(module: nn.Module, inputs: tuple, output: Tensor) -> Tensor:
     return output.bfloat16()
+
+
+def _parts_as_bfloat16(module: nn.Module, inputs: tuple, outputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+    return tuple(output.bfloat16() for output in outputs)
 
 
 def _as_float32(module: nn.Module, inputs: tuple, output: Tensor) -> Tensor:
