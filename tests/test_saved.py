@@ -10,9 +10,10 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import nn
 
+from adapter_files import WEIGHTS_FILE
 from experiments.settings import Job
 from lora import merge_lora
-from methods.saved import TRAINED_FILE, load_trained, save_trained
+from methods.saved import TRAINED_FILE, load_adapter, load_trained, save_adapter, save_trained
 from runs import execute
 from tiny_models import INSIDE, SOME_CASES, adapted, expected_names, logits, settings, step, tiny
 
@@ -183,3 +184,21 @@ def test_a_run_keeps_what_its_method_learnt_and_no_whole_model(tmp_path, monkeyp
     found = {path.name for path in (tmp_path / "kept").glob("*.safetensors")}
     assert found == ({file} if file else set())
     assert measured["parameters"]["trainable"] > 0
+
+
+@pytest.mark.parametrize("methods", [("bitfit", "lora"), ("lora", "bitfit")], ids=str)
+def test_of_two_methods_saved_into_one_folder_the_later_is_there(tmp_path, methods):
+    pair = {"lora": {"rank": 2, "alpha": 4.0, "targets": ("query",)}, "bitfit": {}}
+    for method in methods:
+        model = step(adapted(method, "bert", **pair[method]), 2)
+        save_adapter(model, settings(method, "bert", **pair[method]), tmp_path)
+    loaded = tiny("bert")
+    load_adapter(loaded, tmp_path)
+    assert torch.equal(logits(loaded), logits(model))
+
+
+def test_a_folder_with_two_adapters_is_refused(tmp_path):
+    for name in (TRAINED_FILE, WEIGHTS_FILE):
+        (tmp_path / name).touch()
+    with pytest.raises(ValueError, match=r"expected one adapter in .*: delete one of them"):
+        load_adapter(tiny("bert"), tmp_path)

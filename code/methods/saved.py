@@ -15,6 +15,8 @@ import torch
 from torch import nn
 
 from adapter_files import (
+    CONFIG_FILE,
+    WEIGHTS_FILE,
     base_fingerprint,
     checksum,
     inside,
@@ -41,12 +43,20 @@ def save_adapter(model: nn.Module, settings: Settings, folder: Path) -> None:
     """
     if method(settings.method).pairs and not (settings.packed_pair or settings.frozen_positions):
         save_lora(model, folder)
+        others = [TRAINED_FILE]
     else:
         save_trained(model, settings, folder)
+        others = [WEIGHTS_FILE, CONFIG_FILE]
+    for other in others:  # of an earlier run
+        (folder / other).unlink(missing_ok=True)
 
 
 def load_adapter(model: nn.Module, folder: Path) -> None:
     """Put what `save_adapter` wrote on the plain base model; raises ValueError if the folder is not for it."""
+    if (folder / TRAINED_FILE).exists() and (folder / WEIGHTS_FILE).exists():
+        raise ValueError(
+            f"expected one adapter in {folder}, found {TRAINED_FILE} and {WEIGHTS_FILE}: delete one of them"
+        )
     load = load_trained if (folder / TRAINED_FILE).exists() else load_lora
     load(model, folder)
 
