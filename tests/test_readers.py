@@ -24,9 +24,9 @@ READERS = {  # module: call -> how often it stands there; each is of a library t
     "models.py: AutoTokenizer.from_pretrained": 1,
     "models.py: getattr(transformers, FAMILIES[entry.family].model).from_pretrained": 1,
     "tasks/glue/data.py: pd.read_parquet": 1,
-    "training/pretrain_gpt2_mini.py: ByteLevelBPETokenizer": 2,
+    "training/pretrain_corpus.py: ByteLevelBPETokenizer": 2,
+    "training/pretrain_corpus.py: np.load": 1,
     "training/pretrain_gpt2_mini.py: load_file": 1,
-    "training/pretrain_gpt2_mini.py: np.load": 1,
     "training/pretrain_gpt2_mini.py: torch.load": 1,
     "training/trainer.py: load_file": 1,
     "training/trainer.py: trainer.train": 1,  # resume_from_checkpoint: optimizer, schedule and random states

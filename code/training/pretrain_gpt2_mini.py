@@ -7,35 +7,30 @@ writes the weights, the byte-level BPE and the measurements to `data/models/gpt2
 
     python code/make.py base-model --corpus FOLDER [--steps 8000]
 
-It continues from its last checkpoint when run again. One document in a hundred is held out;
-on these the card's perplexities are measured, the model's and a 5-gram model's.
+The same command continues from its last checkpoint; another corpus, number of steps or start has a checkpoint of
+its own. One document in a hundred is held out; on these the card's perplexities are measured, the model's and a
+5-gram model's.
 """
 
 from __future__ import annotations
 
-import gzip
-import hashlib
 import json
 import os
 import shutil
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from safetensors.torch import load_file, save_file
-from tokenizers import ByteLevelBPETokenizer
 from transformers import GPT2Config, GPT2LMHeadModel
 
 from files import CHECKPOINTS, write_atomically
 from training import ngram_baseline
 from training.machine import has_fast_bfloat16
+from training.pretrain_corpus import END, VOCABULARY, corpus_identity, prepare, read_tokenizer, reading
 
-END = "<|endoftext|>"
-VOCABULARY = 8192
 BLOCK = 256  # tokens a training sequence; also the model's positions
 BATCH = 16
 LEARNING_RATE = 3e-3
@@ -43,73 +38,6 @@ WARMUP_STEPS = 100
 DECAY_FRACTION = 0.5  # constant, then linear to zero over this last part of the steps
 CHECKPOINT_EVERY = 100
 PROMPTS = ("The restaurant", "In the city of", "She looked at him and", "I would like to book", "The company")
-
-
-def documents(corpus: Path) -> Iterator[str]:
-    """Each document of every `*.txt` and `*.txt.gz` of the folder; blank lines separate them."""
-    files = sorted([*corpus.glob("*.txt"), *corpus.glob("*.txt.gz")])
-    if not files:
-        raise FileNotFoundError(f"no *.txt or *.txt.gz in {corpus}; give --corpus a folder of text files")
-    for file in files:
-        opener = gzip.open if file.suffix == ".gz" else open
-        with opener(file, "rt", encoding="utf-8") as handle:
-            lines: list[str] = []
-            for line in handle:
-                if line.strip():
-                    lines.append(line.rstrip("\n"))
-                elif lines:
-                    yield "\n".join(lines)
-                    lines = []
-            if lines:
-                yield "\n".join(lines)
-
-
-def is_held_out(document: str) -> bool:
-    return int(hashlib.sha256(document.encode()).hexdigest(), 16) % 100 == 0
-
-
-def prepare(corpus: Path, work: Path, earlier: Path | None) -> tuple[np.ndarray, np.ndarray]:
-    """Train the BPE on the training documents (or take an earlier one) and encode both splits; cached in `work`."""
-    if not (work / "held_out.npy").exists():
-        if earlier:
-            tokenizer = _read_tokenizer(earlier)
-        else:
-            tokenizer = ByteLevelBPETokenizer()
-            training = (document for document in documents(corpus) if not is_held_out(document))
-            tokenizer.train_from_iterator(training, vocab_size=VOCABULARY, special_tokens=[END])
-        tokenizer.save_model(str(work))
-        end = tokenizer.token_to_id(END)
-        parts: dict[str, list[int]] = {"train": [], "held_out": []}
-        for document in documents(corpus):
-            parts["held_out" if is_held_out(document) else "train"] += [*tokenizer.encode(document).ids, end]
-        for name, ids in parts.items():
-            np.save(work / f"{name}.npy", np.array(ids, dtype=np.uint16))
-    return _tokens(work / "train.npy"), _tokens(work / "held_out.npy")
-
-
-@contextmanager
-def _reading(path: Path) -> Iterator[None]:
-    """Raise ValueError, with the path, for a damaged file: its reader raises errors of many kinds."""
-    try:
-        yield
-    except Exception as error:
-        found = f"{type(error).__name__}: {str(error)[:80]}"
-        raise ValueError(
-            f"expected numbers or a tokenizer in {path}, found {found}; delete it to start anew"
-        ) from error
-
-
-def _read_tokenizer(folder: Path) -> ByteLevelBPETokenizer:
-    with _reading(folder):
-        return ByteLevelBPETokenizer(str(folder / "vocab.json"), str(folder / "merges.txt"))
-
-
-def _tokens(path: Path) -> np.ndarray:
-    with _reading(path), path.open("rb") as file:
-        tokens = np.load(file, allow_pickle=False)
-        if not isinstance(tokens, np.ndarray) or tokens.dtype != np.uint16:
-            raise TypeError(f"a {type(tokens).__name__}")
-    return tokens
 
 
 def new_model(end: int) -> GPT2LMHeadModel:
@@ -171,7 +99,7 @@ def train(model: GPT2LMHeadModel, tokens: np.ndarray, steps: int, work: Path) ->
     checkpoint = work / "checkpoint.pt"
     first, seconds = 0, 0.0
     if checkpoint.exists():
-        with _reading(checkpoint):
+        with reading(checkpoint):
             state = torch.load(checkpoint, weights_only=True)
             model.load_state_dict(state["model"])
             for optim, saved in zip(optims, state["optimizers"], strict=True):
@@ -232,14 +160,14 @@ def save(model: GPT2LMHeadModel, work: Path, folder: Path) -> None:
 
 
 def load_weights(model: GPT2LMHeadModel, folder: Path) -> None:
-    with _reading(folder / "model.safetensors"):
+    with reading(folder / "model.safetensors"):
         weights = load_file(folder / "model.safetensors")
     model.load_state_dict({name: value.float() for name, value in weights.items()}, strict=False)
 
 
 def generations(model: GPT2LMHeadModel, work: Path) -> list[str]:
     """One continuation of each prompt, nucleus sampling with a fixed seed."""
-    tokenizer = _read_tokenizer(work)
+    tokenizer = read_tokenizer(work)
     torch.manual_seed(0)
     texts = []
     for prompt in PROMPTS:
@@ -255,14 +183,20 @@ def pretrain(corpus: Path, steps: int, output: Path, start_from: Path | None = N
     """Train the model on the text files of `corpus`, write it to `output`, and return the measurements.
 
     `steps` are batches of BATCH sequences of BLOCK tokens; `start_from` is the folder of an earlier model, if its
-    checkpoint is gone. Raises FileNotFoundError for a corpus without text files, ValueError for fewer than two steps.
+    checkpoint is gone. Raises FileNotFoundError for a corpus without text files, ValueError for fewer than two steps
+    and for a corpus without a batch to train on or a sequence to hold out.
     """
     if steps < 2:
         raise ValueError(f"expected 2 steps or more, of which the learning rate decays in the last half, found {steps}")
-    work = CHECKPOINTS / "pretrain-gpt2-mini"
+    work = CHECKPOINTS / f"pretrain-gpt2-mini--{corpus_identity(corpus, steps, start_from)}"
     work.mkdir(parents=True, exist_ok=True)
     tokens, held_out = prepare(corpus, work, start_from)
     print(f"{len(tokens):,} training tokens, {len(held_out):,} held out")
+    if len(tokens) < BATCH * BLOCK or len(held_out) < BLOCK:
+        raise ValueError(
+            f"expected {BATCH * BLOCK:,} training tokens, a batch, and {BLOCK} held-out ones, found {len(tokens):,} "
+            f"and {len(held_out):,}: give a larger corpus, in documents with a blank line between them"
+        )
     torch.manual_seed(0)
     model = new_model(end=0)
     if start_from:

@@ -39,7 +39,7 @@ from tasks.glue.data import load_glue
 from test_released_adapters import loralib_gpt2
 from test_training import best_of, checkpoints, cut  # noqa: F401, a fixture
 from tiny_models import adapted, settings, step, tiny
-from training import pretrain_gpt2_mini
+from training import pretrain_corpus, pretrain_gpt2_mini
 
 DECLARED = (ValueError, OSError)
 GPT2_MINI = models.MODELS / "gpt2-mini"
@@ -227,7 +227,7 @@ def pre_training(folder: Path, file: str) -> Place:
             pretrain_gpt2_mini.load_weights(model, folder)
         if file in ("vocab.json", "merges.txt"):
             pretrain_gpt2_mini.generations(model, folder)
-        tokens, _ = pretrain_gpt2_mini.prepare(folder, folder, None)
+        tokens, _ = pretrain_corpus.prepare(folder, folder, None)
         if file == "checkpoint.pt":
             pretrain_gpt2_mini.train(model, tokens, 2, folder)
 
@@ -266,7 +266,7 @@ PLACES: dict[Callable[[Path, str], Place], tuple[tuple[str, ...], tuple[str, ...
     e2e_file: (("testset_w_refs.csv",), ()),
     result: (("record", "note", "predictions", "newer scores"), ()),
     pre_training: (("train.npy", "held_out.npy", "checkpoint.pt", "model.safetensors", "vocab.json", "merges.txt"),
-                   ("training/pretrain_gpt2_mini.py",)),
+                   ("training/pretrain_corpus.py", "training/pretrain_gpt2_mini.py")),
     card: (("pretraining.json", "corpus.csv"), ()),
 }  # fmt: skip
 NOT_READ = {  # files that other libraries would look for, and that may lie there
