@@ -37,7 +37,7 @@ MEGABYTE = 10**6
 
 def results_are_own() -> bool:
     """Whether the results are the project's own, which its README and documents tell of."""
-    return RESULTS.is_relative_to(ROOT)
+    return RESULTS.resolve().is_relative_to(ROOT)
 
 
 def show_any_text() -> None:
@@ -84,8 +84,8 @@ def digest(content: Any) -> str:
 
 def write_json(path: Path, content: dict[str, Any], new: bool = False) -> None:
     """Write the object and, as its last entry, its `digest`; whole, as `write_atomically` does."""
-    text = json.dumps(content | {"digest": digest(content)}, indent=1, ensure_ascii=False)
-    write_atomically(path, text + "\n", new)
+    text = json.dumps(content | {"digest": digest(content)}, indent=1, ensure_ascii=False) + "\n"
+    write_atomically(path, text.encode(errors="backslashreplace"), new)  # a path's \udcff, which no UTF-8 has
 
 
 def read_json(path: Path) -> dict[str, Any]:

@@ -209,7 +209,7 @@ def main() -> None:
     except RunTaken as taken:
         print(f"error: {taken}", file=sys.stderr)
         sys.exit(TAKEN)
-    except (ValueError, OSError, FloatingPointError) as error:
+    except (ValueError, OSError, FloatingPointError, ImportError) as error:
         sys.exit(f"error: {error}")
 
 

@@ -30,7 +30,7 @@ from analysis.quantities import remarks, shown_scores
 from experiments.catalogue import EXPERIMENTS
 from experiments.settings import SCALES, Job, Settings
 from files import read_json, remove_leftovers, show_any_text, write_atomically, write_json
-from runs.run import AGAIN, RunTaken, lock
+from runs.run import AGAIN, RunTaken, lock, run_identity
 from tasks.catalogue import TASKS
 
 SCALE = "free"
@@ -53,7 +53,7 @@ def defaults(task: str, method: str, model: str | None = None) -> tuple[str, Set
     """Name and settings of the row of Table 2 or 3 that a run without further flags follows, at the largest scale.
 
     Where no row has the model, the smallest model's row counts. Where none has the method, LoRA's row counts; where
-    none has the task, another task's.
+    none has the task, another task's. The released adapters have rows of their own, with their scale.
     """
     from models import BASES
 
@@ -61,7 +61,8 @@ def defaults(task: str, method: str, model: str | None = None) -> tuple[str, Set
     rows = [
         e
         for e in EXPERIMENTS.values()
-        if (e.table, e.variant, e.settings.method) == (table, "paper", method)
+        if e.table in (table, method)
+        and (e.variant, e.settings.method) == ("paper", method)
         and (method != "lora" or e.row == lora_row)
     ]
     if rows := [e for e in rows if e.settings.task == task] or (rows if method == "lora" else []):
@@ -92,6 +93,8 @@ def free_settings(arguments: argparse.Namespace) -> tuple[str, Settings]:
             )
         lora_only = {*METHODS["lora"].settings} - {*METHODS[arguments.method].settings}
         settings = replace(settings, **{key: DEFAULTS[key] for key in lora_only})
+    if {"warmup_steps", "warmup_ratio"} <= given.keys():
+        raise ValueError("--warmup_steps and --warmup_ratio each say how long the warm-up is: leave one of them out")
     if "warmup_ratio" in given:
         given["warmup_steps"] = 0  # any number of steps would come before the ratio
     return name, replace(settings, **given)
@@ -104,7 +107,8 @@ def train(job: Job, folder: Path) -> dict[str, Any]:
     """
     import pandas as pd
 
-    from runs.execute import begin, data_fingerprint, measure, other_data, unfinished
+    from runs.execute import begin, measure, unfinished
+    from runs.identity import data_fingerprint, other_data
 
     path, settings = folder / "record.json", job.settings
     row = f"lora-r{settings.rank}" if settings.method == "lora" else settings.method
@@ -124,6 +128,7 @@ def train(job: Job, folder: Path) -> dict[str, Any]:
     if finished:
         print(f"{folder} holds this run, finished; nothing to do")
         return earlier
+    job = replace(job, folder=job.folder / run_identity(settings, job.seed, record["data_fingerprint"]))
     write_json(path, record | {"status": "interrupted"})  # its status if the process is killed
     try:
         measured, predictions = measure(job, folder / "adapter")
@@ -134,14 +139,18 @@ def train(job: Job, folder: Path) -> dict[str, Any]:
     lines = [json.dumps(prediction, ensure_ascii=False) + "\n" for prediction in predictions]
     write_atomically(folder / "predictions.jsonl", "".join(lines))
     record |= measured | {"predictions": "predictions.jsonl"}
-    write_atomically(folder / "metrics.csv", pd.DataFrame(metrics(record)).to_csv(index=False, lineterminator="\n"))
+    if rows := metrics(record):
+        write_atomically(folder / "metrics.csv", pd.DataFrame(rows).to_csv(index=False, lineterminator="\n"))
     write_json(path, record)
-    shutil.rmtree(job.folder, ignore_errors=True)
+    shutil.rmtree(job.folder.parent, ignore_errors=True)
     return record
 
 
 def metrics(record: dict[str, Any]) -> list[dict[str, Any]]:
-    """A row an epoch: training loss, validation loss and, for GLUE, the task's metrics on the reported split."""
+    """A row an epoch: training loss, validation loss and, for GLUE, the task's metrics on the reported split.
+
+    There is none where nothing was trained.
+    """
     from runs.glue import HELD_OUT, mean_training_loss
 
     if "epochs" in record:
@@ -151,9 +160,10 @@ def metrics(record: dict[str, Any]) -> list[dict[str, Any]]:
             | {metric: row[split][metric] for metric in TASKS[record["settings"]["task"]].metrics}
             for row in record["epochs"]
         ]
-    validated = [entry["eval_loss"] for entry in record["history"] if "eval_loss" in entry]
+    history = record.get("history", [])
+    validated = [entry["eval_loss"] for entry in history if "eval_loss" in entry]
     return [
-        {"epoch": epoch, "training_loss": mean_training_loss(record["history"], epoch), "validation_loss": loss}
+        {"epoch": epoch, "training_loss": mean_training_loss(history, epoch), "validation_loss": loss}
         for epoch, loss in enumerate(validated, start=1)
     ]
 
@@ -234,7 +244,10 @@ def _run(arguments: argparse.Namespace) -> None:
     method(arguments.method)  # ValueError with the list for an unknown one
     name, settings = free_settings(arguments)
     from costs.estimate import estimate
+    from training.int8 import require_torchao
 
+    if settings.int8_base:
+        require_torchao()
     job = Job(settings, arguments.seed, arguments.output_dir / "checkpoints", arguments.data_dir)
     cost = estimate(settings, SCALE)  # before anything is written: a model that does not fit the task ends here
     print(f"as {name}, where no flag says otherwise:\n{cost.described(settings)}", flush=True)
@@ -255,7 +268,7 @@ def main() -> None:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except KeyboardInterrupt as stop:
         sys.exit(f"\nstopped: {stop or AGAIN}")
-    except (ValueError, OSError, FloatingPointError, RunTaken) as error:
+    except (ValueError, OSError, FloatingPointError, ImportError, RunTaken) as error:
         sys.exit(f"error: {error}")
 
 

@@ -22,10 +22,10 @@ from methods import saved
 from methods.catalogue import apply_method
 from methods.saved import save_trained
 from models import BASES, MINILM_PACKAGE, load_model, load_tokenizer
-from runs import execute, records
+from runs import execute, identity, records
 from runs import glue as glue_run
 from runs.glue import HELD_OUT, mean_training_loss
-from runs.run import Run
+from runs.run import ORIGIN_FILE, Run, run_identity
 from tasks.catalogue import TASKS
 from tasks.glue import data as glue_data
 from tasks.glue import metrics as glue_metrics
@@ -421,7 +421,7 @@ def test_the_experiment_that_a_run_starts_from_is_run_first_once_for_all_seeds(r
         return {}, []
 
     monkeypatch.setattr(execute, "measure", measure)
-    monkeypatch.setattr(execute, "data_fingerprint", lambda job: {})
+    monkeypatch.setattr(identity, "data_fingerprint", lambda job: {})
     name, first = f"table2/roberta-base/mrpc/{row}", f"table2/roberta-base/mnli/{row.removesuffix('-from-mnli')}"
     start, said = Run(find(first), 0), []
     for seed in (3, 4):
@@ -455,7 +455,7 @@ def data(tmp_path, monkeypatch):
         return {"data_fingerprint": dict(now)}, []
 
     monkeypatch.setattr(execute, "measure", measure)
-    monkeypatch.setattr(execute, "data_fingerprint", lambda job: dict(now))
+    monkeypatch.setattr(identity, "data_fingerprint", lambda job: dict(now))
     return now, trained
 
 
@@ -472,7 +472,7 @@ def test_a_stopped_run_continues_on_its_own_data_only(data):
     assert trained[0] == trained[2] != trained[1]
 
 
-def test_a_record_does_not_answer_for_other_data_and_no_run_starts_from_it(data):
+def test_a_record_does_not_answer_for_other_data_and_no_run_starts_from_it(data, monkeypatch):
     now, trained = data
     trained.append("none is interrupted")
     start, run = Run(find("table2/roberta-base/mnli/lora-r8"), 0), Run(find("table2/roberta-base/mrpc/lora-r8"), 3)
@@ -480,13 +480,32 @@ def test_a_record_does_not_answer_for_other_data_and_no_run_starts_from_it(data)
     before, number = start.record.read_bytes(), len(trained)
     now["train"] = "second"
     for asked, for_adapter in ((start, False), (start, True), (run, False)):
-        with pytest.raises(ValueError, match=rf"{start}: recorded with other data \(train first, not second\)"):
+        with pytest.raises(ValueError, match=rf"{start}.* recorded with other data \(train first, not second\)"):
             execute.do(asked, for_adapter=for_adapter)
     assert (start.record.read_bytes(), len(trained)) == (before, number)
     now["train"] = "first"
     said = []
     execute.do(start, said.append)
     assert said == [f"{start}: recorded already"]
+    execute.do(run)
+    others = {"mnli": {"train": "second", "validation": "same"}}  # of a recorded run, its start's data count too
+    monkeypatch.setattr(identity, "data_fingerprint", lambda job: others.get(job.settings.task, now))
+    with pytest.raises(ValueError, match=rf"it starts from {start}, which is recorded with other data"):
+        execute.do(run)
+
+
+def test_no_run_starts_from_an_adapter_of_another_seed_or_other_data(data):
+    now, trained = data
+    trained.append("none is interrupted")
+    start, run = Run(find("table2/roberta-base/mnli/lora-r8"), 0), Run(find("table2/roberta-base/mrpc/lora-r8"), 3)
+    execute.do(start)
+    origin = start.adapter / ORIGIN_FILE
+    for other in (Run(start.experiment, 1), replace(start)):
+        identity_of_other = run_identity(start.experiment.settings, other.seed, {"train": "other"})
+        origin.write_text(f"{other.record.stem}--{identity_of_other}")
+        with pytest.raises(ValueError, match=rf"expected in {start.adapter} what {start} learnt, .*delete that folder"):
+            execute.do(run)
+    origin.write_text(f"{start.record.stem}--{run_identity(start.experiment.settings, 0, now)}")
     execute.do(run)
 
 

@@ -14,7 +14,7 @@ from analysis import comparisons
 from experiments.catalogue import EXPERIMENTS, find
 from experiments.settings import Job
 from runs import e2e as e2e_run
-from runs.execute import other_data
+from runs.identity import other_data
 from synthetic_summary import line
 from tasks.catalogue import TASKS
 from tasks.e2e import official_text

@@ -89,6 +89,19 @@ def test_an_empty_variable_names_no_folder(monkeypatch, tmp_path, variable, name
         assert runpy.run_path(files.__file__)[name] == expected
 
 
+def test_results_are_the_projects_own_wherever_a_path_leads(monkeypatch, tmp_path):
+    monkeypatch.chdir(files.ROOT)
+    (tmp_path / "link").symlink_to(files.ROOT / "results")
+    for value, own in (("", True), ("../elsewhere/results", False), (tmp_path / "link", True), (tmp_path, False)):
+        monkeypatch.setenv("LORA_RESULTS_DIR", str(value))
+        assert runpy.run_path(files.__file__)["results_are_own"]() is own
+
+
+def test_a_path_that_no_unicode_can_write_is_noted_as_it_is(results):
+    note = RECORD | {"status": "failed", "error": "no folder /tmp/\udcff"}
+    assert files.read_json(records.write_unfinished(note))["error"] == note["error"]
+
+
 def test_a_write_that_fails_leaves_nothing_behind(results, monkeypatch):
     def broken(*_):
         raise OSError("disk full")

@@ -24,7 +24,7 @@ import files
 import reproduce
 from experiments import catalogue
 from experiments.settings import Experiment, Settings
-from runs import execute, records, workers
+from runs import execute, identity, records, workers
 from runs.run import Run, RunTaken, run_lock
 from runs.sweep import Sweep, in_order, minutes_left
 from runs.workers import INTERRUPTED, InProcess, Processes, RayCluster
@@ -181,7 +181,7 @@ def test_a_record_that_does_not_count_keeps_its_place_and_its_run_is_open_but_no
 
 def test_what_is_recorded_on_other_data_is_named_as_not_finished_and_is_no_result(place, monkeypatch):
     now, asked = {"train": "new"}, []
-    monkeypatch.setattr(execute, "data_fingerprint", lambda job: asked.append(job.settings.rank) or now)
+    monkeypatch.setattr(identity, "data_fingerprint", lambda job: asked.append(job.settings.rank) or now)
     for run in place.runs("a", seeds=(0, 1, 2)):
         records.write_record(place.record(run) | {"data_fingerprint": now})
     old, _ = place.runs("b", seeds=(0, 1))
@@ -202,7 +202,7 @@ def test_data_that_cannot_be_compared_with_a_records_do_not_end_the_sweep(place,
     def unreadable(job):
         raise ValueError("train.parquet cannot be read")
 
-    monkeypatch.setattr(execute, "data_fingerprint", unreadable)
+    monkeypatch.setattr(identity, "data_fingerprint", unreadable)
     records.write_record(place.record(place.runs("a")[0]) | {"data_fingerprint": {"train": "old"}})
     sweep = place.sweep("ab", Processes(1))
     sweep.run()
@@ -642,3 +642,27 @@ def test_real_runs_are_trained_and_recorded_by_two_workers(tmp_path, monkeypatch
     assert f"dev_loss  1  {first['dev_loss']:.4f}" in capsys.readouterr().out
     left = sorted(path.suffix for path in (tmp_path / "checkpoints" / "quick").iterdir())
     assert left == [".holder", ".holder", ".lock", ".lock", ".log", ".log"]
+
+
+def test_a_failure_that_cannot_be_noted_is_said_and_the_others_go_on(place, capsys, monkeypatch):
+    place.plan = {"t/m/a seed 0": ["fail"]}
+
+    def full_disk(note):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(records, "write_unfinished", full_disk)
+    sweep = place.sweep("ab", Processes(1))
+    sweep.run()
+    assert [record["name"] for record in records.read_records("quick")] == ["t/m/b"]
+    assert "t/m/a seed 0: not noted: [Errno 28] No space left on device" in capsys.readouterr().out
+    assert "2 times" in sweep.failed["t/m/a seed 0"]
+
+
+def test_whatever_ends_a_sweep_stops_its_workers_first(place, monkeypatch):
+    sweep, stopped = place.sweep("a", Processes(1)), []
+    monkeypatch.setattr(sweep, "collect", lambda: 1 / 0)
+    stop = sweep.workers.stop
+    monkeypatch.setattr(sweep.workers, "stop", lambda handles: (stopped.append(len(handles)), stop(handles)))
+    with pytest.raises(ZeroDivisionError):
+        sweep.run()
+    assert stopped == [1]

@@ -15,6 +15,7 @@ import train
 from adapter_files import load_lora
 from experiments import e2e as e2e_experiments
 from experiments import glue as glue_experiments
+from experiments.catalogue import find
 from experiments.settings import Job, Settings
 from files import read_json, write_json
 from methods.catalogue import METHODS
@@ -22,6 +23,7 @@ from models import MINILM_PACKAGE, load_model
 from runs import e2e as e2e_run
 from runs import execute
 from runs import glue as glue_run
+from runs.identity import MACHINES_FILE
 from runs.run import lock
 from tasks.catalogue import TASKS
 from tasks.glue import data as glue_data
@@ -321,7 +323,7 @@ def minilm_folder(tmp_path_factory):
         with pytest.raises(TrainingInterrupted):
             train.train(job_of(settings, folder), folder)
         stopped = json.loads((folder / "record.json").read_text(encoding="utf-8"))
-        checkpoints = [path.name for path in (folder / "checkpoints").glob("checkpoint-*")]
+        checkpoints = [path.name for path in (folder / "checkpoints").rglob("checkpoint-*")]
         record = train.train(job_of(settings, folder), folder)
         yield {
             "folder": folder, "settings": settings, "stopped": stopped, "checkpoints": checkpoints, "record": record,
@@ -412,7 +414,9 @@ def test_a_file_of_something_else_in_the_place_of_the_record_is_refused_and_stay
 
 
 def test_what_a_killed_process_left_of_a_file_is_removed(tmp_path, monkeypatch):
-    monkeypatch.setattr(execute, "measure", lambda *_: ({"history": [], "scores": {}}, []))
+    monkeypatch.setattr(
+        execute, "measure", lambda *_: ({"history": [{"step": 1, "epoch": 1.0, "eval_loss": 1.5}], "scores": {}}, [])
+    )
     names = {"record.json", "metrics.csv", "predictions.jsonl"}
     for name in names:
         (tmp_path / f"{name}.4711.tmp").write_text("half")
@@ -443,13 +447,58 @@ def test_a_finished_run_does_not_answer_for_a_data_folder_that_is_not_there(mini
         train.train(job_of(minilm_folder["settings"], folder), folder)
 
 
-@pytest.mark.parametrize("fingerprint", [b"another", b"\xff", b""], ids=["another", "damaged", "empty"])
-def test_the_checkpoints_of_another_base_model_are_not_continued(minilm_folder, tmp_path, fingerprint):
-    folder = tmp_path / "out"
-    (folder / "checkpoints").mkdir(parents=True)
-    (folder / "checkpoints" / "base_fingerprint.txt").write_bytes(fingerprint)
-    with pytest.raises(ValueError, match=r"expected the base model of the checkpoints in .*, found other weights"):
-        train.train(job_of(minilm_folder["settings"], folder), folder)
+def a_start(folder, settings, seed=0):
+    """Begin a run, as a process that is killed in its first step leaves it; gives the folder of its checkpoints."""
+    places = []
+
+    def stopped(model, rows, job, *_, **__):
+        places.append(job.folder)
+        raise TrainingInterrupted("stopped")
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(glue_run, "train", stopped)
+        with pytest.raises(TrainingInterrupted):
+            train.train(job_of(settings, folder, seed), folder)
+    return places[0]
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"base_fingerprint": "another"}, "expected the base model of the checkpoints in .*, another, found"),
+        ({"bfloat16": True}, r"expected the precision \(bfloat16 or not\) of the checkpoints in .*, True, found False"),
+        (None, r"machines.json is damaged .*: restore or delete it"),
+    ],
+    ids=["another base", "another precision", "damaged"],
+)
+def test_checkpoints_of_another_base_model_or_precision_are_not_continued(minilm_folder, tmp_path, change, message):
+    path = a_start(tmp_path / "out", minilm_folder["settings"]) / MACHINES_FILE
+    [machine] = read_json(path)["machines"]
+    if change is None:
+        path.write_bytes(b"\xff")
+    else:
+        files.write_json(path, {"machines": [machine | change]})
+    with pytest.raises(ValueError, match=message):
+        train.train(job_of(minilm_folder["settings"], tmp_path / "out"), tmp_path / "out")
+
+
+def test_a_run_that_was_continued_elsewhere_names_every_machine_and_program(minilm_folder, tmp_path):
+    settings, folder = replace(minilm_folder["settings"], epochs=1), tmp_path / "out"
+    path = a_start(folder, settings) / MACHINES_FILE
+    [machine] = read_json(path)["machines"]
+    files.write_json(path, {"machines": [machine | {"git_commit": "older", "git_dirty": True}]})
+    record = train.train(job_of(settings, folder), folder)
+    assert [each["git_commit"] for each in record["machines"]] == ["older", record["git_commit"]]
+    assert "machines" not in minilm_folder["record"]
+
+
+def test_without_its_record_a_run_is_not_continued_with_other_settings_or_another_seed(minilm_folder, tmp_path):
+    settings, folder = minilm_folder["settings"], tmp_path / "out"
+    places = [a_start(folder, settings)]
+    for other, seed in ((replace(settings, learning_rate=1e-4), 0), (settings, 7), (settings, 0)):
+        (folder / "record.json").unlink()
+        places.append(a_start(folder, other, seed))
+    assert len(set(places)) == 3 and places[3] == places[0]
 
 
 def test_a_run_that_fails_says_so_in_its_folder(tmp_path, monkeypatch):
@@ -500,3 +549,49 @@ def test_an_e2e_run_has_its_losses_in_the_csv_and_its_scores_in_the_record(tmp_p
     assert record["scores"] == scores
     assert (tmp_path / "adapter" / "adapter_config.json").exists()
     assert json.loads((tmp_path / "predictions.jsonl").read_text(encoding="utf-8")) == predictions[0]
+
+
+def test_a_warm_up_in_steps_and_as_a_share_contradict_each_other():
+    with pytest.raises(
+        ValueError, match=r"--warmup_steps and --warmup_ratio each say how long .*: leave one of them out"
+    ):
+        settings_of("--task", "mrpc", "--warmup_steps", "300", "--warmup_ratio", "0.1")
+    assert settings_of("--task", "e2e", "--warmup_ratio", "0.1").warmup_steps == 0
+
+
+@pytest.mark.parametrize(("task", "model", "alpha"), [("mnli", "roberta-base", 16), ("e2e", "gpt2-medium", 32)])
+def test_a_released_adapter_is_scored_with_its_own_scale(task, model, alpha):
+    chosen = settings_of("--task", task, "--model", model, "--method", "released")
+    assert chosen == replace(find(f"released/{model}/{task}").settings, start_from=None) and chosen.alpha == alpha
+
+
+def test_a_run_that_trains_nothing_ends_without_epochs(tmp_path, monkeypatch):
+    measured = {"data_fingerprint": {}, "scores": {"BLEU": 0.5}}
+    monkeypatch.setattr(execute, "measure", lambda *_: (measured, []))
+    settings = settings_of("--task", "e2e-builtin", "--model", "gpt2-medium", "--method", "released")
+    assert train.train(job_of(settings, tmp_path), tmp_path)["status"] == "finished"
+    assert not (tmp_path / "metrics.csv").exists()
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (("--task", "e2e-builtin", "--int8_base"), "int8_base needs frozen matrices of class nn.Linear"),
+        (("--task", "mrpc", "--method", "full", "--lr", "1e-4", "--int8_base"), "int8_base needs frozen matrices"),
+        (("--task", "mrpc", "--int8_base"), "int8_base needs torchao, which is not installed"),
+    ],
+    ids=["GPT-2", "full", "no torchao"],
+)
+def test_an_int8_base_that_cannot_be_is_refused_before_anything_is_written(tmp_path, monkeypatch, flags, message):
+    there = "not installed" not in message
+    monkeypatch.setattr("training.int8.find_spec", lambda name: there or None)
+    with pytest.raises(SystemExit, match=f"error: {message}"):
+        command(monkeypatch, None, *flags, "--output_dir", tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_ranks_that_never_change_are_said(monkeypatch, capsys, tmp_path):
+    flags = ("--task", "mrpc", "--method", "adaptive-lora", "--lr", "1e-3", "--rank_budget", "96", "--train_rows", "32")
+    for every, said in (("1", False), ("100000", True)):
+        out = command(monkeypatch, capsys, *flags, "--schedule_every", every, "--output_dir", tmp_path, "--dry-run")
+        assert ("fewer than the 100000 after which ranks change first: they never do" in out) is said

@@ -78,6 +78,8 @@ def _require_adapters(runs: list[Run]) -> None:
             f"expected the adapters of {len(runs)} runs, found none of {lacking[0]} in {lacking[0].adapter}; name the "
             f"folder that holds `adapters` with LORA_CHECKPOINT_DIR, or delete {lacking[0].record} and run it again"
         )
+    for run in runs:
+        run.require_own_adapter()
 
 
 def _learnt(model: nn.Module, adapter: Path) -> Iterator[tuple[str, Tensor, Tensor, Tensor]]:

@@ -53,6 +53,8 @@ class Estimate:
         if settings.warmup_steps > self.steps > 0 and settings.learning_rate_schedule != "constant":
             highest = settings.learning_rate * self.steps / settings.warmup_steps
             warm_up = f", all of the warm-up: the learning rate ends at {highest:.2g}"
+        if (settings.schedule_every or 0) > self.steps > 0:
+            warm_up += f", fewer than the {settings.schedule_every} after which ranks change first: they never do"
         lines = asdict(settings) | {
             "parameters": f"{self.trainable:,} trainable of {self.total:,}"
             + (", the new head included" if TASKS[settings.task].outputs else ""),
@@ -87,7 +89,8 @@ def estimate(settings: Settings, scale: str, earlier: list[dict] | None = None) 
     """The cost of one run on this machine; the time of a similar record in `earlier` is preferred.
 
     At `paper` scale the machine is its GPU, or an A100 if it has none; with `earlier` None always an A100.
-    Raises ValueError for lengths and beams that the model cannot take, and for a damaged file of measured steps.
+    Raises ValueError for lengths, beams and an int8 base that the model cannot take, and for a damaged file of measured
+    steps.
     """
     import torch
 
@@ -96,6 +99,7 @@ def estimate(settings: Settings, scale: str, earlier: list[dict] | None = None) 
     from methods.catalogue import apply_method, count_trained, trains
     from models import architecture
     from tasks.e2e.beam_search import room_for_prompt
+    from training.int8 import frozen_matrices
     from training.memory import GIBIBYTE, SCORED_SHARE, USABLE, card_bytes, training_bytes
     from training.precision import uses_bfloat16
 
@@ -106,6 +110,8 @@ def estimate(settings: Settings, scale: str, earlier: list[dict] | None = None) 
             f"max_length must be at most {most}, the positions of {settings.model}; found {settings.max_length}"
         )
     apply_method(model, replace(settings, rank_stages=settings.rank_stages[-1:]))  # at most what the last stage costs
+    if settings.int8_base and trains(settings):
+        frozen_matrices(model)
     without_head, head, total = count_trained(model)
     trainable = without_head + head
     task = TASKS[settings.task]

@@ -8,7 +8,6 @@ The command line, the notebooks and the sweeps call `do`.
 from __future__ import annotations
 
 import copy
-import hashlib
 import os
 import shutil
 from collections.abc import Callable
@@ -30,16 +29,16 @@ from methods.released_adapters import load_released_adapter, released_file
 from methods.saved import load_adapter, save_adapter
 from models import architecture, base_revision, load_model, load_tokenizer
 from runs import e2e, glue, records
-from runs.run import Run, first_process, run_lock
+from runs.identity import job_of, of_other_data, on_machines, with_own_folder
+from runs.run import ORIGIN_FILE, Run, first_process, run_lock
 from tasks.catalogue import TASKS
-from training.int8 import as_numbers, hold_in_int8
+from training.int8 import as_numbers, hold_in_int8, require_torchao
 from training.memory import keep_to_share, recomputes
 from training.precision import keep_frozen_in_bfloat16, set_products, uses_bfloat16
 from training.quick_layers import use_quick_layers
 from training.trainer import ShareDone, TrainingDiverged
 
 WORKFLOWS = {"e2e": e2e.train_and_score, "glue": glue.train_and_score}  # `Task.workflow` -> its function
-FINGERPRINTS = {"e2e": e2e.data_fingerprint, "glue": glue.data_fingerprint}
 
 
 def do(run: Run, say: Callable[[str], None] = print, for_adapter: bool = False) -> dict[str, Any]:
@@ -74,15 +73,15 @@ def _do(run: Run, say: Callable[[str], None], for_adapter: bool) -> dict[str, An
         say(f"{run}: recorded, but {run.adapter} is missing: it is trained again")
     if not trains(settings) and not first_process():
         raise ShareDone  # there is nothing to share
+    if run.start:
+        run.start.require_own_adapter()
     start = run.start.adapter if run.start else None
-    if first_process() and not recorded:
-        files.check_room(run.record.parent)  # before all the training
+    if first_process() and not recorded:  # before all the training
+        files.check_room(run.record.parent)
+        files.check_room(records.predictions_path(experiment.name, experiment.scale, run.seed).parent)
     record = begin(experiment.name, experiment.scale, run.seed, settings)
     try:
-        # A stopped run with other settings or data is another run: its checkpoints are not continued.
-        identity = repr((settings, trains(settings) and data_fingerprint(_job(run)))).encode()
-        folder = run.log.with_name(f"{run.record.stem}--{hashlib.sha256(identity).hexdigest()[:8]}")
-        job = replace(_job(run), folder=folder)
+        job = with_own_folder(job_of(run))
         measured, predictions = measure(job, run.adapter, start, keep_whole=_is_a_start(experiment))
     except (Exception, KeyboardInterrupt) as error:
         if first_process():
@@ -100,7 +99,7 @@ def _do(run: Run, say: Callable[[str], None], for_adapter: bool) -> dict[str, An
             measured |= {"predictions": path.name, "predictions_digest": files.digest(predictions)}
         record |= measured
         records.write_record(record)
-    shutil.rmtree(folder, ignore_errors=True)
+    shutil.rmtree(job.folder, ignore_errors=True)
     return record
 
 
@@ -112,38 +111,6 @@ def leave_process_group() -> None:
 
 def _is_a_start(experiment: Experiment) -> bool:
     return any(other.settings.start_from == experiment.name for other in EXPERIMENTS.values())
-
-
-def _job(run: Run) -> Job:
-    return Job(run.experiment.settings, run.seed, run.log.parent, run.data_dir)
-
-
-def data_fingerprint(job: Job) -> dict[str, str]:
-    """The fingerprint of each split that the job reads; raises as the loading of its task's data does."""
-    return FINGERPRINTS[TASKS[job.settings.task].workflow](job)
-
-
-def other_data(record: dict[str, Any], job: Job) -> str | None:
-    """The splits whose rows in the record are not those that the job reads now; None where all are the same.
-
-    Nothing is fetched for it: None too where the data are not on this machine, or no fingerprint is in the record.
-    Raises FileNotFoundError where the folder that is named for the data does not exist.
-    """
-    try:
-        with files.nothing_fetched():
-            present = data_fingerprint(job) if "data_fingerprint" in record else {}
-    except files.NotAsked:
-        return None
-    theirs = record.get("data_fingerprint", {})
-    differing = [split for split in theirs if theirs[split] != present.get(split, theirs[split])]
-    return ", ".join(f"{split} {theirs[split]}, not {present[split]}" for split in differing) or None
-
-
-def of_other_data(run: Run) -> str | None:
-    """Why the record of a run does not answer for it: it is of other data than the run reads now."""
-    differing = other_data(records.read_record(run.record), _job(run)) if run.recorded else None
-    remedy = f"name the data of the record (--data-dir, LORA_DATA_DIR), or delete {run.record} to measure anew"
-    return f"recorded with other data ({differing}); {remedy}" if differing else None
 
 
 def begin(name: str, scale: str, seed: int, settings: Settings) -> dict[str, Any]:
@@ -178,6 +145,8 @@ def measure(
         )
     if trains(settings):
         _require_memory(settings)
+        if settings.int8_base:
+            require_torchao()
     keep_to_share()
     tf32 = set_products(settings)
     torch.manual_seed(job.seed)
@@ -217,10 +186,11 @@ def measure(
         if settings.new_tokens or not settings.train_head:
             return  # what it learnt belongs to weights that are drawn anew in every run
         if trained < total - head or keep_whole:
+            (adapter / ORIGIN_FILE).unlink(missing_ok=True)
             save_adapter(trained_model, settings, adapter)
+            files.write_atomically(adapter / ORIGIN_FILE, job.folder.name)
 
-    if trains(settings):
-        _require_base(job.folder, measured["base_fingerprint"])
+    machines = on_machines(job.folder, measured) if trains(settings) else []
     checkpoint = 12 * trained + files.MEGABYTE  # in bytes: weights, the optimizer's two moments, and small files
     with files.room(job.folder, checkpoint if trains(settings) else files.MEGABYTE):
         results, predictions = WORKFLOWS[task.workflow](
@@ -228,6 +198,8 @@ def measure(
         )
     if device.type == "cuda" and trains(settings):
         measured["gradient_checkpointing"] = model.is_gradient_checkpointing  # None is decided by the GPU's memory
+    if len(machines) > 1:
+        measured["machines"] = machines
     return measured | results, predictions
 
 
@@ -239,17 +211,6 @@ def _require_memory(settings: Settings) -> None:
     model = architecture(settings.model, task.outputs)
     apply_method(model, replace(settings, rank_stages=settings.rank_stages[-1:]))
     recomputes(model, settings, task.longest_row(settings.max_length))
-
-
-def _require_base(folder: Path, fingerprint: str) -> None:
-    """Keep beside the checkpoints which base model they are of; ValueError where it was another one."""
-    base = folder / "base_fingerprint.txt"
-    if base.exists() and base.read_bytes() != fingerprint.encode():
-        raise ValueError(
-            f"expected the base model of the checkpoints in {folder}, found other weights; bring that model back, or "
-            "delete the folder to start anew"
-        )
-    files.write_atomically(base, fingerprint)
 
 
 def _load_start(model: nn.Module, folder: Path) -> None:

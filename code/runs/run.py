@@ -9,6 +9,7 @@ does the run.
 
 from __future__ import annotations
 
+import hashlib
 import os
 import socket
 from collections.abc import Iterator
@@ -20,10 +21,12 @@ from filelock import FileLock, Timeout
 
 import files
 from experiments.catalogue import find
-from experiments.settings import Experiment, check_seed
+from experiments.settings import Experiment, Settings, check_seed
 from runs import records
+from tasks.catalogue import TASKS
 
 AGAIN = "interrupted; run the same command to continue"  # what a command says that was stopped
+ORIGIN_FILE = "origin.txt"  # in an adapter's folder: the run that it is of
 START_SEED = 0  # of a run from which others train on: one checkpoint for all their seeds, as in the paper
 
 
@@ -79,6 +82,19 @@ class Run:
         seed = START_SEED if settings.epochs else self.seed
         return Run(find(settings.start_from), seed, self.data_dir) if settings.start_from else None
 
+    def require_own_adapter(self) -> None:
+        """Raise ValueError where `adapter` holds what another run learnt, or this one on data that are not recorded."""
+        origin, record = self.adapter / ORIGIN_FILE, records.read_record(self.record)
+        if record is None or not origin.exists():
+            return  # an adapter that is older than ORIGIN_FILE has none
+        identity = run_identity(self.experiment.settings, self.seed, record["data_fingerprint"])
+        expected, found = f"{self.record.stem}--{identity}", origin.read_text(encoding="utf-8", errors="replace")
+        if found != expected:
+            raise ValueError(
+                f"expected in {self.adapter} what {self} learnt, {expected}, found {found}: delete that folder, and "
+                "`reproduce.py run` makes it anew"
+            )
+
     @property
     def lacks_start(self) -> bool:
         """Whether the run that it starts from has to be done first; that one's record is in git, its adapter is not."""
@@ -89,6 +105,12 @@ class Run:
         """The arguments that a worker gives to Python."""
         command = [str(files.ROOT / "code" / "reproduce.py"), "run", self.experiment.name, "--seed", str(self.seed)]
         return command + (["--data-dir", str(self.data_dir.resolve())] if self.data_dir else [])
+
+
+def run_identity(settings: Settings, seed: int, data_fingerprint: dict[str, str]) -> str:
+    """Eight hex digits for all that decides what a run learns, but for the machine and the base model's weights."""
+    facts = settings, seed, TASKS[settings.task].version, sorted(data_fingerprint.items())
+    return hashlib.sha256(repr(facts).encode()).hexdigest()[:8]
 
 
 def first_process() -> bool:
@@ -120,7 +142,8 @@ def lock(path: Path, what: str) -> Iterator[None]:
             "train.py, --output_dir"
         ) from error
     try:
-        holder.write_text(f"process {os.getpid()} on {socket.gethostname()}", encoding="utf-8")
+        with files.room(path.parent, 0):
+            holder.write_text(f"process {os.getpid()} on {socket.gethostname()}", encoding="utf-8")
         yield
     finally:
         file_lock.release()

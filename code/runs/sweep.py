@@ -96,14 +96,14 @@ class Sweep:
                 self.start()
                 if not self.collect():
                     time.sleep(POLL_SECONDS)
-        except KeyboardInterrupt:
+        except BaseException:  # else the workers, which an interrupt does not reach, would go on alone
             self.say(f"stopping; {len(self.running)} runs save their state first")
             self.workers.stop([started.handle for started in self.running.values()])
             raise
 
     def compare_data(self, run: Run) -> None:
         """Give up a run whose record is of other data than it reads now; records of the same data are compared once."""
-        from runs.execute import of_other_data
+        from runs.identity import of_other_data
 
         data = run.experiment.settings.task, str(records.read_record(run.record).get("data_fingerprint"))
         if data in self.of_these_data:
@@ -176,13 +176,15 @@ class Sweep:
         if any(note.stat().st_mtime >= ended.started for note in notes):
             return
         log = run.log.read_text(encoding="utf-8", errors="replace").splitlines() if run.log.exists() else []
-        records.write_unfinished(
-            {
-                "name": run.experiment.name, "scale": run.experiment.scale, "seed": run.seed, "status": "failed",
-                "error": f"its worker {how}, {ATTEMPTS} times", "exit_code": code, "log": log[-LOG_LINES:],
-                "settings": asdict(run.experiment.settings), **records.provenance(),
-            }
-        )  # fmt: skip
+        note = {
+            "name": run.experiment.name, "scale": run.experiment.scale, "seed": run.seed, "status": "failed",
+            "error": f"its worker {how}, {ATTEMPTS} times", "exit_code": code, "log": log[-LOG_LINES:],
+            "settings": asdict(run.experiment.settings), **records.provenance(),
+        }  # fmt: skip
+        try:
+            records.write_unfinished(note)
+        except OSError as unwritten:
+            self.say(f"{run}: not noted: {unwritten}")
 
     def give_up(self, run: Run, why: str) -> None:
         if run in self.waiting:

@@ -9,6 +9,8 @@ number is 127. A product has the matrix back as numbers first. What is trained a
 
 from __future__ import annotations
 
+from importlib.util import find_spec
+
 import torch
 from torch import nn
 
@@ -20,8 +22,18 @@ TORCHAO = "torchao>=0.18,<0.19"  # no requirement: where it is installed, transf
 def hold_in_int8(model: nn.Module) -> None:
     """Round the frozen matrices of all layers to int8, in place; embeddings and heads stay as they are.
 
-    ValueError if no layer has a frozen nn.Linear (GPT-2 has matrices of another class); ImportError without torchao.
+    Raises as `frozen_matrices` and `require_torchao`.
     """
+    frozen = frozen_matrices(model)
+    require_torchao()
+    from torchao.quantization import Int8WeightOnlyConfig, quantize_
+
+    for module in frozen:
+        quantize_(module, Int8WeightOnlyConfig())
+
+
+def frozen_matrices(model: nn.Module) -> list[nn.Linear]:
+    """What int8 can hold in all layers; ValueError if no layer has any (GPT-2 has matrices of another class)."""
     linear = [module for layer in layers(model) for module in layer.modules() if isinstance(module, nn.Linear)]
     frozen = [module for module in linear if not module.weight.requires_grad]
     if not frozen:
@@ -29,12 +41,13 @@ def hold_in_int8(model: nn.Module) -> None:
             f"int8_base needs frozen matrices of class nn.Linear, found none in {type(model).__name__}: leave it out "
             "of full fine-tuning and of GPT-2"
         )
-    try:
-        from torchao.quantization import Int8WeightOnlyConfig, quantize_
-    except ImportError as error:
-        raise ImportError(f'int8_base needs torchao, which is not installed: pip install "{TORCHAO}"') from error
-    for module in frozen:
-        quantize_(module, Int8WeightOnlyConfig())
+    return frozen
+
+
+def require_torchao() -> None:
+    """Raise ImportError, which says how to install it, where torchao is missing."""
+    if find_spec("torchao") is None:
+        raise ImportError(f'int8_base needs torchao, which is not installed: pip install "{TORCHAO}"')
 
 
 @torch.no_grad()
