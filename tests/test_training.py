@@ -26,7 +26,7 @@ from experiments.settings import Job, Settings
 from methods.catalogue import apply_method
 from tasks.e2e.evaluation import validation_loss
 from tasks.e2e.loss import completion_loss
-from training import checkpoints, pretrain_gpt2_mini, trainer
+from training import checkpoints, pretrain_corpus, pretrain_gpt2_mini, trainer
 from training.batches import IGNORED, RowsByLength, pad_right
 from training.checkpoints import SITTINGS_FILE, SIZES_FILE, TrainingInterrupted, newest_checkpoint
 from training.optimizer import OfficialAdamW, first_not_finite, trained_state
@@ -479,7 +479,7 @@ def test_checkpoints_are_saved_by_the_clock_and_less_often_where_that_takes_long
     monkeypatch.setattr(checkpoints, "peak_memory_gib", lambda: 1.0)
     quiet = {"tokens": 0, "unlogged": lambda: None, "anywhere": lambda *flags: list(flags)}
     sitting = checkpoints.Sitting(SimpleNamespace(args=SimpleNamespace(output_dir=tmp_path), **quiet), None)
-    state = SimpleNamespace(epoch=0.5, log_history=[], is_world_process_zero=True, global_step=7)
+    state = SimpleNamespace(epoch=0.5, log_history=[], is_world_process_zero=True, global_step=7, best_global_step=None)
     (tmp_path / "checkpoint-7").mkdir()
 
     def asked_at(seconds):
@@ -643,7 +643,7 @@ def test_a_damaged_file_of_pre_training_is_named_and_a_pickle_in_it_not_opened(t
         (tmp_path / name).write_bytes(content)
     model, tokens = pretrain_gpt2_mini.new_model(end=0), np.zeros(BATCH * BLOCK, dtype=np.int64)
     for path, read in {
-        "train.npy": lambda: pretrain_gpt2_mini.prepare(tmp_path, tmp_path, None),
+        "train.npy": lambda: pretrain_corpus.prepare(tmp_path, tmp_path, None),
         "checkpoint.pt": lambda: pretrain_gpt2_mini.train(model, tokens, 2, tmp_path),
         "model.safetensors": lambda: pretrain_gpt2_mini.load_weights(model, tmp_path),
         "": lambda: pretrain_gpt2_mini.generations(model, tmp_path),
@@ -683,3 +683,60 @@ def test_a_disk_that_is_full_while_a_checkpoint_is_written_is_not_said_to_be_a_d
     monkeypatch.setattr("training.trainer.save_file", full)
     with pytest.raises(SafetensorError, match="No space left"):
         run_training(tmp_path)
+
+
+@pytest.mark.parametrize("keep", ["last", "best-epoch"])
+def test_the_newest_checkpoint_is_known_by_its_step_and_the_one_before_goes_only_when_it_is_whole(
+    tmp_path, monkeypatch, keep
+):
+    whole_when, files_of = [], checkpoints._files
+    settings = replace(SETTINGS, keep=keep)
+
+    def look(checkpoint):  # when the newest is listed, the ones before are there still
+        whole_when.append(len(list(tmp_path.glob("checkpoint-*"))))
+        return files_of(checkpoint)
+
+    with pytest.raises(TrainingInterrupted):
+        run_training(tmp_path, settings, loss=stop_at_call(13))
+    for place in tmp_path.glob("checkpoint-*"):
+        os.utime(place, (2e9, 2e9))  # a clock that was set back since
+    monkeypatch.setattr(checkpoints, "_files", look)
+    with pytest.raises(TrainingInterrupted):
+        run_training(tmp_path, settings, loss=stop_at_call(3))
+    steps = sorted(int(path.name.rpartition("-")[2]) for path in tmp_path.glob("checkpoint-*"))
+    assert steps == ([13, 16] if keep == "last" else [10, 16]) and max(whole_when) == 3
+    assert newest_checkpoint(tmp_path) == str(tmp_path / "checkpoint-16")
+
+
+def test_a_shell_of_a_checkpoint_is_none(cut, tmp_path):
+    shutil.copytree(cut, tmp_path / "cut")
+    newest = tmp_path / "cut" / "checkpoint-33"
+    for file in newest.iterdir():
+        if file.name != SITTINGS_FILE:
+            file.unlink()
+    (newest / SIZES_FILE).write_text(json.dumps({SITTINGS_FILE: checkpoints._content(newest / SITTINGS_FILE)}))
+    assert newest_checkpoint(tmp_path / "cut") == str(tmp_path / "cut" / "checkpoint-10")
+
+
+def test_pre_training_is_known_by_its_texts_steps_and_start(tmp_path):
+    texts, start = tmp_path / "texts", tmp_path / "start"
+    for folder in (texts, start):
+        folder.mkdir()
+    for name in ("model.safetensors", "vocab.json", "merges.txt"):
+        (start / name).write_text("first")
+    (texts / "a.txt").write_text("one")
+    known = [pretrain_corpus.corpus_identity(texts, 10, None)]
+    known += [pretrain_corpus.corpus_identity(texts, 20, None), pretrain_corpus.corpus_identity(texts, 10, start)]
+    (start / "model.safetensors").write_text("second")
+    known += [pretrain_corpus.corpus_identity(texts, 10, start)]
+    (texts / "a.txt").write_text("two")
+    known += [pretrain_corpus.corpus_identity(texts, 10, None)]
+    assert len(set(known)) == 5 and pretrain_corpus.corpus_identity(texts, 10, None) == known[-1]
+
+
+def test_a_corpus_without_a_batch_is_refused_before_any_training(tmp_path, monkeypatch):
+    monkeypatch.setattr(pretrain_gpt2_mini, "CHECKPOINTS", tmp_path / "checkpoints")
+    (tmp_path / "a.txt").write_text("A few words.\n\nAnd more.\n")
+    with pytest.raises(ValueError, match="expected 4,096 training tokens, a batch, and 256 held-out ones, found"):
+        pretrain_gpt2_mini.pretrain(tmp_path, 10, tmp_path / "model")
+    assert not (tmp_path / "model").exists()

@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
+import shutil
 import signal
 import threading
 import time
@@ -121,8 +122,18 @@ class Sitting(TrainerCallback):
             write_atomically(saved / SITTINGS_FILE, json.dumps(progress))
             contents = {name: _content(file) for name, file in _files(saved).items()}
             write_atomically(saved / SIZES_FILE, json.dumps(contents))
+            self.rotate(state)
         now = time.monotonic()
         self.next = now + max(CHECKPOINT_SECONDS, (now - self.saving_since) / SAVING_SHARE)
+
+    def rotate(self, state: Any) -> None:
+        """Keep the newest checkpoint, now that it is whole, and the best epoch's or else the one before it.
+
+        Trainer itself would go by the time of files, which a clock that was set back confuses, and before it is whole.
+        """
+        earlier = max((step for step in _steps(self.folder) if step < state.global_step), default=None)
+        for step in _steps(self.folder) - {state.global_step, state.best_global_step or earlier}:
+            shutil.rmtree(self.folder / f"checkpoint-{step}", ignore_errors=True)
 
 
 def newest_checkpoint(folder: Path) -> str | None:
@@ -130,9 +141,7 @@ def newest_checkpoint(folder: Path) -> str | None:
 
     A kill, or a mounted drive that was cut off, may leave a part of one; a disk may change its bytes.
     """
-    names = [path.name.removeprefix("checkpoint-") for path in folder.glob("checkpoint-*")]
-    steps = [int(name) for name in names if name.isdecimal()]  # a drive's copy is called "checkpoint-5 (1)"
-    for step in sorted(steps, reverse=True):
+    for step in sorted(_steps(folder), reverse=True):
         checkpoint = folder / f"checkpoint-{step}"
         if _whole(checkpoint):
             best = _read(checkpoint / TRAINER_STATE_NAME)["best_global_step"]
@@ -158,10 +167,15 @@ def numbers_alone(checkpoint: str | None) -> Iterator[None]:
         raise ValueError(f"expected numbers alone in {checkpoint}, found {found}; delete it, {REST}") from error
 
 
+def _steps(folder: Path) -> set[int]:
+    names = [path.name.removeprefix("checkpoint-") for path in folder.glob("checkpoint-*")]
+    return {int(name) for name in names if name.isdecimal()}  # a drive's copy is called "checkpoint-5 (1)"
+
+
 def _whole(checkpoint: Path) -> bool:
     try:
         contents, present = _read(checkpoint / SIZES_FILE), _files(checkpoint)
-        return bool(contents) and all(
+        return TRAINER_STATE_NAME in contents and all(
             name in present and [*_content(present[name])] == content for name, content in contents.items()
         )
     except (OSError, ValueError, AttributeError):

@@ -239,7 +239,7 @@ def train(
         seed=job.seed,
         eval_strategy="epoch",
         save_strategy="epoch",
-        save_total_limit=2,  # the best and the newest: with 1, Trainer keeps only the best when a sitting ends
+        save_total_limit=None,  # `Sitting` removes old ones
         load_best_model_at_end=keep_best,
         metric_for_best_model=best[0] if keep_best else None,
         greater_is_better=best[1] if keep_best else None,
