@@ -273,3 +273,28 @@ def test_a_missing_end_token_outweighs_the_methods_if_it_costs_more_than_lora_la
     right = [line(f"{part}/correct", "60.0"), line(f"{part}/full-correct", "70.0")]
     assert verdict("mistakes-outweigh", *mistakes, *right) == expected
     assert verdict("mistakes-outweigh", *mistakes) == verdict("mistakes-outweigh", *right) == MISSING
+
+
+@pytest.mark.parametrize(
+    ("origin", "expected"),
+    [
+        ("base=aa test=11 train=22", HOLDS),
+        ("base=aa dev=33", HOLDS),  # of no split that both have
+        ("", HOLDS),  # older than fingerprints
+        ("base=bb test=11 train=22", MISSING),
+        ("base=aa test=99 train=22", MISSING),
+    ],
+)
+def test_rows_of_another_base_or_of_other_rows_are_no_evidence(origin, expected):
+    lora = line(LORA, "60.1 60.2 60.0", origin="base=aa test=11 train=22")
+    assert verdict("e2e-matches", lora, line(FULL, "60.0 60.1 60.2", origin=origin)) == expected
+
+
+@pytest.mark.parametrize(("origin", "expected"), [("base=aa", HOLDS), ("base=bb", MISSING)])
+def test_a_mistake_on_another_base_is_no_evidence(origin, expected):
+    runs = {"correct": "60.0 60.0", "untrained-end": "10.0 10.1", "full-correct": "62.0 62.0"}
+    lines = [
+        line(f"pitfalls/gpt2-mini/{row}", bleu, origin="base=aa" if row == "correct" else origin)
+        for row, bleu in runs.items()
+    ]
+    assert verdict("mistakes-outweigh", *lines) == expected

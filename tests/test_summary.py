@@ -216,6 +216,18 @@ def test_runs_of_another_base_are_not_compared_though_it_has_the_same_name():
     assert (cell(LORA)["verdict"], cell(LORA)["difference"]) == ("other base", None)
 
 
+def test_a_row_has_short_digests_of_its_base_and_rows():
+    splits = {"train": "0123456789abcdef", "dev": "fedcba9876543210"}
+    write_e2e(LORA, 0, 0.6, base_fingerprint="a" * 64, data_fingerprint=splits)
+    assert cell(LORA)["origin"] == "base=aaaaaaaa dev=fedcba98 train=01234567"
+
+
+def test_code_that_no_commit_has_is_counted_in_any_sitting_of_a_run():
+    write_e2e(LORA, 0, 0.6, git_dirty=False, machines=[{"git_dirty": True}, {"git_dirty": False}])
+    write_e2e(LORA, 1, 0.6, git_dirty=False)
+    assert cell(LORA)["uncommitted"] == 1
+
+
 def test_runs_on_fewer_rows_are_not_compared_with_runs_on_all():
     write_glue("table2/minilm/sst2/full", 0, [0.9], [0.9])
     write_glue("table6/minilm/sst2/query-r1", 0, [0.8], [0.8])

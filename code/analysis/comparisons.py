@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from functools import partial
 from statistics import fmean
 
+import numpy as np
 import pandas as pd
 
 from analysis.quantities import MARGIN, printed
@@ -86,9 +87,20 @@ def scores(lines: pd.DataFrame) -> Scores:
 
 
 def of_same_data(theirs: pd.DataFrame, ours: pd.DataFrame) -> pd.DataFrame:
-    """Their lines of the tasks whose data are ours: the whole split or a subset, the official text or a rebuilt one."""
-    data = theirs["task"].map(ours.drop_duplicates("task").set_index("task")["data"])
-    return theirs[(theirs["data"] == data) & (data != "mixed")]
+    """Their lines of the tasks whose base weights and rows are ours, in every split that both have.
+
+    Each of the two is of one kind: the whole split or a subset, the official text or a rebuilt one.
+    """
+    mine = ours.drop_duplicates("task").set_index("task")
+    data = theirs["task"].map(mine["data"])
+    alike = [_agree(line["origin"], mine["origin"].get(line["task"], "")) for line in theirs.to_dict("records")]
+    return theirs[(theirs["data"] == data) & (data != "mixed") & np.array(alike, dtype=bool)]
+
+
+def _agree(origin: str, other: str) -> bool:
+    """Whether two `origin`s of the summary have one digest of the base and of each split that both have."""
+    ours, theirs = (dict(part.split("=") for part in each.split()) for each in (origin, other))
+    return all(ours[name] == theirs[name] for name in ours.keys() & theirs.keys())
 
 
 def differences(ours: Scores, theirs: Scores) -> tuple[list[float], list[str]]:

@@ -23,6 +23,7 @@ from analysis.comparisons import (
     each_seed,
     evidence_of,
     lora_searched,
+    of_same_data,
     rows,
     tried_rates,
 )
@@ -79,12 +80,17 @@ def inside_grid(summary: pd.DataFrame) -> Finding:
     return Finding(FAILS if edge_rows else HOLDS, evidence + others, seeds)
 
 
+def _like_correct(lines: pd.DataFrame) -> pd.DataFrame:
+    """The lines of mistakes whose base weights and rows are those of the correct run."""
+    return of_same_data(lines, lines[lines["experiment"].str.endswith("/correct")])
+
+
 def mistake_outweighs(summary: pd.DataFrame) -> Finding:
     """On E2E, leaving the end token out of the loss costs LoRA more than full fine-tuning is ahead of it.
 
     The mistake is named beforehand: the worst of sixteen would outweigh much by chance alone.
     """
-    lines = e2e_lines(summary, "pitfalls", "BLEU")
+    lines = _like_correct(e2e_lines(summary, "pitfalls", "BLEU"))
     bleu = {line["experiment"].rpartition("/")[2]: each_seed(line) for line in lines.to_dict("records")}
     right, wrong, full = (bleu.get(row, {}) for row in ("correct", "untrained-end", "full-correct"))
     seeds = right.keys() & wrong.keys() & full.keys()
@@ -106,7 +112,7 @@ def wins_by_length(summary: pd.DataFrame) -> Finding:
     """
     by_metric = {}
     for metric in ("BLEU", "BLEU_unpenalised"):
-        lines = e2e_lines(summary, "pitfalls", metric).to_dict("records")
+        lines = _like_correct(e2e_lines(summary, "pitfalls", metric)).to_dict("records")
         by_metric[metric] = {line["experiment"].rpartition("/")[2]: each_seed(line) for line in lines}
     if not all("correct" in rows_of_metric for rows_of_metric in by_metric.values()):
         return Finding(MISSING)

@@ -38,11 +38,11 @@ SAME_WORK = (  # settings that a run and its reference have in common
     "max_new_tokens",
 )  # fmt: skip
 COLUMNS = (
-    "table", "experiment", "variant", "scale", "task", "train_rows", "data", "model", "method", "rank", "targets",
-    "learning_rate", "trainable", "head", "share", "device", "metric", "protocol", "rule", "statistic", "n", "seeds",
-    "each_seed", "value", "spread", "low", "high", "reference", "difference", "difference_low", "difference_high",
-    "difference_n", "margin", "verdict", "alarms", "paper_row", "paper", "paper_over_full", "paper_share",
-    "paper_version", "left_out", "uncommitted", "measured", "command",
+    "table", "experiment", "variant", "scale", "task", "train_rows", "data", "origin", "model", "method", "rank",
+    "targets", "learning_rate", "trainable", "head", "share", "device", "metric", "protocol", "rule", "statistic", "n",
+    "seeds", "each_seed", "value", "spread", "low", "high", "reference", "difference", "difference_low",
+    "difference_high", "difference_n", "margin", "verdict", "alarms", "paper_row", "paper", "paper_over_full",
+    "paper_share", "paper_version", "left_out", "uncommitted", "measured", "command",
 )  # fmt: skip
 
 
@@ -94,7 +94,8 @@ def _identity(experiment: Experiment, runs: list[dict]) -> dict[str, Any]:
         "table": experiment.table, "experiment": experiment.name, "variant": experiment.variant,
         "scale": experiment.scale, "task": settings.task, "train_rows": settings.train_rows, "model": settings.model,
         "method": settings.method,
-        "data": min(kinds, default=None) if alike else "mixed", "rank": settings.rank,
+        "data": min(kinds, default=None) if alike else "mixed", "origin": _origin(runs[0]) if runs else "",
+        "rank": settings.rank,
         "targets": " ".join(settings.targets), "learning_rate": settings.learning_rate,
         "trainable": parameters.get("trainable"), "head": parameters.get("head"),
         "share": 100 * parameters["trainable"] / parameters["total"] if parameters else None,
@@ -102,9 +103,20 @@ def _identity(experiment: Experiment, runs: list[dict]) -> dict[str, Any]:
         "seeds": " ".join(str(record["seed"]) for record in runs),
         "left_out": len(record_paths(experiment)) - len(runs),
         "measured": "; ".join(sorted({measured_on(record) for record in runs})),
-        "uncommitted": sum(bool(record.get("git_dirty")) for record in runs),  # of code that no commit has
+        "uncommitted": sum(_uncommitted(record) for record in runs),
         "command": _command(experiment, [record["seed"] for record in runs] or [0]),
     }  # fmt: skip
+
+
+def _origin(record: dict[str, Any]) -> str:
+    """The base weights and the rows of each split, as short digests: `base=1f2e3d4c dev=... test=... train=...`."""
+    digests = {"base": record.get("base_fingerprint", "")} | record.get("data_fingerprint", {})
+    return " ".join(f"{name}={digest[:8]}" for name, digest in sorted(digests.items()) if digest)
+
+
+def _uncommitted(record: dict[str, Any]) -> bool:
+    """Whether code that no commit has made the record, or a part of it."""
+    return any(sitting.get("git_dirty") for sitting in (record, *record.get("machines", ())))
 
 
 def measured_on(record: dict[str, Any]) -> str:
