@@ -8,7 +8,6 @@ Only the standard library is imported here, since the rest may not be installed 
 from __future__ import annotations
 
 import os
-import shutil
 import subprocess
 import sys
 from contextlib import suppress
@@ -80,12 +79,12 @@ def keep_in(folder: str | Path | None) -> None:
     for name, place in places.items():
         place.mkdir(parents=True, exist_ok=True)
         os.environ[name] = str(place)
-    kinds = ("runs", "predictions", "subspaces")
+    kinds = ("runs", "predictions", "rescored", "subspaces", "gpu")
     shipped = [path for kind in kinds for path in (ROOT / "results" / kind).rglob("*.json*")]
     if new := [path for path in shipped if not (folder / path.relative_to(ROOT)).exists()]:
         from tqdm.auto import tqdm  # installed by now
 
+        from files import write_atomically  # which now knows the folders
+
         for path in tqdm(new, desc=f"records to {folder}", unit="file"):
-            kept = folder / path.relative_to(ROOT)
-            kept.parent.mkdir(parents=True, exist_ok=True)
-            shutil.copyfile(path, kept)
+            write_atomically(folder / path.relative_to(ROOT), path.read_bytes())

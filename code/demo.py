@@ -10,6 +10,7 @@ request is answered at a time, and a few may wait. What is answered is in `servi
 from __future__ import annotations
 
 import os
+import signal
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -20,10 +21,11 @@ from transformers import PreTrainedTokenizerBase
 
 from costs.estimate import estimate
 from experiments.catalogue import find
+from files import show_any_text
 from models import load_model, load_tokenizer
 from runs.execute import do
 from runs.records import read_records
-from runs.run import Run, RunTaken
+from runs.run import AGAIN, Run, RunTaken
 from serving.adapters import AdapterBank
 from serving.answers import BASE, SENTENCE_LENGTH, VALUE_LENGTH, Answers, classify, write
 from tasks.catalogue import TASKS, Task
@@ -173,14 +175,18 @@ def main() -> None:
         import gradio
     except ImportError:
         sys.exit("error: the page needs Gradio, which is not installed: `make demo` installs it and starts the page")
+    show_any_text()
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C
     try:
         blocks = page(serve(WRITERS), serve(CLASSIFIERS))
+        blocks.launch(
+            server_name="127.0.0.1", share=False, ssr_mode=False, run_history=False, footer_links=[], css=STYLE,
+            theme=gradio.themes.Default(**FONTS),
+        )  # fmt: skip
+    except KeyboardInterrupt as stop:
+        sys.exit(f"\nstopped: {stop or AGAIN}")
     except (ValueError, OSError, FloatingPointError, RunTaken) as error:
         sys.exit(f"error: {error}")
-    theme = gradio.themes.Default(**FONTS)
-    blocks.launch(
-        server_name="127.0.0.1", share=False, ssr_mode=False, run_history=False, footer_links=[], theme=theme, css=STYLE
-    )
 
 
 if __name__ == "__main__":

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import signal
 import sys
 from pathlib import Path
 
@@ -144,9 +145,12 @@ def parser() -> argparse.ArgumentParser:
 
 def main() -> None:
     files.show_any_text()
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C
     arguments = parser().parse_args()
     try:
         arguments.call(arguments)
+    except KeyboardInterrupt:
+        sys.exit("\nstopped; run the same command again")
     except (OSError, ValueError, RuntimeError, FloatingPointError) as error:
         sys.exit(f"error: {error}")
 

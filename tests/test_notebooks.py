@@ -394,6 +394,7 @@ def test_results_are_kept_in_the_folder_beside_the_records_that_are_there(tmp_pa
     root, drive = tmp_path / "lora", tmp_path / "drive"
     known = {"results/runs/cpu/a--seed0.json": "ours", "results/runs/cpu/b--seed0.json": "ours"}
     known |= {"results/predictions/cpu/a--seed0.jsonl": "texts", "results/summary.csv": "made anew there"}
+    known |= {"results/rescored/cpu/a--seed0.json": "newer", "results/gpu/a-gpu.json": "steps"}
     for name, text in known.items():
         (root / name).parent.mkdir(parents=True, exist_ok=True)
         (root / name).write_text(text)
@@ -412,7 +413,29 @@ def test_results_are_kept_in_the_folder_beside_the_records_that_are_there(tmp_pa
     assert (drive / "results/runs/cpu/a--seed0.json").read_text() == "ours"
     assert (drive / "results/runs/cpu/b--seed0.json").read_text() == "kept"
     assert (drive / "results/predictions/cpu/a--seed0.jsonl").read_text() == "texts"
+    assert (drive / "results/rescored/cpu/a--seed0.json").read_text() == "newer"
+    assert (drive / "results/gpu/a-gpu.json").read_text() == "steps"
     assert not (drive / "results/summary.csv").exists()
+
+
+def test_a_copy_that_is_interrupted_leaves_no_half_of_a_record(tmp_path, monkeypatch):
+    (record := tmp_path / "lora/results/runs/cpu/a--seed0.json").parent.mkdir(parents=True)
+    record.write_text("whole")
+
+    def interrupted(path, content):
+        write(path, content[:3])
+        raise KeyboardInterrupt
+
+    write = Path.write_bytes
+    monkeypatch.setattr(colab, "ROOT", tmp_path / "lora")
+    monkeypatch.setattr(Path, "write_bytes", interrupted)
+    monkeypatch.delitem(sys.modules, "files")
+    for name in ("LORA_RESULTS_DIR", "LORA_CHECKPOINT_DIR"):
+        monkeypatch.setenv(name, "")
+    with pytest.raises(KeyboardInterrupt):
+        colab.keep_in(tmp_path / "drive")
+    monkeypatch.undo()
+    assert not list((tmp_path / "drive/results/runs/cpu").iterdir())
 
 
 def test_a_folder_on_drive_is_mounted_first(tmp_path, monkeypatch):

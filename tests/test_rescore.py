@@ -89,3 +89,14 @@ def test_a_learning_rate_that_was_only_searched_has_no_texts_to_score(record, mo
     assert find(name).settings.evaluate == "selection"
     records.write_record({"name": name, "scale": "cpu", "seed": 0, "settings": {"task": "e2e"}, "dev_loss": 1.5})
     assert rescore("cpu") == 1
+
+
+def test_a_score_that_comes_later_still_leaves_the_earlier_ones(record, monkeypatch):
+    rescore("cpu")
+    earlier = records.read_record(record)["scores"]
+    task = TASKS["e2e"]
+    scored = lambda *given: ({**task.score(*given)[0], "newest": 0.5}, [])  # noqa: E731
+    newest = replace(task, metrics=task.metrics | {"newest": task.metrics["BLEU"]}, score=scored)
+    monkeypatch.setitem(TASKS, "e2e", newest)
+    assert (rescore("cpu"), rescore("cpu")) == (1, 0)
+    assert records.read_record(record)["scores"] == earlier | {"newest": 0.5}

@@ -17,7 +17,7 @@ from tqdm.auto import tqdm
 import files
 from experiments.catalogue import EXPERIMENTS
 from experiments.settings import Settings
-from files import check_room, write_json
+from files import check_room, read_json, write_json
 from runs import records
 from tasks.catalogue import TASKS
 from tasks.e2e.data import data_fingerprint, group_by_context
@@ -38,9 +38,11 @@ def rescore(scale: str, data_dir: Path | None = None) -> int:
             tqdm.write(f"passed over: no whole {records.predictions_path(name, scale, seed)} to score", sys.stderr)
             continue
         scores = _scores(record, texts, EXPERIMENTS[name].settings, data_dir)
-        newer = {key: scores[key] for key in scores if key not in record["scores"]}
+        path = records.record_path(name, scale, seed)
+        own = read_json(path)["scores"]
+        newer = {key: scores[key] for key in scores if key not in own}
         facts = {"name": name, "scale": scale, "seed": seed, "scores": newer, **records.provenance()}
-        write_json(records.rescored_path(records.record_path(name, scale, seed)), facts)
+        write_json(records.rescored_path(path), facts)
         rescored += 1
     return rescored
 
