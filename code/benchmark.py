@@ -22,6 +22,7 @@ from __future__ import annotations
 
 import argparse
 import sys
+from importlib.metadata import version
 from pathlib import Path
 
 import torch
@@ -39,6 +40,7 @@ from costs import (
 from files import write_json
 from runs.records import provenance
 
+PEERS = ("peft", "loralib", "accelerate")
 BENCHMARKS = {  # name -> benchmark, its usual repetitions
     "step": (benchmark_e2e.step, 15),
     "decode": (benchmark_e2e.decode, 3),
@@ -53,7 +55,7 @@ BENCHMARKS = {  # name -> benchmark, its usual repetitions
     "latency": (benchmark_latency.latency, 15),
     "adapters": (benchmark_latency.adapters, 9),
     "serving": (benchmark_serving.mixed, 9),
-    "serving-beams": (benchmark_serving.beams, 1),
+    "serving-beams": (benchmark_serving.beams, 5),
     "serving-requests": (benchmark_serving.requests, 1),
 }
 
@@ -79,8 +81,11 @@ def main() -> None:
         for quantity, value in measured.items():
             median, *interval = value if isinstance(value, list) else [value]
             print(f"  {quantity:58} {median:8.3f} {'..'.join(f'{end:.3f}' for end in interval)}", flush=True)
-        facts = {"threads": torch.get_num_threads(), "repetitions": repetitions, **provenance()}
-        write_json(files.RESULTS / "benchmark" / f"{name}.json", {"measured": measured, **facts})
+        on_gpu = name == "latency" and torch.cuda.is_available()  # the others run on the processor everywhere
+        facts = {"device": torch.cuda.get_device_name() if on_gpu else "cpu", "threads": torch.get_num_threads()}
+        facts |= {"repetitions": repetitions, "peers": {peer: version(peer) for peer in PEERS}, **provenance()}
+        place = files.RESULTS / "benchmark" / f"{name}{'-gpu' * on_gpu}.json"
+        write_json(place, {"measured": measured, **facts})
 
 
 if __name__ == "__main__":

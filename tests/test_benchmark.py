@@ -12,7 +12,7 @@ import benchmark
 from costs import benchmark_glue, benchmark_latency, benchmark_serving, benchmark_training
 from costs.benchmark_e2e import LABEL_SMOOTHING, e2e_like_rows, full_logits_loss
 from costs.timing import memory_above_weights, ratio, timings
-from lora import count_parameters, merge_lora, remove_lora
+from lora import count_parameters, merge_lora, projections, remove_lora
 from methods.catalogue import count_trained
 from models import Base
 from serving.adapters import AdapterBank
@@ -103,6 +103,35 @@ def test_every_ratio_of_steps_latency_and_storage_is_measured(small):
     assert adapters["full / LoRA r=4 (trained parameters)"] == count_parameters(plain)[1] / pairs
 
 
+@pytest.mark.parametrize("name", benchmark_training.BASES)
+def test_the_floor_goes_back_to_the_first_layers_query_and_value_and_no_further(small, name):
+    model, batch = benchmark_training.random_model(name), benchmark_training.typical_batch(name)
+    benchmark_training.frozen(model, 0.0)
+    outputs = {}
+    for place, module in model.named_modules():
+        module.register_forward_hook(lambda module, _, output, place=place: outputs.setdefault(place, output))
+    loss = benchmark_training.loss_of(model, batch)
+    first = [place for place in outputs if projections(place) and ".0." in place]
+    adapted = [place for place in first if {"query", "value"} & set(projections(place))]
+    assert adapted and all(outputs[place].requires_grad and outputs[place].is_leaf for place in adapted)
+    assert not outputs[next(place for place in outputs if "embed" in place or place.endswith("wte"))].requires_grad
+    loss.backward()
+
+
+def test_activations_are_what_a_forward_pass_keeps_and_frozen_matrices_keep_less(small):
+    linear, rows = torch.nn.Linear(8, 4), torch.randn(16, 8, requires_grad=True)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(benchmark_training, "loss_of", lambda model, batch: model(batch).exp().sum())
+        assert benchmark_training.activation_bytes(linear, rows) == 4 * (16 * 8 + 16 * 4)  # x, and exp's output
+    batch = {"input_ids": torch.arange(16).reshape(2, 8), "labels": torch.arange(16).reshape(2, 8)}
+    kept = {}
+    for method in ("ours", "full"):
+        model = benchmark_training.random_model("gpt2-medium")
+        benchmark_training.METHODS[method](model, 0.0)
+        kept[method] = benchmark_training.activation_bytes(model, batch)
+    assert 0 < kept["ours"] < kept["full"]
+
+
 def test_a_measurement_whose_process_is_killed_ends():
     with pytest.raises(BrokenProcessPool):
         memory_above_weights(os._exit, 1)
@@ -156,8 +185,8 @@ def test_each_mixture_is_timed_against_one_adapter_and_against_peft(small_servin
     measured = benchmark_serving.mixed(1)
     for what in ("next token", "2 tokens"):
         for rows, adapters in ((4, 2), (6, 6)):
-            assert measured[f"{what}, {rows} rows: {adapters} adapters / one (time)"] > 0
-            assert measured[f"{what}, {rows} rows, {adapters} adapters: PEFT / ours (time)"] > 0
+            assert measured[f"{what}, {rows} rows: {adapters} adapters / one (time)"][1] > 0
+            assert measured[f"{what}, {rows} rows, {adapters} adapters: PEFT / ours (time)"][1] > 0
     assert benchmark_serving.beams(1, rows=3, adapters=2)["seconds, PEFT"] > 0
 
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from itertools import cycle
 from pathlib import Path
-from statistics import median
 from tempfile import TemporaryDirectory
 
 import torch
@@ -18,7 +17,7 @@ from torch import nn
 import files
 from adapter_files import load_lora, save_lora
 from costs.benchmark_training import random_model
-from costs.timing import Step, interleave, ratio, timings
+from costs.timing import Step, ratio, spread, timings
 from lora import LoRAConfig, add_lora, count_parameters, lora_layers, merge_lora, remove_lora, unmerge_lora
 from methods.adapters import add_adapters
 from models import base
@@ -70,7 +69,7 @@ def latency(repetitions: int, data_dir: Path | None = None) -> dict[str, list[fl
     return dict(sorted(measured.items()))
 
 
-def adapters(repetitions: int, data_dir: Path | None = None) -> dict[str, float]:
+def adapters(repetitions: int, data_dir: Path | None = None) -> dict[str, float | list[float]]:
     """Time to merge, unmerge, load and switch all pairs of GPT-2 medium, and what tasks take on GPT-2 small."""
     model, plain = with_lora(NAME), random_model(NAME).eval()
     with TemporaryDirectory() as folder:
@@ -81,8 +80,9 @@ def adapters(repetitions: int, data_dir: Path | None = None) -> dict[str, float]
             remove_lora(plain)  # unmerged: the plain model again
 
         steps = {"merge": lambda: merge_lora(model), "unmerge": lambda: unmerge_lora(model), "load": load}
-        measured = {f"seconds to {name}": value for name, value in interleave(steps, repetitions).items()}
-        measured["milliseconds to switch"] = 1000 * seconds_to_switch(plain, folder, 10 * repetitions)
+        measured = {f"seconds to {name}": spread(values) for name, values in timings(steps, repetitions).items()}
+        seconds = seconds_to_switch(plain, folder, 10 * repetitions)
+        measured["milliseconds to switch"] = spread([1000 * value for value in seconds])
     with TemporaryDirectory() as folder:
         model = with_lora(SMALL)
         save_lora(model, folder)
@@ -100,8 +100,8 @@ def adapters(repetitions: int, data_dir: Path | None = None) -> dict[str, float]
     }
 
 
-def seconds_to_switch(plain: nn.Module, folder: str, repetitions: int) -> float:
-    """What a forward pass of one token takes longer where another adapter was used before it; both are unmerged."""
+def seconds_to_switch(plain: nn.Module, folder: str, repetitions: int) -> list[float]:
+    """What forward passes of one token take longer where another adapter was used before; both are unmerged."""
     bank, token = AdapterBank(plain), torch.zeros(1, 1, dtype=torch.long)
     for name in ("one", "other"):
         bank.add(name, folder)
@@ -113,4 +113,4 @@ def seconds_to_switch(plain: nn.Module, folder: str, repetitions: int) -> float:
 
     with bank.rows(["one"]):
         seconds = timings({"switch": switch, "stay": stay}, repetitions)
-    return median(after - before for after, before in zip(seconds["switch"], seconds["stay"], strict=True))
+    return [after - before for after, before in zip(seconds["switch"], seconds["stay"], strict=True)]

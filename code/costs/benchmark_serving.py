@@ -11,6 +11,7 @@ import random
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from statistics import median
 from tempfile import TemporaryDirectory
 
 import torch
@@ -19,7 +20,7 @@ from torch import Tensor, nn
 from transformers import GPT2Config, GPT2LMHeadModel
 
 from adapter_files import save_lora
-from costs.timing import Step, interleave, resident
+from costs.timing import Step, ratio, resident, timings
 from lora import LoRAConfig, add_lora, count_parameters, lora_layers, remove_lora
 from models import base
 from serving.adapters import AdapterBank
@@ -90,7 +91,7 @@ def answering(model: nn.Module, bank: AdapterBank | None, names: list[str], toke
     return through_bank if bank else forward
 
 
-def mixed(repetitions: int, data_dir: Path | None = None) -> dict[str, float]:
+def mixed(repetitions: int, data_dir: Path | None = None) -> dict[str, float | list[float]]:
     """The next token, and a greedy answer, of batches over 1, 2, 8 and 64 adapters."""
     measured = {}
     with folders(max(ROWS)) as saved:
@@ -101,16 +102,18 @@ def mixed(repetitions: int, data_dir: Path | None = None) -> dict[str, float]:
             kinds = {adapters: names for adapters, names in kinds.items() if adapters == 1 or ROWS[adapters] == rows}
             steps = {f"{n}": answering(bank.model, bank, names, tokens) for n, names in kinds.items()}
             steps |= {f"PEFT {n}": answering(peft_model, None, names, tokens) for n, names in kinds.items()}
-            seconds = interleave(steps, repetitions)
+            seconds = timings(steps, repetitions)
             title = f"{what}, {rows} rows"
             for n in list(kinds)[1:]:
-                measured[f"{title}: {n} adapters / one (time)"] = seconds[f"{n}"] / seconds["1"]
-                measured[f"{title}, {n} adapters: PEFT / ours (time)"] = seconds[f"PEFT {n}"] / seconds[f"{n}"]
-            measured |= {f"{title}: seconds, {n} adapters": seconds[f"{n}"] for n in kinds}
+                measured[f"{title}: {n} adapters / one (time)"] = ratio(seconds[f"{n}"], seconds["1"])
+                measured[f"{title}, {n} adapters: PEFT / ours (time)"] = ratio(seconds[f"PEFT {n}"], seconds[f"{n}"])
+            measured |= {f"{title}: seconds, {n} adapters": median(seconds[f"{n}"]) for n in kinds}
     return measured
 
 
-def beams(repetitions: int, data_dir: Path | None = None, rows: int = 16, adapters: int = 8) -> dict[str, float]:
+def beams(
+    repetitions: int, data_dir: Path | None = None, rows: int = 16, adapters: int = 8
+) -> dict[str, float | list[float]]:
     """Answers of 16 tokens by ten beams: our search over the bank, PEFT's `generate` over `adapter_names`."""
     names, settings = [str(i % adapters) for i in range(rows)], DecodingSettings(max_new_tokens=TOKENS)
     ids = prompts(rows)
@@ -132,12 +135,12 @@ def beams(repetitions: int, data_dir: Path | None = None, rows: int = 16, adapte
             do_sample=False, no_repeat_ngram_size=settings.no_repeat_ngram, **length,
         )  # fmt: skip
 
-    seconds = interleave({"mixed": ours(names), "one": ours(["0"] * rows), "PEFT": by_peft}, repetitions, warmup=0)
+    seconds = timings({"mixed": ours(names), "one": ours(["0"] * rows), "PEFT": by_peft}, repetitions)
     return {
-        f"{rows} rows: {adapters} adapters / one (time)": seconds["mixed"] / seconds["one"],
-        f"{rows} rows, {adapters} adapters: PEFT's `generate` / ours (time)": seconds["PEFT"] / seconds["mixed"],
-        "seconds, ours": seconds["mixed"],
-        "seconds, PEFT": seconds["PEFT"],
+        f"{rows} rows: {adapters} adapters / one (time)": ratio(seconds["mixed"], seconds["one"]),
+        f"{rows} rows, {adapters} adapters: PEFT's `generate` / ours (time)": ratio(seconds["PEFT"], seconds["mixed"]),
+        "seconds, ours": median(seconds["mixed"]),
+        "seconds, PEFT": median(seconds["PEFT"]),
     }
 
 

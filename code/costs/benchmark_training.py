@@ -1,8 +1,10 @@
 """What a LoRA step costs beside the least that it can cost, PEFT's, loralib's and full fine-tuning's.
 
-The floor is the frozen model: a forward pass and the gradient of its input, which no adapter in the first layer can do
-without. All variants have the same rows, loss and precision; weights are random, since speed does not depend on them.
-Language models have rows of E2E's lengths in batches of 8, encoders MRPC's in batches of 16, as in the paper.
+The floor is the frozen model: a forward pass, and a backward one as far as the outputs of the first layer's query and
+value, which no pair in that layer can do without. All variants have the same rows, loss and precision. Ours, the floor
+and full fine-tuning have the layers that our runs have on a CPU; PEFT's and loralib's models are as transformers makes
+them. Weights are random, since speed does not depend on them. Language models have rows of E2E's lengths in batches of
+8, encoders MRPC's in batches of 16, as in the paper.
 """
 
 from __future__ import annotations
@@ -21,7 +23,7 @@ from costs.benchmark_e2e import BATCH, LABEL_SMOOTHING, e2e_like_rows
 from costs.benchmark_glue import batches, mrpc_like_rows
 from costs.timing import Step, memory_above_weights, ratio, timings
 from families import FAMILIES, family_of, head_parameters, layers
-from lora import LoRAConfig, add_lora
+from lora import LoRAConfig, add_lora, projections
 from models import base
 from tasks.e2e.loss import completion_loss
 from training.batches import Batch, pad_right
@@ -89,9 +91,11 @@ def fully(model: nn.Module, dropout: float) -> None:
 
 
 def frozen(model: nn.Module, dropout: float) -> None:
-    """Nothing is trained; the gradient goes back to the embeddings' output."""
+    """Nothing is trained; the gradient goes back to the outputs of the first layer's query and value."""
     model.requires_grad_(False)
-    model.get_input_embeddings().register_forward_hook(lambda module, inputs, output: output.requires_grad_(True))
+    for name, module in layers(model)[0].named_modules():
+        if {"query", "value"} & set(projections(f"0.{name}")):
+            module.register_forward_hook(lambda module, inputs, output: output.requires_grad_(True))
 
 
 METHODS: dict[str, Callable[[nn.Module, float], None]] = {
@@ -109,7 +113,7 @@ def stepping(name: str, method: str, dropout: float = 0.0, batch: Batch | None =
     in_bfloat16 = name in IN_BFLOAT16
     if in_bfloat16 and method in ("ours", "frozen"):
         keep_frozen_in_bfloat16(model)
-    if method in ("ours", "frozen"):
+    if method in ("ours", "frozen", "full"):
         model.set_attn_implementation("eager")
         use_quick_layers(model)
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
@@ -146,23 +150,47 @@ def training(repetitions: int, data_dir: Path | None = None) -> dict[str, list[f
     return measured
 
 
-def _memory_step(method: str) -> Step:
+def _memory_batch() -> Batch:
     ids = torch.randint(1, base(MEMORY_BASE).shape.get("vocab_size", 50257), (BATCH, MEMORY_LENGTH))
-    return stepping(MEMORY_BASE, method, batch={"input_ids": ids, "labels": ids})
+    return {"input_ids": ids, "labels": ids}
+
+
+def _memory_step(method: str) -> Step:
+    return stepping(MEMORY_BASE, method, batch=_memory_batch())
+
+
+def activation_bytes(model: nn.Module, batch: Batch) -> int:
+    """What a forward pass keeps for the backward one, without the parameters; memory that several share counts once."""
+    parameters = {parameter.untyped_storage().data_ptr() for parameter in model.parameters()}
+    sizes: dict[int, int] = {}
+
+    def keep(tensor: Tensor) -> Tensor:
+        if (memory := tensor.untyped_storage()).data_ptr() not in parameters:
+            sizes[memory.data_ptr()] = memory.nbytes()
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        loss = loss_of(model, batch)  # as long as it is there, so is what it was made of
+    del loss
+    return sum(sizes.values())
 
 
 def memory(repetitions: int, data_dir: Path | None = None) -> dict[str, float]:
     """Peak memory of GPT-2 medium's training above its weights, and what it is of: GiB, at batch 8 and length 64.
 
-    Gradients and the optimizer's two moments are counted, float32; what remains of the measured peak is activations.
+    The peak is measured. Gradients, the optimizer's two moments (float32) and activations are counted; they are more
+    together than the peak, since activations go while gradients come.
     """
     measured, above = {}, {}
     for method in ("ours", "full"):
         above[method] = memory_above_weights(_memory_step, method)
         model = random_model(MEMORY_BASE)
         METHODS[method](model, 0.0)
+        model.set_attn_implementation("eager")
+        use_quick_layers(model)
         trained = 4 * sum(p.numel() for p in model.parameters() if p.requires_grad)
-        parts = {"gradients": trained, "optimizer": 2 * trained, "activations": above[method] - 3 * trained}
+        parts = {"gradients": trained, "optimizer": 2 * trained, "peak above the weights": above[method]}
+        parts["activations"] = activation_bytes(model, _memory_batch())
         measured |= {f"GiB of {part}, {method}": size / 2**30 for part, size in parts.items()}
     weights = 4 * sum(math.prod(p.shape) for p in model.parameters())
     measured["GiB of weights"] = weights / 2**30

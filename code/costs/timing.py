@@ -10,6 +10,8 @@ from statistics import median
 
 from scipy.stats import binom
 
+from training.machine import forget_peak_memory
+
 Step = Callable[[], object]
 
 
@@ -36,9 +38,14 @@ def ratio(above: list[float], below: list[float], confidence: float = 0.95) -> l
     The interval is that of the sign test, which assumes nothing of how times are spread. Five repetitions and fewer
     cannot give 95%: then it is their range.
     """
-    ratios = sorted(a / b for a, b in zip(above, below, strict=True))
-    end = max(1, int(binom.ppf((1 - confidence) / 2, len(ratios), 0.5)))  # the interval's, counted from the extremes
-    return [median(ratios), ratios[end - 1], ratios[-end]]
+    return spread([a / b for a, b in zip(above, below, strict=True)], confidence)
+
+
+def spread(values: list[float], confidence: float = 0.95) -> list[float]:
+    """The median of repetitions, and the ends of its interval by the sign test."""
+    values = sorted(values)
+    end = max(1, int(binom.ppf((1 - confidence) / 2, len(values), 0.5)))  # the interval's, counted from the extremes
+    return [median(values), values[end - 1], values[-end]]
 
 
 def memory_above_weights(make_step: Callable[[str], Step], name: str) -> int:
@@ -52,6 +59,7 @@ def memory_above_weights(make_step: Callable[[str], Step], name: str) -> int:
 
 def _step_memory(make_step: Callable[[str], Step], name: str) -> int:
     step = make_step(name)
+    forget_peak_memory()  # of building the model
     before = resident("VmRSS")
     for _ in range(6):
         step()

@@ -22,9 +22,9 @@ Measured = dict[str, Any]  # quantity -> a number, or [median, low, high]
 
 
 def measured(name: str) -> Measured:
-    """What the benchmark of that name measured; nothing if it was not run."""
-    path = files.RESULTS / "benchmark" / f"{name}.json"
-    return read_json(path)["measured"] if path.exists() else {}
+    """What the benchmark of that name measured, on a GPU if it was run on one; nothing if it was not run."""
+    paths = [files.RESULTS / "benchmark" / f"{name}{where}.json" for where in ("-gpu", "")]
+    return next((read_json(path)["measured"] for path in paths if path.exists()), {})
 
 
 Judge = Callable[[list[float]], str]  # of [median, low, high]
@@ -39,7 +39,7 @@ def at_most(bound: float) -> Judge:
 
 
 def as_fast(value: list[float]) -> str:
-    return HOLDS if value[1] <= 1 <= value[2] else FAILS
+    return HOLDS if value[1] <= 1 else FAILS
 
 
 def ratios(name: str, pattern: str) -> dict[str, list[float]]:
