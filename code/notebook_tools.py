@@ -187,15 +187,14 @@ def show_claims(scale: str) -> None:
 
 
 def conclude(scale: str, *names: str) -> None:
-    """Show what the records say of the claims of these names, a sentence and a verdict each; KeyError for no claim."""
+    """Show the claims of these names with what the records say of each; KeyError for no claim."""
     findings, claims = _findings(), {claim.name: claim for claim in CLAIMS}
     lines = []
     for name in names:
         finding = findings[name, scale]
-        seeds = f"; {finding.n} seed{'s' * (finding.n > 1)}" if finding.n else ""
-        evidence = f" ({finding.evidence}{seeds})" if finding.evidence else ""
+        evidence = f" {finding.evidence}; {finding.n} seed{'s' * (finding.n > 1)}." if finding.evidence else ""
         on = base_of(claims[name], scale)
-        lines.append(f"- {claims[name].says} **{finding.verdict.capitalize()}** on `{on}`{evidence}.")
+        lines.append(f"- {claims[name].says} **{finding.verdict.capitalize()}** on `{on}`.{evidence}")
     display(Markdown("\n".join(lines)))
 
 

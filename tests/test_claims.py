@@ -73,11 +73,11 @@ def test_an_average_over_glue_is_open_until_half_of_the_tasks_are_there_and_name
         return judged(pd.DataFrame(lines, columns=list(COLUMNS)))[claim, "cpu"]
 
     assert table2("mrpc", "rte", "sst2").verdict == OPEN
-    one = "LoRA r=8 minus full: +0.05 points, on MRPC (90% interval -0.27 to +0.37); 1 of 8 tasks, too few to decide"
+    one = "LoRA r=8 minus full: +0.05 points [-0.27, +0.37], on MRPC; too few tasks to decide"
     assert table2("mrpc").evidence == one
     whole = table2("mrpc", "rte", "sst2", "cola")
     assert whole.verdict == HOLDS and whole.evidence.endswith(
-        ", mean of MRPC, RTE, SST-2, CoLA (90% interval -0.27 to +0.37)"
+        " [-0.27, +0.37], mean of 4 of 8 tasks: MRPC, RTE, SST-2, CoLA"
     )
     held_out = table2("mrpc", "rte", "sst2", "cola", claim="glue-held-out")
     assert held_out.verdict == FAILS and held_out.evidence.startswith("LoRA r=8 minus full: -5.00 points")
@@ -123,7 +123,7 @@ def test_one_percent_of_the_parameters_is_not_less_than_one_percent():
 
 def test_evidence_is_the_difference_as_printed_with_its_interval_if_it_has_one():
     several = judged(pd.DataFrame([line(LORA, "60.5 60.7"), line(FULL, "60.0 60.1")]))["e2e-matches", "cpu"]
-    assert several.evidence == "LoRA r=4 minus full: +0.55 BLEU (90% interval +0.23 to +0.87)" and several.n == 2
+    assert several.evidence == "LoRA r=4 minus full: +0.55 BLEU [+0.23, +0.87]" and several.n == 2
     one = judged(pd.DataFrame([line(LORA, "60.5"), line(FULL, "60.0")]))["e2e-matches", "cpu"]
     assert one.evidence == "LoRA r=4 minus full: +0.50 BLEU"
 
@@ -259,6 +259,15 @@ def test_a_claim_about_one_base_is_judged_on_it_alone():
     )  # fmt: skip
     assert (verdict("weak-length", *weak, *real), verdict("length", *weak, *real)) == (FAILS, HOLDS)
     assert (verdict("weak-length", *real), verdict("length", *weak)) == (MISSING, MISSING)
+
+
+def test_a_claim_that_does_not_hold_has_a_sentence_that_does():
+    [claim] = [claim for claim in CLAIMS if claim.name == "glue-matches"]
+    assert [claim.sentence(verdict) for verdict in (HOLDS, FAILS, OPEN)] == [
+        "On GLUE, LoRA r=8 is on average no worse than full fine-tuning.",
+        "On GLUE, LoRA r=8 is on average worse than full fine-tuning.",
+        "Undecided: On GLUE, LoRA r=8 is on average no worse than full fine-tuning.",
+    ]
 
 
 def test_names_are_unique_and_their_tables_declared():

@@ -154,7 +154,7 @@ def best_rate(summary, search, method, grid, better, broken=()):
 @pytest.mark.parametrize(("search", "method", "rate", "grid", "better"), SEARCHED)
 def test_a_rate_lies_inside_its_grid_and_is_the_best_of_one_that_is_recorded(search, method, rate, grid, better):
     assert min(grid) < rate < max(grid) and rate in grid
-    broken = smollm2.BROKEN.get(method, ()) if rate == smollm2.RATES.get(method) else ()
+    broken = smollm2.BROKEN.get(method, ())[:1] if rate == smollm2.RATES.get(method) else ()
     best = best_rate(read_summary(), search, method, grid, better, broken)
     assert best in (rate, None), f"{rate:g} is used, while {best:g} is the best of its grid"
 

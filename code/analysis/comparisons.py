@@ -123,16 +123,17 @@ def compared(pairs: Sequence[float], margin: float, higher_is_better: bool = Tru
 
 
 def evidence_of(names: str, metric: str, pairs: Sequence[float], tasks: Sequence[str]) -> str:
-    """`LoRA r=4 minus full: +0.55 BLEU (90% interval +0.23 to +0.87)`, with the tasks if they are GLUE's."""
+    """`LoRA r=4 minus full: +0.55 BLEU [+0.23, +0.87]`, the 90% interval, with the tasks if they are GLUE's."""
     interval = difference_interval(pairs)
     shown = [printed(metric, value, "+") for value in (fmean(pairs), *(interval or ()))]
-    within = f" (90% interval {shown[1]} to {shown[2]})" if interval else ""
+    within = f" [{shown[1]}, {shown[2]}]" if interval else ""
     glue = [TASKS[task].title for task in tasks if TASKS[task].outputs]
-    over = f", {'mean of' if len(glue) > 1 else 'on'} {', '.join(glue)}" if glue else ""
+    several = f"mean of {len(glue)} of {len(GLUE_TASKS)} tasks: " if len(glue) > 1 else "on "
+    over = f", {several}{', '.join(glue)}" if glue else ""
     unit = {"dev_loss": "nats of dev loss", "BLEU_unpenalised": "BLEU without the penalty", "": "points"}.get(
         metric, metric
     )
-    return f"{names}: {shown[0]} {unit}{over}{within}"
+    return f"{names}: {shown[0]} {unit}{within}{over}"
 
 
 def _comparison(
@@ -167,7 +168,8 @@ def no_worse_by_each(names: str, ours: tuple[str, Row], theirs: tuple[str, Row],
                 return Finding(MISSING)
             word, interval = compared(pairs, TASKS["e2e"].metrics[metric].margin), difference_interval(pairs)
             value, *ends = (printed(metric, number, "+") for number in (fmean(pairs), *(interval or ())))
-            told = f" [{', '.join(ends)}] ({word})" if ends and word in ("better", "worse") else ""
+            told = f" [{', '.join(ends)}]" if ends else ""
+            told += f" ({word})" if ends and word in ("better", "worse") else ""
             shown.append(f"{metric.replace('_', '-')} {value}{told}")
             outcomes.add(NO_WORSE.get(word, OPEN))
             seeds.append(len(pairs))
@@ -188,7 +190,7 @@ def glue_average(rule: str) -> Judge:
             return Finding(MISSING)
         evidence = evidence_of("LoRA r=8 minus full", "", pairs, tasks)
         if 2 * len(tasks) < len(GLUE_TASKS):
-            evidence += f"; {len(tasks)} of {len(GLUE_TASKS)} tasks, too few to decide"
+            evidence += "; too few tasks to decide"
             return Finding(OPEN, evidence, len(pairs))
         return Finding(NO_WORSE.get(compared(pairs, MARGIN), OPEN), evidence, len(pairs))
 

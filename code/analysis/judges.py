@@ -88,7 +88,7 @@ def _like_correct(lines: pd.DataFrame) -> pd.DataFrame:
 def mistake_outweighs(summary: pd.DataFrame) -> Finding:
     """On E2E, leaving the end token out of the loss costs LoRA more than full fine-tuning is ahead of it.
 
-    The mistake is named beforehand: the worst of sixteen would outweigh much by chance alone.
+    It is about one mistake that is named, and not the worst of sixteen, which would outweigh much by chance alone.
     """
     lines = _like_correct(e2e_lines(summary, "pitfalls", "BLEU"))
     bleu = {line["experiment"].rpartition("/")[2]: each_seed(line) for line in lines.to_dict("records")}

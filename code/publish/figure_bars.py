@@ -86,7 +86,8 @@ def differences(data: pd.DataFrame) -> Figure:
         ax.set_ylim(len(rows) - 0.5, -0.5)
         ax.grid(axis="y", visible=False)
         ax.set_title(base if len(axes) == 1 else f"{base} (a scale of its own)")
-    axes[-1].set_xlabel("points behind or ahead of full fine-tuning (hollow: one seed, no interval)")
+    points = f"{data['metric'].iloc[0]} points" if data["metric"].nunique() == 1 else "points"
+    axes[-1].set_xlabel(f"{points} behind or ahead of full fine-tuning (hollow: one seed, no interval)")
     return figure
 
 

@@ -31,13 +31,12 @@ from publish.labels import TITLES
 INCHES_A_LETTER, INCHES_A_LINE = 0.073, 0.16  # of a title, so that none is cut off
 CLEAR = {"facecolor": "white", "edgecolor": "none", "pad": 0.5}  # behind a text
 FAR = 6  # times the distance from the best loss to the middle one
-ASIDE = 1.1  # factor between the dots of neighbouring seeds on the axis of parameters
 QUANTITIES = {  # curve -> name of its axis
-    "rank": "mean rank", "training": "minimised loss (nats)", "validation": "validation loss (nats)",
+    "rank": "mean rank", "training": "loss (nats; label-smoothed on E2E)", "validation": "validation loss (nats)",
     "end": "validation loss (nats)",
 }  # fmt: skip
 HEADINGS = {
-    "parameters": "Score against trainable parameters, a dot a seed, side by side",
+    "parameters": "Score against trainable parameters, a dot a seed",
     "differences": "The difference to full fine-tuning of the same model, with its 90% interval",
     "training": "Loss while training, a line or a dot a seed",
     "epochs": "Score after every epoch, a line a seed",
@@ -71,8 +70,7 @@ def parameters(data: pd.DataFrame) -> Figure:
     for rows, ax in _by_panel(data, axes):
         for name, points in rows.groupby("label", sort=False):
             look = looks[name] | {"linestyle": "none"}
-            beside = [ASIDE ** (i - (len(points) - 1) / 2) for i in range(len(points))]
-            (handles[name],) = ax.plot(points["trainable"] * beside, points["score"], alpha=0.85, **look)
+            (handles[name],) = ax.plot(points["trainable"], points["score"], alpha=0.85, **look)
         ax.set_xscale("log")
         ax.margins(x=0.15, y=0.15)
         ax.set_xlabel("trainable parameters")

@@ -37,8 +37,8 @@ SCALE_MEANS = {
 HEADS = {  # column -> its heading
     "ROUGE_L": "ROUGE-L", "paper ROUGE_L": "paper ROUGE-L", "slot_error_rate": "slot errors (%)",
     "dev_loss": "dev loss (nats a token)", "peak memory gib": "peak memory (GiB)",
-    "mean_words": "words a text", "mean_reference_words": "words a reference", "brevity_penalty": "brevity penalty",
-    "BLEU_unpenalised": "BLEU without it",
+    "mean_words": "words per output", "mean_reference_words": "words per reference",
+    "brevity_penalty": "brevity penalty", "BLEU_unpenalised": "BLEU without it",
     "course_BLEU": "BLEU (NLTK, lower case)", "course_ROUGE_L": "ROUGE-L (stems)",
 }  # fmt: skip
 WORDS = {  # word of a row's name -> as the paper writes it
@@ -46,6 +46,7 @@ WORDS = {  # word of a row's name -> as the paper writes it
     "d": "D", "mnli": "MNLI", "mlp": "MLP", "prelayer": "PreLayer", "preembed": "PreEmbed", "top2": "FT Top2",
     "top3": "FT Top3",
 }  # fmt: skip
+WHERE = {"all": "all matrices", "MLP": "the MLP"}  # the pairs of a row, where they are not on query and value
 
 
 def label(experiment: Experiment) -> str:
@@ -64,4 +65,5 @@ def label(experiment: Experiment) -> str:
 def words(row: str) -> str:
     """The last part of a name as the paper writes it."""
     written = re.sub(r"\br(\d+)\b", r"r=\1", " ".join(WORDS.get(word, word) for word in row.split("-")))
+    written = re.sub(r"^LoRA (all|MLP) (r=\d+)", lambda part: f"LoRA {part[2]} on {WHERE[part[1]]}", written)
     return re.sub(r"^LoRA (.*) restricted$", r"LoRA† \1", written)

@@ -6,6 +6,7 @@ written by hand.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable
 
 import pandas as pd
@@ -38,9 +39,10 @@ COLUMNS = (  # of these tables, if a row fills them
 )  # fmt: skip
 SCANNED_ROWS = ("full", "lora-r4", "lora-mlp-r4", "lora-all-r8", "adapter-h", "prelayer")  # of the README's one table
 SCANNED = {  # columns of the README's one table -> their headings there
-    "method": "method", "trainable": "trained parameters", "n": "seeds", "BLEU": "BLEU", "mean_words": "words a text",
-    "verdict": "against full fine-tuning", "paper BLEU": "the paper's BLEU",
+    "method": "method", "trainable": "trained parameters", "n": "seeds", "BLEU": "BLEU",
+    "mean_words": "words per output", "verdict": "against full fine-tuning", "paper BLEU": "the paper's BLEU",
 }  # fmt: skip
+SHORT = {"table2": "Table 2", "table3": "Table 3", "table5": "Table 5", "table6": "Table 6"}  # in a sentence
 SEEDS = {"table3": 3, "table2": 5}  # as the paper has them
 EVENING = (  # table -> rows that are done together
     ("table3", ("gpt2-medium/lora-r4", "gpt2-medium/full")),
@@ -52,7 +54,10 @@ BENCHMARKS = {  # name in benchmark.py -> title, in the README's order
     "glue": "GLUE", "smollm2-step": "LoRA step of SmolLM2-135M", "smollm2-decode": "SmolLM2-135M, ten beams",
     "training": "a step at the usual length", "serving": "16 rows of GPT-2 small",
     "serving-beams": "GPT-2 small, ten beams", "serving-requests": "GPT-2 small",
+    "memory": "training GPT-2 medium, batch 8, length 64", "precision": "LoRA step of SmolLM2-135M",
+    "adapters": "GPT-2 medium; storage: GPT-2 small",
 }  # fmt: skip
+WHOLE = ("serving-requests", "memory", "precision", "adapters")  # of these, what is no ratio is shown too
 
 
 def write_pages() -> None:
@@ -84,15 +89,20 @@ def with_block(page: str, text: str, name: str, block: str) -> str:
 def scope_block() -> str:
     """Which models were run on what, and whether one of the paper's was."""
     runs = [record for scale in KEPT_SCALES for record in records.read_records(scale)]
-    sizes: dict[tuple[str, str, str], list[int]] = {}  # parameters of each run; methods add some to the base's
+    of_model: dict[tuple[str, str], list[dict]] = {}
     for run in runs:
-        settings, size = run["settings"], run["parameters"]["total"]
-        sizes.setdefault((TASKS[settings["task"]].paper_table, run["scale"], settings["model"]), []).append(size)
+        of_model.setdefault((run["settings"]["model"], run["scale"]), []).append(run)
     lines = []
-    for (table, scale, model), each in sorted(sizes.items(), key=lambda item: -min(item[1])):
-        means = f": {BASE_MEANS[model]}" if model in BASE_MEANS else ""
-        size = f"{min(each) / 1e6:.1f} million parameters"
-        lines.append(f"- {TITLES[table]}, scale `{scale}`, {len(each)} runs of `{model}`, {size}{means}")
+    for (model, scale), own in sorted(of_model.items(), key=lambda item: -_size(item[1])):
+        means = f" ({BASE_MEANS[model]})" if model in BASE_MEANS else ""
+        tables = Counter(run["name"].partition("/")[0] for run in own)
+        searches, rest = tables.pop("learning-rate", 0), " and ".join(sorted({_corpus(run) for run in own}))
+        counts = [f"{number} of {SHORT.get(table, table)}" for table, number in sorted(tables.items())]
+        counts += [f"{searches} to choose learning rates"] if searches else []
+        lines.append(
+            f"- `{model}`, {_size(own) / 1e6:.1f} million parameters{means}: {len(own)} runs on {rest} at scale "
+            f"`{scale}`: {', '.join(counts)}"
+        )
     if all(run["scale"] != "paper" for run in runs):
         lines.append(
             "- **No model of the paper's size so far.** Their experiments are declared, with an estimate of what they "
@@ -101,16 +111,24 @@ def scope_block() -> str:
     return "\n".join(lines)
 
 
+def _size(runs: list[dict]) -> int:
+    """Parameters of the base: the fewest of its runs, since methods add some."""
+    return min(run["parameters"]["total"] for run in runs)
+
+
+def _corpus(run: dict) -> str:
+    return "GLUE" if TASKS[run["settings"]["task"]].outputs else "E2E"
+
+
 def found_block() -> str:
-    """The claims of FOUND, each with its verdict and evidence, in a line."""
+    """The claims of FOUND as sentences that are true, each with its evidence."""
     findings = judged(parsed(summary_text([cells for *_, cells in recorded()])))
     lines = []
     for claim in (claim for claim in CLAIMS if claim.name in FOUND):
         finding = findings[claim.name, "cpu"]
         seeds = f"; {finding.n} {'seed' if finding.n == 1 else 'seeds'}" if finding.n else ""
-        lines.append(
-            f"- **{finding.verdict.capitalize()} on `{base_of(claim, 'cpu')}`:** {claim.says} {finding.evidence}{seeds}"
-        )
+        sentence = claim.sentence(finding.verdict)
+        lines.append(f"- **{sentence}** `{base_of(claim, 'cpu')}`: {finding.evidence}{seeds}.")
     return "\n".join(lines)
 
 
@@ -209,7 +227,7 @@ def evening() -> str:
 
 
 def speed_rows() -> list[list[str]]:
-    """[comparison, ratio, threads and repetitions] of every ratio that `benchmark.py` measured."""
+    """[comparison, ratio or size, threads and repetitions] of what `benchmark.py` measured."""
     rows = []
     for name, title in BENCHMARKS.items():
         path = files.RESULTS / "benchmark" / f"{name}.json"
@@ -220,9 +238,10 @@ def speed_rows() -> list[list[str]]:
             rows.append([title, "–", f"{why}: `python code/benchmark.py {name}`"])
             continue
         times = run["repetitions"]
-        conditions = f"{run['threads']} threads, " + (f"up to {times} repetitions" if times > 1 else "1 repetition")
+        threads = f"{run['threads']} thread{'s' * (run['threads'] > 1)}"
+        conditions = f"{threads}, " + (f"up to {times} repetitions" if times > 1 else "1 repetition")
         for quantity, value in run["measured"].items():
-            if "/" in quantity:
+            if "/" in quantity or name in WHOLE:
                 text = shown(value) if isinstance(value, list) else printed("ratio", value)
                 rows.append([f"{title}: {quantity}", text, conditions])
     return rows
@@ -230,8 +249,8 @@ def speed_rows() -> list[list[str]]:
 
 def speed_block() -> str:
     """Time and memory against other libraries."""
-    sheet = pd.DataFrame(speed_rows(), columns=["what / against what", "ratio", "measured with"])
-    return markdown(sheet, numbers=["ratio"])
+    sheet = pd.DataFrame(speed_rows(), columns=["what / against what", "ratio or size", "measured with"])
+    return markdown(sheet, numbers=["ratio or size"])
 
 
 def robustness_block() -> str:

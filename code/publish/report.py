@@ -65,7 +65,9 @@ def facts(summary: pd.DataFrame) -> dict[str, Any]:
     return {
         "claims": {
             claim.name: {"source": claim.source, "says": claim.says}
-            | {s: asdict(findings[claim.name, s]) | {"base": base_of(claim, s), "command": command(claim.table, s)}
+            | {s: asdict(findings[claim.name, s])
+               | {"base": base_of(claim, s), "command": command(claim.table, s),
+                  "sentence": claim.sentence(findings[claim.name, s].verdict)}
                for s in JUDGED_SCALES}
             for claim in CLAIMS
         },
@@ -118,12 +120,12 @@ def _score(summary: pd.DataFrame, name: str, metric: str) -> str:
 
 
 def _broken() -> list[dict[str, str]]:
-    """The rows whose best rate in the search broke a training at full length: {"label", "broken", "rate"}, as text."""
+    """The rows whose rate broke a training at full length: {"label", "broken", "step", "steps", "rate"}, as text."""
     rows = {row: find(f"table3/{LEADING}/{row}") for row in BROKEN}
     return [
-        {"label": label(experiment), "broken": ", ".join(f"{rate:g}" for rate in BROKEN[row]),
-         "rate": f"{experiment.settings.learning_rate:g}"}
-        for row, experiment in rows.items()
+        {"label": label(row), "broken": f"{rate:g}", "step": f"{step:,}",
+         "steps": f"{row.settings.train_rows // row.settings.batch_size:,}", "rate": f"{row.settings.learning_rate:g}"}
+        for name, row in rows.items() for rate, step in [BROKEN[name]]
     ]  # fmt: skip
 
 
