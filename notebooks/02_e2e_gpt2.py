@@ -165,7 +165,8 @@ table3.figure("slots")
 # 16 combinations from four trainings. Two of these trainings are rows of Table 3. The last table says how many points
 # each factor is worth, by both scoring protocols. At the smaller scales only the factors of decoding are tried.
 #
-# The cell estimates the cost and shows what is measured. To run the experiment, add `gap.run()` after the second line.
+# The cell estimates the cost and shows what is measured. To run the experiment, add `gap.run(CONFIRM)` after the second
+# line.
 
 # %%
 gap = Work("bleu-gap", SCALE, SEEDS)

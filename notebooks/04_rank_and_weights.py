@@ -105,7 +105,7 @@ show_table("table6", "cpu", "grid")
 # ## Table 5: one budget, spread over more matrices
 #
 # With the number of parameters fixed, is one matrix at rank 8 better, or four at rank 2? This notebook does not run the
-# comparison; the cell shows what is recorded at this scale. To run it, call `table5.run()` in a cell of your own.
+# comparison; the cell shows what is recorded at this scale. To run it, call `table5.run(CONFIRM)` in a cell of your own.
 
 # %%
 budget = [f"{TASK}/{row}" for row in ("query-r8", "query-value-r4", "query-key-value-output-r2")]
@@ -128,7 +128,7 @@ paper = pd.read_csv(DATA / "paper.csv").query("table == 'table18'")
 paper.pivot_table(index="method", columns="metric", values="value", aggfunc="first", sort=False)
 
 # %% [markdown]
-# Our runs of this are the rows of [Table 3](02_e2e_gpt2.ipynb) with ranks 2, 4 and 8.
+# Our runs of this are the rows of [Table 3](02_e2e_gpt2.ipynb) that differ in the rank alone.
 
 # %%
 ranks = Work("table3", SCALE, SEEDS, ["lora-r2", "lora-r4", "lora-r8"])

@@ -105,7 +105,7 @@ pitfalls.run(CONFIRM)
 #
 # At `quick` these runs see 800 rows, far fewer than those of notebook 02. So the correct run writes short, poor
 # sentences, and a model that does not stop can score higher. Other mistakes cost little, since the tasks are easy and
-# both methods have large learning rates. These effects come from the scale, not from the mistakes.
+# both methods have large learning rates. So read the recorded table below for what a mistake costs.
 
 # %%
 pitfalls.show()

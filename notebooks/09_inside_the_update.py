@@ -36,6 +36,7 @@ from colab import keep_in, suitable_scale
 
 SCALE = suitable_scale()  # "paper" on a GPU with bfloat16, "cpu" on an older one such as a T4, else "quick"
 SEEDS = [0, 1]  # two or more
+CONFIRM = False  # True: begin what takes more than an hour
 BASE = {"quick": "gpt2-mini", "cpu": "smollm2-135m", "paper": "smollm2-135m-base"}[SCALE]
 DRIVE = None  # a folder on Colab's Drive, such as "/content/drive/MyDrive/lora", keeps results and unfinished runs
 keep_in(DRIVE)
@@ -102,11 +103,18 @@ adapters.cost()
 # %% [markdown]
 # ## Train
 #
-# At `cpu` this takes hours, unless the runs are recorded. `python code/make.py subspaces smollm2-135m` measures them
-# from a shell.
+# At `cpu` this takes hours. A recorded run is trained again where its adapter, which is not in git, is missing.
+# `python code/make.py subspaces smollm2-135m` measures the adapters from a shell.
 
 # %%
-adapters.run()
+adapters.run(CONFIRM)
+
+# %%
+from runs.execute import do
+
+for run in adapters.runs:
+    if run.recorded and (CONFIRM or SCALE == "quick"):
+        do(run, for_adapter=True)
 
 # %% [markdown]
 # ## Measure
@@ -124,7 +132,8 @@ adapters.run()
 from analysis.subspace_measurement import measured
 from notebook_tools import show_subspaces
 
-kept = measured(BASE, SEEDS)
+if all(run.recorded and run.adapter.exists() for run in adapters.runs):
+    kept = measured(BASE, SEEDS)
 show_subspaces(BASE)
 
 # %% [markdown]
