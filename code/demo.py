@@ -83,6 +83,7 @@ def serve(experiments: tuple[str, ...]) -> Served:
     base = run.experiment.settings.model
     bank = AdapterBank(load_model(base, TASKS[run.experiment.settings.task].outputs).eval())
     for name, run in runs.items():
+        run.require_own_adapter()
         bank.add(name, run.adapter)
     return Served(bank, load_tokenizer(base), tasks)
 

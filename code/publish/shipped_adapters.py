@@ -64,6 +64,7 @@ def ship(name: str) -> Path:
     experiment, seed = SHIPPED[name]
     run, text = Run(find(experiment), seed), card(name)
     model = load_model(run.experiment.settings.model)
+    run.require_own_adapter()
     load_lora(model, run.adapter)
     save_lora(model, folder_of(name))
     write_atomically(folder_of(name) / "README.md", text)
