@@ -42,7 +42,10 @@ SCANNED = {  # columns of the README's one table -> their headings there
     "method": "method", "trainable": "trained parameters", "n": "seeds", "BLEU": "BLEU",
     "mean_words": "words per output", "verdict": "against full fine-tuning", "paper BLEU": "the paper's BLEU",
 }  # fmt: skip
-SHORT = {"table2": "Table 2", "table3": "Table 3", "table5": "Table 5", "table6": "Table 6"}  # in a sentence
+SHORT = {  # table -> its name in a sentence
+    "table2": "Table 2", "table3": "Table 3", "table5": "Table 5", "table6": "Table 6", "pitfalls": "mistakes",
+    "rank-over-time": "rank over time",
+}  # fmt: skip
 SEEDS = {"table3": 3, "table2": 5}  # as the paper has them
 EVENING = (  # table -> rows that are done together
     ("table3", ("gpt2-medium/lora-r4", "gpt2-medium/full")),
@@ -104,10 +107,7 @@ def scope_block() -> str:
             f"`{scale}`: {', '.join(counts)}"
         )
     if all(run["scale"] != "paper" for run in runs):
-        lines.append(
-            "- **No model of the paper's size so far.** Their experiments are declared, with an estimate of what they "
-            "cost, and none has been run."
-        )
+        lines.append("- **No model of the paper's size so far.** Their experiments are declared, with estimated costs.")
     return "\n".join(lines)
 
 
@@ -128,7 +128,8 @@ def found_block() -> str:
         finding = findings[claim.name, "cpu"]
         seeds = f"; {finding.n} {'seed' if finding.n == 1 else 'seeds'}" if finding.n else ""
         sentence = claim.sentence(finding.verdict)
-        lines.append(f"- **{sentence}** `{base_of(claim, 'cpu')}`: {finding.evidence}{seeds}.")
+        numbers = finding.evidence.partition(": ")[2]  # without the names, which the page gives once
+        lines.append(f"- **{sentence}** `{base_of(claim, 'cpu')}`: {numbers or 'not measured yet'}{seeds}.")
     return "\n".join(lines)
 
 

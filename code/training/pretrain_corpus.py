@@ -31,8 +31,7 @@ def corpus_identity(corpus: Path, steps: int, start_from: Path | None) -> str:
     digest = hashlib.sha256(f"{steps}".encode())
     of_start = [start_from / name for name in ("model.safetensors", "vocab.json", "merges.txt")] if start_from else []
     for file in text_files(corpus) + of_start:
-        with file.open("rb") as opened:
-            digest.update(f"{file.name} {hashlib.file_digest(opened, 'sha256').hexdigest()}".encode())
+        digest.update(f"{file.name} {hashlib.sha256(file.read_bytes()).hexdigest()}".encode())
     return digest.hexdigest()[:8]
 
 
