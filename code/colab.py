@@ -51,7 +51,8 @@ def suitable_scale() -> str:
         why = f"{torch.cuda.get_device_name()}, {memory:.0f} GiB"
         if torch.cuda.is_bf16_supported(including_emulation=False):
             scale = "paper"
-            if memory < A100_GIB:
+            capability = torch.cuda.get_device_capability()
+            if memory < A100_GIB or not (capability == (8, 0) or capability >= (9, 0)):  # an L40S is (8, 9)
                 why += ". Warning: less than an A100, so slower, and the largest models may not fit: `make gpu-check`"
         else:
             scale, why = "cpu", f"{why}, without bfloat16: too slow for `paper`, which is for an A100"

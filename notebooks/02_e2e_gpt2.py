@@ -162,7 +162,7 @@ table3.figure("slots")
 #
 # Those who run the official commands get about 68.8 BLEU; the paper prints 70.4. What explains the gap? Four factors
 # are tried: the text, the epoch that is decoded, the length penalty, and whether a blank line ends an answer. They make
-# 16 combinations from four trainings. Two of these trainings are rows of Table 3. The last table says how many points
+# 16 combinations from four trainings. One of these trainings is a row of Table 3. The last table says how many points
 # each factor is worth, by both scoring protocols. At the smaller scales only the factors of decoding are tried.
 #
 # The cell estimates the cost and shows what is measured. To run the experiment, add `gap.run(CONFIRM)` after the second

@@ -461,18 +461,21 @@ def test_the_scale_fits_the_device_and_is_said_with_its_reason(monkeypatch, caps
     monkeypatch.setattr("torch.cuda.get_device_name", lambda: "A100" if bfloat16 else "Tesla T4")
     monkeypatch.setattr("torch.cuda.is_bf16_supported", lambda including_emulation: bfloat16 or including_emulation)
     monkeypatch.setattr("torch.cuda.get_device_properties", lambda _: types.SimpleNamespace(total_memory=40 * 2**30))
+    monkeypatch.setattr("torch.cuda.get_device_capability", lambda: (8, 0))
     assert colab.suitable_scale() == scale
     said = capsys.readouterr().out
     assert f"scale {scale}: " in said and why in said and "torch" in said and "Warning" not in said
 
 
-def test_a_gpu_below_an_a100_is_used_with_a_warning(monkeypatch, capsys):
+@pytest.mark.parametrize(("name", "gib"), [("NVIDIA L4", 22), ("NVIDIA L40S", 44)])
+def test_a_gpu_below_an_a100_is_used_with_a_warning(monkeypatch, capsys, name, gib):
     monkeypatch.setattr("torch.cuda.is_available", lambda: True)
-    monkeypatch.setattr("torch.cuda.get_device_name", lambda: "NVIDIA L4")
+    monkeypatch.setattr("torch.cuda.get_device_name", lambda: name)
     monkeypatch.setattr("torch.cuda.is_bf16_supported", lambda including_emulation: True)
-    monkeypatch.setattr("torch.cuda.get_device_properties", lambda _: types.SimpleNamespace(total_memory=22 * 2**30))
+    monkeypatch.setattr("torch.cuda.get_device_properties", lambda _: types.SimpleNamespace(total_memory=gib * 2**30))
+    monkeypatch.setattr("torch.cuda.get_device_capability", lambda: (8, 9))
     assert colab.suitable_scale() == "paper"
-    assert "NVIDIA L4, 22 GiB. Warning: less than an A100" in capsys.readouterr().out
+    assert f"{name}, {gib} GiB. Warning: less than an A100" in capsys.readouterr().out
 
 
 gpt2_mini = cache(lambda: load_model("gpt2-mini"))

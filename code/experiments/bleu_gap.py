@@ -1,12 +1,13 @@
 """68.8 against 70.4: what separates those who run the official commands from the paper, settled by few trainings.
 
-    bleu-gap/gpt2-medium/lora-r4-rebuilt-best                     a training: rebuilt text, the epoch of lowest loss
+    bleu-gap/gpt2-medium/lora-r4-rebuilt-last                     a training: rebuilt text, the last epoch
     bleu-gap/gpt2-medium/lora-r4/official/last/0.8/no-blank-line  the same adapter decoded anew
 
 Users of the official commands measure 68.65 to 68.9 BLEU on GPT-2 medium, where Table 3 prints 70.4. Paper, code and
 we differ in the text, in the epoch that is decoded, in the length penalty and in whether a blank line ends an answer.
-All 16 combinations are a design in which every cell is a decoding of one of four trained adapters. Two of these are
-rows of Table 3. Both scoring protocols, the official one and the course's, are in every record.
+All 16 combinations are a design in which every cell is a decoding of one of four trained adapters, all of one
+precision. One of these is a row of Table 3. Both scoring protocols, the official one and the course's, are in every
+record.
 
 The decoding half, without text and epoch, is there for each small base too.
 """
@@ -18,7 +19,7 @@ from itertools import product
 
 from experiments.decoding import DECODING_EXPERIMENTS
 from experiments.e2e import E2E_EXPERIMENTS
-from experiments.settings import OFFICIAL, Experiment, declare
+from experiments.settings import Experiment, declare
 from experiments.smollm2 import SMOLLM2_EXPERIMENTS
 
 PENALTIES = {"0.8": 0.8, "0.9": 0.9}
@@ -34,14 +35,15 @@ DECLARED = {experiment.name: experiment for experiment in (*E2E_EXPERIMENTS, *SM
 
 
 def _trainings() -> dict[Cell, Experiment]:
-    """(text, epoch) -> the training of GPT-2 medium: rows of Table 3 on official text, two of its own on rebuilt."""
-    row = "table3/gpt2-medium/lora-r4"
-    trained = {("official", "best"): DECLARED[row], ("official", "last"): DECLARED[f"{row}/{OFFICIAL}"]}
-    for epoch, keep in EPOCHS.items():
-        settings = replace(DECLARED[row].settings, official_text=TEXTS["rebuilt"], keep=keep)
-        about = f"LoRA r=4 of {{model}} on rebuilt text, {epoch} epoch"
-        (trained["rebuilt", epoch],) = declare("bleu-gap", f"lora-r4-rebuilt-{epoch}", about, {"paper": settings})
-    return {levels: trained[levels] for levels in product(TEXTS, EPOCHS)}
+    """(text, epoch) -> the training of GPT-2 medium: a row of Table 3, and three that differ in text or epoch alone."""
+    row = DECLARED["table3/gpt2-medium/lora-r4"]
+    trained = {}
+    for text, epoch in product(TEXTS, EPOCHS):
+        settings = replace(row.settings, official_text=TEXTS[text], keep=EPOCHS[epoch])
+        about = f"LoRA r=4 of {{model}} on {text} text, {epoch} epoch"
+        (own,) = declare("bleu-gap", f"lora-r4-{text}-{epoch}", about, {"paper": settings})
+        trained[text, epoch] = row if settings == row.settings else own
+    return trained
 
 
 def _design(trained: dict[Cell, Experiment]) -> dict[Cell, Experiment]:
