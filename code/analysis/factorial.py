@@ -57,7 +57,7 @@ def effects(scores: Scores, factors: Mapping[str, Iterable[str]]) -> list[Effect
     for cell in scores:
         if len(cell) != len(names) or not all(level in factors[name] for name, level in zip(names, cell, strict=True)):
             raise ValueError(f"expected a level of each of {factors}, found the cell {cell}: name levels as declared")
-    found = []
+    all_effects = []
     for place, (name, (start, end)) in enumerate(factors.items()):
         differences = [
             at_end[seed] - score
@@ -67,9 +67,9 @@ def effects(scores: Scores, factors: Mapping[str, Iterable[str]]) -> list[Effect
             if seed in at_end
         ]
         if differences:
-            found.append(
+            all_effects.append(
                 Effect(name, start, end, len(differences), fmean(differences), min(differences), max(differences))
             )
         else:
-            found.append(Effect(name, start, end, 0, None))
-    return found
+            all_effects.append(Effect(name, start, end, 0, None))
+    return all_effects

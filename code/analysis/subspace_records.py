@@ -89,12 +89,12 @@ def quantities(measured: Measured) -> dict[tuple[str, int, str], dict[int, float
     """(matrix, rank, metric) -> seed -> value. What two seeds share counts for both; a seed has the mean."""
     values: dict[tuple[str, int, str], dict[int, list[float]]] = defaultdict(lambda: defaultdict(list))
     place = dimensions(LARGE).index(SHARED)
-    for kind, metric, at in (
+    for kind, metric, corner in (
         ("ranks", "first_direction", 0), ("seeds", "shared_by_seeds", place), ("random", "shared_by_random", place),
     ):  # fmt: skip
         for matrix, rank, seeds, grid in grids(measured, kind):
             for seed in set(seeds):
-                values[matrix, rank, metric][seed].append(grid[at][at])
+                values[matrix, rank, metric][seed].append(grid[corner][corner])
     for row in measured["amplifications"]:
         for metric in NORMS:
             values[row["matrix"], row["rank"], metric][row["seed"]].append(row[metric])

@@ -66,6 +66,6 @@ def compared(steps: int) -> Comparison:
         ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool,
     ):
         on_cpu = pool.submit(first_losses, steps).result()
-    here = first_losses(steps)
-    differences = [abs(a - b) / abs(b) for a, b in zip(here, on_cpu, strict=True)]
+    on_gpu = first_losses(steps)
+    differences = [abs(a - b) / abs(b) for a, b in zip(on_gpu, on_cpu, strict=True)]
     return Comparison(steps, on_cpu[0], on_cpu[-1], max(differences))

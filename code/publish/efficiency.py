@@ -91,16 +91,16 @@ def table1_block() -> str:
         if row["table"] == "table1":
             paper.setdefault(row["metric"].rpartition("batch ")[2], {})[row["method"]] = float(row["value"])
     sizes = list(paper)
-    here: dict[str, list[list[float]]] = {}
+    slow_downs: dict[str, list[list[float]]] = {}
     names: dict[str, list[str]] = {}
     for quantity, value in sorted(ratios("latency", " / plain").items(), key=_size, reverse=True):
         method, _, size = quantity.partition(" / plain, ")
-        here.setdefault(method, []).append(value)
+        slow_downs.setdefault(method, []).append(value)
         names.setdefault(method, []).append(size)
-    if not here:
+    if not slow_downs:
         return "Not measured yet: `python code/benchmark.py latency`."
     rows = []
-    for method, values in here.items():
+    for method, values in slow_downs.items():
         for place, value in enumerate(values):
             times = paper[sizes[place]]
             theirs = times.get(TABLE1_PLAIN if method == "LoRA merged" else method)

@@ -65,9 +65,7 @@ def facts(summary: pd.DataFrame) -> dict[str, Any]:
     return {
         "claims": {
             claim.name: {"source": claim.source, "says": claim.says}
-            | {s: asdict(findings[claim.name, s])
-               | {"base": base_of(claim, s), "command": command(claim.table, s),
-                  "sentence": claim.sentence(findings[claim.name, s].verdict)}
+            | {s: asdict(findings[claim.name, s]) | {"base": base_of(claim, s), "command": command(claim.table, s)}
                for s in JUDGED_SCALES}
             for claim in CLAIMS
         },
@@ -98,6 +96,8 @@ def facts(summary: pd.DataFrame) -> dict[str, Any]:
         "bases": {scale: list(JUDGED_BASES[scale]) for scale in JUDGED_SCALES},
         "gpt2_mini": json.loads((files.DATA / "models/gpt2-mini/pretraining.json").read_text(encoding="utf-8")),
         "statistics": {"margin": f"{MARGIN:g}", "far": f"{FAR:g}", "loss_margin": f"{LOSS_MARGIN:g}",
+                       **{f"{metric.lower()}_margin": f"{TASKS['e2e'].metrics[metric].margin:g}"
+                          for metric in ("NIST", "CIDEr")},
                        "score_level": f"{SCORE_LEVEL:.0%}", "difference_level": f"{DIFFERENCE_LEVEL:.0%}"},
     }  # fmt: skip
 

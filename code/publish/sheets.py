@@ -175,7 +175,7 @@ def effects_sheet(scale: str) -> pd.DataFrame:
         if next(iter(design.values())).scale == scale:
             by_metric = {m: effects(scores_of(design, m), factors_of(base)) for m in ("BLEU", "course_BLEU")}
             for place, effect in enumerate(by_metric["BLEU"]):
-                shown = {HEADS.get(m, m): _effect(m, found[place]) for m, found in by_metric.items()}
+                shown = {HEADS.get(m, m): _effect(m, effects[place]) for m, effects in by_metric.items()}
                 change = {"base": base, "factor": effect.factor, "from": effect.start, "to": effect.end}
                 lines.append(change | shown | {"pairs": str(effect.pairs)})
     return pd.DataFrame(lines)
