@@ -7,6 +7,7 @@
     python code/benchmark.py smollm2-step, smollm2-losses, smollm2-decode
                                         SmolLM2-135M in bfloat16 against the plain step and search, and PEFT's
     python code/benchmark.py training   a LoRA step beside the frozen model, PEFT, loralib and full fine-tuning
+    python code/benchmark.py profile    where the time of a LoRA step goes that the frozen model does not take
     python code/benchmark.py memory     what training GPT-2 medium takes above its weights: LoRA and full fine-tuning
     python code/benchmark.py precision  SmolLM2-135M's LoRA step with the base in float32, bfloat16, int8, compiled ...
     python code/benchmark.py latency    Table 1: GPT-2 medium with LoRA merged and not, and with adapters
@@ -33,6 +34,7 @@ from costs import (
     benchmark_glue,
     benchmark_latency,
     benchmark_precision,
+    benchmark_profile,
     benchmark_serving,
     benchmark_smollm2,
     benchmark_training,
@@ -51,6 +53,7 @@ BENCHMARKS = {  # name -> benchmark, its usual repetitions
     "smollm2-decode": (benchmark_smollm2.decode, 1),
     "training": (benchmark_training.training, 15),
     "memory": (benchmark_training.memory, 1),
+    "profile": (benchmark_profile.profile, 9),
     "precision": (benchmark_precision.precision, 9),
     "latency": (benchmark_latency.latency, 15),
     "adapters": (benchmark_latency.adapters, 9),

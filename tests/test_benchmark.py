@@ -9,7 +9,7 @@ import pytest
 import torch
 
 import benchmark
-from costs import benchmark_glue, benchmark_latency, benchmark_serving, benchmark_training
+from costs import benchmark_glue, benchmark_latency, benchmark_profile, benchmark_serving, benchmark_training
 from costs.benchmark_e2e import LABEL_SMOOTHING, e2e_like_rows, full_logits_loss
 from costs.timing import memory_above_weights, ratio, timings
 from lora import count_parameters, merge_lora, projections, remove_lora
@@ -61,7 +61,7 @@ SMALL = {
 @pytest.fixture
 def small(monkeypatch):
     """Every model of the benchmarks is a tiny one of its family."""
-    families = {"minilm": "bert", "roberta-base": "bert", "smollm2-135m": "llama"}
+    families = {"minilm": "bert", "roberta-base": "bert", "roberta-large": "bert", "smollm2-135m": "llama"}
 
     def tiny(name):
         family = families.get(name, "gpt2")
@@ -87,7 +87,7 @@ def test_all_that_is_timed_beside_a_lora_step_has_its_loss(small, name):
 @pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")
 def test_every_ratio_of_steps_latency_and_storage_is_measured(small):
     training = benchmark_training.training(2)
-    assert len(training) == 4 * 4 + 2 and all(low <= median <= high for median, low, high in training.values())
+    assert len(training) == 4 * 5 + 2 and all(low <= median <= high for median, low, high in training.values())
     latency = benchmark_latency.latency(2)
     assert set(latency) == {
         f"{name} / plain, batch 1, length 8" for name in ("Adapter^H", "LoRA merged", "LoRA unmerged")
@@ -130,6 +130,14 @@ def test_activations_are_what_a_forward_pass_keeps_and_frozen_matrices_keep_less
         benchmark_training.METHODS[method](model, 0.0)
         kept[method] = benchmark_training.activation_bytes(model, batch)
     assert 0 < kept["ours"] < kept["full"]
+
+
+@pytest.mark.parametrize("name", benchmark_training.BASES)
+def test_what_lora_adds_is_the_sum_over_operations(small, monkeypatch, name):
+    monkeypatch.setattr(benchmark_profile, "BASES", [name])
+    monkeypatch.setattr(benchmark_profile, "SHOWN", 1000)
+    whole, *parts = benchmark_profile.profile(2).values()
+    assert len(parts) > 10 and sum(parts) == pytest.approx(whole)
 
 
 def test_a_measurement_whose_process_is_killed_ends():

@@ -30,7 +30,7 @@ from training.batches import Batch, pad_right
 from training.precision import keep_frozen_in_bfloat16
 from training.quick_layers import use_quick_layers
 
-BASES = ("gpt2", "roberta-base", "minilm", "smollm2-135m")
+BASES = ("gpt2", "roberta-base", "roberta-large", "minilm", "smollm2-135m")
 IN_BFLOAT16 = ("smollm2-135m",)  # as its runs do
 DROPOUTS = (0.0, 0.1)
 RANK, ALPHA = 4, 32

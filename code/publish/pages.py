@@ -58,9 +58,9 @@ BENCHMARKS = {  # name in benchmark.py -> title, in the README's order
     "training": "a step at the usual length", "serving": "16 rows of GPT-2 small",
     "serving-beams": "GPT-2 small, ten beams", "serving-requests": "GPT-2 small",
     "memory": "training GPT-2 medium, batch 8, length 64", "precision": "LoRA step of SmolLM2-135M",
-    "adapters": "GPT-2 medium; storage: GPT-2 small",
+    "adapters": "GPT-2 medium; storage: GPT-2 small", "profile": "a step at the usual length",
 }  # fmt: skip
-WHOLE = ("serving-requests", "memory", "precision", "adapters")  # of these, what is no ratio is shown too
+WHOLE = ("serving-requests", "memory", "precision", "adapters", "profile")  # of these, what is no ratio is shown too
 
 
 def write_pages() -> None:

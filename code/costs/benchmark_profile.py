@@ -1,0 +1,36 @@
+"""Where the time of a LoRA step goes, operation by operation, beside the frozen model's: why a ratio is what it is."""
+
+from __future__ import annotations
+
+from collections import Counter
+from pathlib import Path
+
+from torch.profiler import ProfilerActivity
+from torch.profiler import profile as profiler
+
+from costs.benchmark_training import BASES, stepping
+from costs.timing import Step
+
+SHOWN = 8  # operations of each model
+
+
+def seconds_by_operation(step: Step, repetitions: int) -> Counter[str]:
+    """Seconds that a step spends in each of torch's operations themselves, as the profiler has them."""
+    step()
+    with profiler(activities=[ProfilerActivity.CPU]) as recorded:
+        for _ in range(repetitions):
+            step()
+    return Counter({event.key: event.self_cpu_time_total / 1e6 / repetitions for event in recorded.key_averages()})
+
+
+def profile(repetitions: int, data_dir: Path | None = None) -> dict[str, float]:
+    """In percent of the frozen model's time: what LoRA adds in all, and in each of the operations that add most."""
+    measured = {}
+    for name in BASES:
+        ours, floor = (seconds_by_operation(stepping(name, method), repetitions) for method in ("ours", "frozen"))
+        added = Counter({key: ours[key] - floor[key] for key in ours | floor})
+        whole = floor.total() / 100
+        measured[f"{name}: % that LoRA adds to the frozen model"] = added.total() / whole
+        for key, seconds in added.most_common(SHOWN):
+            measured[f"{name}: % that it adds in {key} ({ours[key] / whole:.1f}% with LoRA)"] = seconds / whole
+    return measured
