@@ -6,7 +6,8 @@ precision, times the share of it that a training step reaches (EFFICIENCY, an es
 machine; at `paper` scale without a GPU it is an A100's peak.
 
 On a GPU a step takes at least the time in which a processor's thread starts its operations: LAYER_SECONDS, whatever the
-batch. Deep models with small batches take that long: a faster GPU does not help them, a faster processor does.
+batch. Deep models with small batches take that long: a faster GPU does not help them, a faster processor does. An
+encoder scores the held-out rows and the reported splits after every epoch; of few training rows that is most of it.
 
 Where the GPU's steps are measured (`gpu_measurements.py`), the time and memory of that model and method are corrected
 by them. Once a run of the same kind is recorded, its own time and memory are used instead.
@@ -14,6 +15,7 @@ by them. Once a run of the same kind is recorded, its own time and memory are us
 
 from __future__ import annotations
 
+import math
 import time
 from dataclasses import asdict, dataclass, replace
 
@@ -33,6 +35,7 @@ EFFICIENCY = {
 # tiny models' steps to GPT-2's and RoBERTa's.
 LAYER_SECONDS = {"gpt2": 1.4e-3, "llama": 2.0e-3, "bert": 2.0e-3, "roberta": 2.04e-3, "deberta-v2": 7.6e-3}
 RECOMPUTED = 527 / 363
+PASSES_OF_FLOOR = 3  # a training step starts about as many operations as so many forward passes
 DECODED_TOKENS = 30  # typical E2E output
 
 
@@ -41,6 +44,7 @@ class Estimate:
     """What one run takes, and what that rests on (`basis`: arithmetic, a measured step, or an earlier run)."""
 
     minutes: float
+    scoring_minutes: float  # of these, all but training; 0 where an earlier run does not tell them apart
     gigabytes: float
     steps: int
     trainable: int
@@ -99,6 +103,7 @@ def estimate(settings: Settings, scale: str, earlier: list[dict] | None = None) 
     from methods.catalogue import apply_method, count_trained, trains
     from models import architecture
     from tasks.e2e.beam_search import room_for_prompt
+    from training.batches import SCORED_ROWS
     from training.int8 import frozen_matrices
     from training.memory import GIBIBYTE, SCORED_SHARE, USABLE, card_bytes, training_bytes
     from training.precision import uses_bfloat16
@@ -138,8 +143,9 @@ def estimate(settings: Settings, scale: str, earlier: list[dict] | None = None) 
     if recomputed is None:
         recomputed = memory is not None and plain > USABLE * memory
     passes = (6 if whole else 4) + 2 * recomputed
-    answered = settings.beams * DECODED_TOKENS if generates else epochs * task.mean_tokens
-    scoring = decodes * 2 * total * task.test_inputs * answered
+    answered = settings.beams * DECODED_TOKENS if generates else task.mean_tokens
+    held_out = (task.train_rows - task.trained_rows) * (settings.hold_out and not generates and trained)
+    scored_rows = decodes * task.test_inputs * (1 + len(task.further_splits)) + held_out  # after every epoch
 
     def gibibytes(batch_size: int, tokens: int) -> float:
         if not trained:
@@ -150,12 +156,15 @@ def estimate(settings: Settings, scale: str, earlier: list[dict] | None = None) 
         alike = all(
             record["settings"][key] == getattr(settings, key) for key in ("model", "method", "task", "batch_size")
         )
-        timed = "evaluation_seconds" in record or not (decodes and generates)  # GLUE's scoring is in its training time
+        if generates:
+            timed = "evaluation_seconds" in record or not decodes
+        else:  # the scoring after every epoch is in the training time
+            timed = all(record["settings"].get(key) == getattr(settings, key) for key in ("train_rows", "evaluate"))
         if alike and record.get("steps") and timed:
             seconds = steps * record["training_seconds"] / record["steps"]
             seconds += record.get("evaluation_seconds", 0.0) if decodes else 0.0
             return Estimate(
-                seconds / 60, record["peak_memory_gib"], steps, trainable, total, f"as {record['name']} took"
+                seconds / 60, 0.0, record["peak_memory_gib"], steps, trainable, total, f"as {record['name']} took"
             )
     speed, machine = (A100_FLOPS[precision], "one A100") if reference else _machine_flops(precision)
     speed *= EFFICIENCY[precision]
@@ -176,9 +185,13 @@ def estimate(settings: Settings, scale: str, earlier: list[dict] | None = None) 
         largest = nearest(steps_there, *kind, batch=(settings.batch_size, longest))
         gigabytes *= largest.gigabytes / gibibytes(largest.batch_size, largest.tokens)
         basis += ", corrected by its measured steps"
-    scoring_seconds = scoring / speed
+    scoring_seconds = 2 * total * scored_rows * answered / speed
+    if not generates:
+        forward = floor / PASSES_OF_FLOOR * math.ceil(scored_rows / SCORED_ROWS)
+        scoring_seconds = epochs * max(scoring_seconds, forward)
     for decoded in measured_decodings(place) if on_gpu and decodes and generates else ():
         if (decoded.model, decoded.beams, decoded.precision) == (settings.model, settings.beams, settings.precision):
             tokens = task.test_inputs * DECODED_TOKENS
             scoring_seconds = decoded.seconds * tokens / (decoded.inputs * decoded.tokens)
-    return Estimate((seconds + scoring_seconds) / 60, gigabytes, steps, trainable, total, basis)
+    minutes = (seconds + scoring_seconds) / 60
+    return Estimate(minutes, scoring_seconds / 60, gigabytes, steps, trainable, total, basis)
