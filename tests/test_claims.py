@@ -115,6 +115,12 @@ def test_the_search_of_learning_rates_tells_the_higher_rate_the_grids_ends_and_t
     assert tuple(found[name, "cpu"].verdict for name in names) == (higher, inside, reaches)
 
 
+def test_a_search_that_has_only_begun_is_no_grid_with_its_best_at_the_end():
+    rates = {row: {"0.001": "1.5", "0.002": "1.2", "0.004": "1.4"} for row in ("lora", "full")}
+    assert verdict("inside-grid", *search(rates | {"adapter-h": {"0.002": "1.3"}})) == HOLDS
+    assert verdict("inside-grid", *search(rates | {"adapter-h": rates["lora"] | {"0.008": "1.1"}})) == FAILS
+
+
 def test_one_percent_of_the_parameters_is_not_less_than_one_percent():
     full = line(FULL, "60", trainable="100000")
     assert verdict("few-parameters", line(LORA, "60", trainable="999"), full) == HOLDS
