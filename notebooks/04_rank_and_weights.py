@@ -105,7 +105,7 @@ show_table("table6", "cpu", "grid")
 # ## Table 5: one budget, spread over more matrices
 #
 # With the number of parameters fixed, is one matrix at rank 8 better, or four at rank 2? This notebook does not run the
-# comparison; the cell shows what is recorded at this scale. To run it, call `table5.run(CONFIRM)` in a cell of your own.
+# comparison; the cell shows what is recorded at this scale. To run it, call `table5.run(CONFIRM)` in a new cell.
 
 # %%
 budget = [f"{TASK}/{row}" for row in ("query-r8", "query-value-r4", "query-key-value-output-r2")]

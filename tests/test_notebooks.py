@@ -585,8 +585,8 @@ def test_a_notebook_ends_with_what_the_records_say_of_a_claim(recorded, shown):
         synthetic_records.write_e2e(f"table3/smollm2-135m/{row}", 0, bleu)
     notebook_tools.conclude("cpu", "e2e-matches", "few-parameters")
     first, second = shown.pop().data.splitlines()
-    assert first.endswith("**Does not hold** on `smollm2-135m` (LoRA r=4 minus full: -10.00 BLEU; 1 seed).")
-    assert second.startswith("- LoRA trains less than one percent of the parameters. **")
+    assert first.endswith("**Does not hold** on `smollm2-135m`. LoRA r=4 minus full: -10.00 BLEU; 1 seed.")
+    assert second.startswith("- On E2E, LoRA r=4 on query and value trains less than one percent of the parameters. **")
     with pytest.raises(KeyError, match="no-such-claim"):
         notebook_tools.conclude("cpu", "no-such-claim")
 
