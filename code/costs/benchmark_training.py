@@ -103,19 +103,25 @@ METHODS: dict[str, Callable[[nn.Module, float], None]] = {
 }  # fmt: skip
 
 
-def stepping(name: str, method: str, dropout: float = 0.0, batch: Batch | None = None) -> Step:
-    """One training step of a base model with a method of METHODS, its head trained too if it has one."""
-    model, batch = random_model(name), typical_batch(name) if batch is None else batch
+def prepared(name: str, method: str, dropout: float = 0.0) -> nn.Module:
+    """A base model with a method of METHODS, its head trained too if it has one, as it is timed."""
+    model = random_model(name)
     METHODS[method](model, dropout)
     if method not in ("full", "frozen"):
         for parameter in head_parameters(model).values():
             parameter.requires_grad_(True)
-    in_bfloat16 = name in IN_BFLOAT16
-    if in_bfloat16 and method in ("ours", "frozen"):
+    if name in IN_BFLOAT16 and method in ("ours", "frozen"):
         keep_frozen_in_bfloat16(model)
     if method in ("ours", "frozen", "full"):
         model.set_attn_implementation("eager")
         use_quick_layers(model)
+    return model
+
+
+def stepping(name: str, method: str, dropout: float = 0.0, batch: Batch | None = None) -> Step:
+    """One training step of a `prepared` model."""
+    model, batch = prepared(name, method, dropout), typical_batch(name) if batch is None else batch
+    in_bfloat16 = name in IN_BFLOAT16
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     optimizer = torch.optim.AdamW(trained, lr=1e-4) if trained else None
 
@@ -184,10 +190,7 @@ def memory(repetitions: int, data_dir: Path | None = None) -> dict[str, float]:
     measured, above = {}, {}
     for method in ("ours", "full"):
         above[method] = memory_above_weights(_memory_step, method)
-        model = random_model(MEMORY_BASE)
-        METHODS[method](model, 0.0)
-        model.set_attn_implementation("eager")
-        use_quick_layers(model)
+        model = prepared(MEMORY_BASE, method)
         trained = 4 * sum(p.numel() for p in model.parameters() if p.requires_grad)
         parts = {"gradients": trained, "optimizer": 2 * trained, "peak above the weights": above[method]}
         parts["activations"] = activation_bytes(model, _memory_batch())

@@ -117,7 +117,7 @@ def _size(runs: list[dict]) -> int:
 
 
 def _corpus(run: dict) -> str:
-    return "GLUE" if TASKS[run["settings"]["task"]].outputs else "E2E"
+    return TITLES[TASKS[run["settings"]["task"]].paper_table].partition(": ")[2]
 
 
 def found_block() -> str:
