@@ -172,6 +172,11 @@ def show_subspaces(base: str) -> None:
         _figure(kind, "subspaces", measured["scale"])
 
 
+def show_times() -> None:
+    """Show the ratios of time that `benchmark.py` measured, with their intervals, as a figure."""
+    _figure("times", "benchmark", "cpu")
+
+
 def show_tokens(example: Example, base: str) -> None:
     """Show a row of E2E as a base model's tokens: which are read, and which carry the loss."""
     buffer = BytesIO()

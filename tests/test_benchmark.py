@@ -90,7 +90,7 @@ def test_every_ratio_of_steps_latency_and_storage_is_measured(small):
     assert len(training) == 4 * 5 + 2 and all(low <= median <= high for median, low, high in training.values())
     latency = benchmark_latency.latency(2)
     assert set(latency) == {
-        f"{name} / plain, batch 1, length 8" for name in ("Adapter^H", "LoRA merged", "LoRA unmerged")
+        f"batch 1, length 8: {name} / plain" for name in ("Adapter^H", "LoRA merged", "LoRA unmerged")
     }
     adapters = benchmark_latency.adapters(2)
     times = {"seconds to merge", "seconds to unmerge", "seconds to load", "milliseconds to switch"}
@@ -193,7 +193,7 @@ def test_each_mixture_is_timed_against_one_adapter_and_against_peft(small_servin
     measured = benchmark_serving.mixed(1)
     for what in ("next token", "2 tokens"):
         for rows, adapters in ((4, 2), (6, 6)):
-            assert measured[f"{what}, {rows} rows: {adapters} adapters / one (time)"][1] > 0
+            assert measured[f"{what}, {rows} rows, {adapters} adapters: ours / one adapter (time)"][1] > 0
             assert measured[f"{what}, {rows} rows, {adapters} adapters: PEFT / ours (time)"][1] > 0
     assert benchmark_serving.beams(1, rows=3, adapters=2)["seconds, PEFT"] > 0
 

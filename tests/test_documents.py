@@ -349,8 +349,8 @@ def test_the_pages_blocks_are_what_the_files_give(tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("name", "quantity", "value", "found"),
     [
-        ("latency", "LoRA merged / plain, batch 2, length 512", [1.01, 0.98, 1.03], "1.01 [0.98, 1.03] | holds"),
-        ("latency", "LoRA merged / plain, batch 2, length 512", [1.05, 1.02, 1.08], "does not hold"),
+        ("latency", "batch 2, length 512: LoRA merged / plain", [1.01, 0.98, 1.03], "1.01 [0.98, 1.03] | holds"),
+        ("latency", "batch 2, length 512: LoRA merged / plain", [1.05, 1.02, 1.08], "does not hold"),
         ("training", "gpt2: full step / LoRA step", [1.3, 1.2, 1.4], "undecided"),
         ("memory", "full / LoRA r=4 (peak memory with the weights)", 1.5, "1.50 | does not hold"),
         ("adapters", "MB of an adapter", 0.61, "0.61 | holds"),
@@ -372,8 +372,8 @@ def test_table_1_has_our_slow_downs_beside_the_papers(tmp_path, monkeypatch):
     monkeypatch.setattr(files, "RESULTS", tmp_path)
     assert "Not measured yet" in efficiency.table1_block()
     sizes = ("batch 2, length 512", "batch 1, length 256", "batch 1, length 128")
-    measured = {f"Adapter^H / plain, {size}": [1.1, 1.05, 1.2] for size in sizes}
-    measured |= {f"LoRA unmerged / plain, {size}": [1.01, 1.0, 1.02] for size in sizes}
+    measured = {f"{size}: Adapter^H / plain": [1.1, 1.05, 1.2] for size in sizes}
+    measured |= {f"{size}: LoRA unmerged / plain": [1.01, 1.0, 1.02] for size in sizes}
     files.write_json(tmp_path / "benchmark" / "latency.json", {"measured": measured})
     text = efficiency.table1_block()
     assert "| Adapter^H | batch 1, length 128 | +10.0% [+5.0, +20.0] | batch 1 x 128 | +30.3% |" in text

@@ -56,6 +56,19 @@ def searched():
 
 
 @pytest.fixture
+def timed(results):
+    """A step, a batch over adapters and a forward pass, and what is beside them in the files: seconds."""
+    ratio = [1.5, 1.25, 2.0]
+    measured = {
+        "training": {"gpt2: full step / LoRA step": ratio, "gpt2: PEFT / ours, dropout 0": ratio},
+        "serving": {"16 rows, 8 adapters: ours / one adapter (time)": ratio, "16 rows: seconds, 8 adapters": 2.0},
+        "latency": {"batch 1, length 8: LoRA merged / plain": ratio},
+    }
+    for name, quantities in measured.items():
+        files.write_json(results / "benchmark" / f"{name}.json", {"measured": quantities})
+
+
+@pytest.fixture
 def over_time():
     """Plain LoRA, a rank that grows once, and a budget that two seeds moved differently."""
     write_e2e("table3/gpt2-mini/lora-r8", 0, 0.6)
@@ -289,10 +302,10 @@ def test_every_kind_of_figure_has_numbers_a_drawing_and_a_heading():
     [
         ("choice", "learning-rate"), ("parameters", "table3"), ("training", "table3"), ("stages", "rank-over-time"),
         ("ranks", "rank-over-time"), ("rates-and-ranks", "learning-rate"), ("epochs", "curves"), ("grid", "table6"),
-        ("costs", "table3"), ("slots", "table3"),
+        ("costs", "table3"), ("slots", "table3"), ("times", "benchmark"),
     ],
 )  # fmt: skip
-def test_nothing_written_is_cut_off(kind, table, over_time, searched, monkeypatch, tmp_path):
+def test_nothing_written_is_cut_off(kind, table, over_time, searched, timed, monkeypatch, tmp_path):
     kept = []
     monkeypatch.setattr(figures, "save", lambda figure, *_: kept.append(figure))
     figures.draw_text(figure_data(kind, table, "cpu"), kind, table, "cpu", tmp_path)
@@ -313,6 +326,22 @@ def test_a_difference_has_an_interval_where_seeds_give_one_and_full_fine_tuning_
     for row, bleu in (("full", 0.6), ("lora-r4", 0.5)):
         write_e2e(f"table3/smollm2-135m/{row}", 0, bleu)
     assert list(data("differences", "table3")["panel"]) == ["smollm2-135m"]  # the weak base is left out beside it
+
+
+def test_ratios_of_time_are_dots_on_their_intervals_in_a_panel_for_each_benchmark(timed, tmp_path):
+    rows = data("times", "benchmark")
+    assert list(rows["row"]) == ["gpt2", "gpt2", "16 rows, 8 adapters", "batch 1, length 8"]
+    assert list(rows["label"]) == [
+        "full step / LoRA step", "PEFT / ours, dropout 0", "ours / one adapter", "LoRA merged / plain",
+    ]  # fmt: skip
+    axes = drawn("times", "benchmark").axes
+    assert [len(ax.collections) for ax in axes] == [2, 1, 1]
+    for ax in axes:
+        for dot, interval in zip(ax.lines[1:], ax.collections, strict=True):  # the first line is where both are equal
+            ((low, beside), (high, _)) = interval.get_segments()[0]
+            assert (low, high, dot.get_xdata()[0], dot.get_ydata()[0]) == (1.25, 2.0, 1.5, beside)
+    (tmp_path / "benchmark" / "training.json").unlink()
+    assert "a training step" not in set(data("times", "benchmark")["panel"])
 
 
 def test_nothing_recorded_and_an_unknown_kind_are_refused():

@@ -65,7 +65,7 @@ def latency(repetitions: int, data_dir: Path | None = None) -> dict[str, list[fl
         ids = torch.randint(base(NAME).shape.get("vocab_size", 50257), shape, device=device)
         seconds = timings({key: forward(model.to(device), ids) for key, model in models.items()}, repetitions)
         for key in models.keys() - {"plain"}:
-            measured[f"{key} / plain, batch {shape[0]}, length {length}"] = ratio(seconds[key], seconds["plain"])
+            measured[f"batch {shape[0]}, length {length}: {key} / plain"] = ratio(seconds[key], seconds["plain"])
     return dict(sorted(measured.items()))
 
 

@@ -105,7 +105,7 @@ def mixed(repetitions: int, data_dir: Path | None = None) -> dict[str, float | l
             seconds = timings(steps, repetitions)
             title = f"{what}, {rows} rows"
             for n in list(kinds)[1:]:
-                measured[f"{title}: {n} adapters / one (time)"] = ratio(seconds[f"{n}"], seconds["1"])
+                measured[f"{title}, {n} adapters: ours / one adapter (time)"] = ratio(seconds[f"{n}"], seconds["1"])
                 measured[f"{title}, {n} adapters: PEFT / ours (time)"] = ratio(seconds[f"PEFT {n}"], seconds[f"{n}"])
             measured |= {f"{title}: seconds, {n} adapters": median(seconds[f"{n}"]) for n in kinds}
     return measured
@@ -137,7 +137,7 @@ def beams(
 
     seconds = timings({"mixed": ours(names), "one": ours(["0"] * rows), "PEFT": by_peft}, repetitions)
     return {
-        f"{rows} rows: {adapters} adapters / one (time)": ratio(seconds["mixed"], seconds["one"]),
+        f"{rows} rows, {adapters} adapters: ours / one adapter (time)": ratio(seconds["mixed"], seconds["one"]),
         f"{rows} rows, {adapters} adapters: PEFT's `generate` / ours (time)": ratio(seconds["PEFT"], seconds["mixed"]),
         "seconds, ours": median(seconds["mixed"]),
         "seconds, PEFT": median(seconds["PEFT"]),

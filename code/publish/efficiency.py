@@ -7,7 +7,7 @@ a claim holds where all of its interval does, fails where none does, and is unde
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pandas as pd
@@ -18,6 +18,11 @@ from files import read_json, read_table
 from publish.tables import markdown
 
 TABLE1_PLAIN = "Fine-Tune/LoRA"  # the paper's row of merged LoRA and of full fine-tuning; it has none of unmerged LoRA
+TIMED = {  # benchmark -> its panel in the figure of times; its quantities are "row: one thing / another"
+    "training": "a training step",
+    "serving": "one batch over several adapters, GPT-2 small",
+    "latency": "a forward pass, GPT-2 medium",
+}
 Measured = dict[str, Any]  # quantity -> a number, or [median, low, high]
 
 
@@ -93,8 +98,8 @@ def table1_block() -> str:
     sizes = list(paper)
     slow_downs: dict[str, list[list[float]]] = {}
     names: dict[str, list[str]] = {}
-    for quantity, value in sorted(ratios("latency", " / plain").items(), key=_size, reverse=True):
-        method, _, size = quantity.partition(" / plain, ")
+    for quantity, value in sorted(ratios("latency", " / plain").items(), key=_length, reverse=True):
+        size, _, method = quantity.removesuffix(" / plain").partition(": ")
         slow_downs.setdefault(method, []).append(value)
         names.setdefault(method, []).append(size)
     if not slow_downs:
@@ -111,5 +116,15 @@ def table1_block() -> str:
     return markdown(pd.DataFrame(rows, columns=columns))
 
 
-def _size(item: tuple[str, list[float]]) -> int:
-    return int(item[0].rpartition("length ")[2])
+def _length(item: tuple[str, list[float]]) -> int:
+    return int(item[0].partition(": ")[0].rpartition("length ")[2])
+
+
+def times(table: str, scale: str) -> Iterator[dict[str, Any]]:
+    """The ratios of time of TIMED with their intervals, for a figure: what is timed, and over what."""
+    for name, panel in TIMED.items():
+        for quantity, value in measured(name).items():
+            row, _, label = quantity.removesuffix(" (time)").partition(": ")
+            if "/" in label:
+                median, low, high = value
+                yield {"panel": panel, "row": row, "label": label, "median": median, "low": low, "high": high}

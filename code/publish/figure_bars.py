@@ -1,4 +1,4 @@
-"""Figures of bars and heat maps: what a run costs, and which slots its texts get wrong."""
+"""Figures of bars, intervals and heat maps: what a run costs, how methods differ, which slots texts get wrong."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from publish.figure_data import ERRORS
-from publish.figure_style import BRIGHTNESS, GREYS, HATCHES, OURS, legend_below, panels
+from publish.figure_style import BRIGHTNESS, GREYS, HATCHES, OURS, legend_below, panels, styles
 
 
 def heat_map(
@@ -88,6 +88,31 @@ def differences(data: pd.DataFrame) -> Figure:
         ax.set_title(base if len(axes) == 1 else f"{base} (a scale of its own)")
     points = f"{data['metric'].iloc[0]} points" if data["metric"].nunique() == 1 else "points"
     axes[-1].set_xlabel(f"{points} behind or ahead of full fine-tuning (hollow: one seed, no interval)")
+    return figure
+
+
+def times(data: pd.DataFrame) -> Figure:
+    """A panel for each benchmark: what was timed in rows, each ratio a dot on the line of its interval."""
+    by_panel = dict(list(data.groupby("panel", sort=False)))
+    figure, axes = panels(len(by_panel), columns=1, height=1.0)
+    heights = [0.6 + max(0.13 * len(rows), 0.16 * rows["label"].nunique()) for rows in by_panel.values()]
+    axes[0].get_gridspec().set_height_ratios(heights)
+    figure.set_figheight(sum(heights))
+    for (panel, rows), ax in zip(by_panel.items(), axes, strict=True):
+        names, labels = list(rows["row"].unique()), list(rows["label"].unique())
+        looks = styles(labels)
+        ax.axvline(1, color=GREYS[0], linewidth=1)
+        for name, values in rows.groupby("label", sort=False):
+            beside = 0.8 * ((labels.index(name) + 0.5) / len(labels) - 0.5)
+            places = [names.index(row) + beside for row in values["row"]]
+            look = looks[name] | {"linestyle": "none"}
+            ax.hlines(places, values["low"], values["high"], color=look["color"])
+            ax.plot(values["median"], places, label=name, **look)
+        ax.set_yticks(range(len(names)), names)
+        ax.set_ylim(len(names) - 0.5, -0.5)
+        ax.set_title(panel)
+        ax.legend(loc="center left", bbox_to_anchor=(1.01, 0.5))
+    axes[-1].set_xlabel("ratio of times")
     return figure
 
 

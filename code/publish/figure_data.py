@@ -23,6 +23,7 @@ from analysis.quantities import printed, quantities
 from analysis.summary import cells, measured_on
 from experiments.catalogue import EXPERIMENTS, find, select
 from experiments.settings import Experiment, Settings
+from publish.efficiency import times
 from publish.labels import label, words
 from publish.subspace_sheets import between_ranks, between_seeds
 from runs import records
@@ -259,6 +260,7 @@ KINDS = {
     "slots": Kind(slots, ("table3",)),
     "between-ranks": Kind(between_ranks, ("subspaces",)),
     "between-seeds": Kind(between_seeds, ("subspaces",)),
+    "times": Kind(times, ("benchmark",)),
 }
 
 

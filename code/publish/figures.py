@@ -23,7 +23,7 @@ from matplotlib.ticker import MaxNLocator, NullFormatter
 
 import files
 from files import write_atomically
-from publish.figure_bars import costs, differences, heat_map, similarities, slots
+from publish.figure_bars import costs, differences, heat_map, similarities, slots, times
 from publish.figure_data import KINDS, figure_data
 from publish.figure_style import legend_below, panels, save, styles, wide_and_small
 from publish.labels import TITLES
@@ -49,6 +49,7 @@ HEADINGS = {
     "slots": "Slot errors of the texts, by slot and by kind",
     "between-ranks": "Similarity of the first directions of A at two ranks, from 0 to 1",
     "between-seeds": "Similarity of the first directions of A at two seeds, from 0 to 1",
+    "times": "What LoRA costs: time of the first over time of the second, with its 95% interval",
 }
 
 
@@ -216,11 +217,13 @@ def ranks(data: pd.DataFrame) -> Figure:
 DRAW: dict[str, Callable[[pd.DataFrame], Figure]] = {
     "parameters": parameters, "differences": differences, "training": training, "epochs": epochs, "grid": grid,
     "choice": choice, "stages": stages, "rates-and-ranks": rates_and_ranks, "ranks": ranks, "costs": costs,
-    "slots": slots, "between-ranks": similarities, "between-seeds": similarities,
+    "slots": slots, "between-ranks": similarities, "between-seeds": similarities, "times": times,
 }  # fmt: skip
 
 
 def _seeds(data: pd.DataFrame) -> str:
+    if "seed" not in data and "n" not in data:
+        return "timed in turn, within one run"
     counts = data["n"] if "n" in data else data.groupby(["panel", "label"])["seed"].nunique()
     low, high = counts.min(), counts.max()
     text = f"n = {low}" + (f" to {high}" if low < high else "") + (" seeds" if high > 1 else " seed")

@@ -69,6 +69,8 @@ def result_texts() -> dict[str, str]:
         for kind in (name for name, kind in KINDS.items() if table in kind.tables):
             if data := figure_data(kind, table, scale):
                 texts[f"figures/{table}-{kind}-{scale}.csv"] = data
+    if data := figure_data("times", "benchmark", "cpu"):
+        texts["figures/benchmark-times-cpu.csv"] = data
     page = markdown(pd.DataFrame(contents)) if contents else NOTHING
     if pages := [name for name in texts if name.startswith("tables/subspaces-")]:
         links = ", ".join(f"[{name}]({name})" for name in (page.removeprefix("tables/") for page in pages))
