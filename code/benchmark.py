@@ -43,23 +43,23 @@ from files import write_json
 from runs.records import provenance
 
 PEERS = ("peft", "loralib", "accelerate")
-BENCHMARKS = {  # name -> benchmark, its usual repetitions
+BENCHMARKS = {  # name -> benchmark, its usual repetitions; None: it is done once
     "step": (benchmark_e2e.step, 15),
     "decode": (benchmark_e2e.decode, 3),
     "metrics": (benchmark_e2e.metrics, 3),
     "glue": (benchmark_glue.glue, 15),
     "smollm2-step": (benchmark_smollm2.step, 9),
-    "smollm2-losses": (benchmark_smollm2.losses, 1),
+    "smollm2-losses": (benchmark_smollm2.losses, None),
     "smollm2-decode": (benchmark_smollm2.decode, 1),
     "training": (benchmark_training.training, 15),
-    "memory": (benchmark_training.memory, 1),
+    "memory": (benchmark_training.memory, None),
     "profile": (benchmark_profile.profile, 9),
     "precision": (benchmark_precision.precision, 9),
     "latency": (benchmark_latency.latency, 15),
     "adapters": (benchmark_latency.adapters, 9),
     "serving": (benchmark_serving.mixed, 9),
     "serving-beams": (benchmark_serving.beams, 5),
-    "serving-requests": (benchmark_serving.requests, 1),
+    "serving-requests": (benchmark_serving.requests, None),
 }
 
 
@@ -67,7 +67,7 @@ def main() -> None:
     files.show_any_text()
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("which", nargs="*", default=[*BENCHMARKS], choices=BENCHMARKS, help="all when none is named")
-    parser.add_argument("--repetitions", type=int, help="of each variant (default: 15 steps, 3 of the others)")
+    parser.add_argument("--repetitions", type=int, help="of each variant, instead of the usual ones (1 to 15)")
     parser.add_argument("--data-dir", type=Path, help="folder with e2e/*.csv; else LORA_DATA_DIR, data/cache")
     arguments = parser.parse_args()
     if arguments.repetitions is not None and arguments.repetitions < 1:
@@ -78,9 +78,10 @@ def main() -> None:
         sys.exit(f"error: {error}")
     for name in arguments.which:
         call, usual_repetitions = BENCHMARKS[name]
-        repetitions = arguments.repetitions or usual_repetitions
+        repetitions = (arguments.repetitions or usual_repetitions) if usual_repetitions else 1
         measured = call(repetitions, arguments.data_dir)
-        print(f"{name} ({torch.get_num_threads()} threads, median of {repetitions}, interleaved)")
+        how = f"median of {repetitions}, taking turns" if repetitions > 1 else "once"
+        print(f"{name} ({torch.get_num_threads()} threads, {how})")
         for quantity, value in measured.items():
             median, *interval = value if isinstance(value, list) else [value]
             print(f"  {quantity:58} {median:8.3f} {'..'.join(f'{end:.3f}' for end in interval)}", flush=True)

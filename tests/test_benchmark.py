@@ -1,6 +1,7 @@
 """The benchmarks: what is timed side by side computes the same, on rows like the data's."""
 
 import os
+import re
 import sys
 from concurrent.futures.process import BrokenProcessPool
 
@@ -15,6 +16,7 @@ from costs.timing import memory_above_weights, ratio, timings
 from lora import count_parameters, merge_lora, projections, remove_lora
 from methods.catalogue import count_trained
 from models import Base
+from publish import efficiency
 from serving.adapters import AdapterBank
 from tasks.e2e.loss import completion_loss
 from training.batches import IGNORED, pad_right
@@ -87,12 +89,15 @@ def test_all_that_is_timed_beside_a_lora_step_has_its_loss(small, name):
 @pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")
 def test_every_ratio_of_steps_latency_and_storage_is_measured(small):
     training = benchmark_training.training(2)
-    assert len(training) == 4 * 5 + 2 and all(low <= median <= high for median, low, high in training.values())
+    assert len(training) == 6 * 5 + 2 and all(low <= median <= high for median, low, high in training.values())
     latency = benchmark_latency.latency(2)
     assert set(latency) == {
         f"batch 1, length 8: {name} / plain" for name in ("Adapter^H", "LoRA merged", "LoRA unmerged")
     }
     adapters = benchmark_latency.adapters(2)
+    patterns = [pattern for _, _, name, pattern, _ in efficiency.CLAIMS if name == "adapters"]
+    assert all(sum(bool(re.search(pattern, name)) for name in adapters) in (1, 2) for pattern in patterns)
+    assert all(sum(bool(re.search(pattern, name)) for pattern in patterns) <= 1 for name in adapters)
     times = {"seconds to merge", "seconds to unmerge", "seconds to load", "milliseconds to switch"}
     whole, adapter = adapters["MB of a whole model"], adapters["MB of an adapter, its folder in PEFT's layout"]
     assert adapter > adapters["MB of an adapter, the numbers that were trained"] > 0 and times <= adapters.keys()

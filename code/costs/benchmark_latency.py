@@ -2,7 +2,8 @@
 
 The paper times a forward pass on a Quadro RTX8000 at three sizes of input, with adapters of about 0.5M parameters at
 the first and 11M at the others. A GPU does the same here; on a CPU the batches are a sixteenth as large, at the same
-lengths. Weights are random, since speed does not depend on them; the adapters' are not zero.
+lengths. Weights are random, since speed does not depend on them. A merged model keeps LoRA's layers, which pass on what
+the base's give.
 """
 
 from __future__ import annotations

@@ -29,7 +29,7 @@ WAYS = (
     "compiled",  # as bfloat16, by torch.compile
     "recomputed",  # as bfloat16, with gradient checkpointing
 )
-STEPS = 20  # after which the losses are compared
+STEPS = 20  # the last has the losses that are compared
 
 
 def adapted(way: str) -> nn.Module:
@@ -82,7 +82,7 @@ def precision(repetitions: int, data_dir: Path | None = None) -> dict[str, float
     for way in WAYS:
         if way != USUAL:
             measured[f"{way} / {USUAL} (time of a step)"] = ratio(seconds[way], seconds[USUAL])
-        measured[f"loss after {STEPS} steps, {way}"] = losses[way]
+        measured[f"loss of step {STEPS}, {way}"] = losses[way]
         measured[f"megabytes of the frozen base, {way}"] = megabytes(models[way])
     del models, steps
     for way in WAYS:

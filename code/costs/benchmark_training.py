@@ -1,16 +1,17 @@
 """What a LoRA step costs beside the least that it can cost, PEFT's, loralib's and full fine-tuning's.
 
 The floor is the frozen model: a forward pass, and a backward one as far as the outputs of the first layer's query and
-value, which no pair in that layer can do without. All variants have the same rows, loss and precision. Ours, the floor
-and full fine-tuning have the layers that our runs have on a CPU; PEFT's and loralib's models are as transformers makes
-them. Weights are random, since speed does not depend on them. Language models have rows of E2E's lengths in batches of
-8, encoders MRPC's in batches of 16, as in the paper.
+value, which no pair in that layer can do without. All variants have the same rows, loss and precision, and the layers
+that our runs have on a CPU (`quick_layers.py`), so that PEFT and loralib differ from ours in the pairs alone. PEFT is
+timed on the model as transformers makes it, too. Weights are random, since speed does not depend on them. Language
+models have rows of E2E's lengths in batches of 8, encoders MRPC's in batches of 16, as in the paper.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import loralib
@@ -34,7 +35,7 @@ BASES = ("gpt2", "roberta-base", "roberta-large", "minilm", "smollm2-135m")
 IN_BFLOAT16 = ("smollm2-135m",)  # as its runs do
 DROPOUTS = (0.0, 0.1)
 RANK, ALPHA = 4, 32
-MEMORY_BASE, MEMORY_LENGTH = "gpt2-medium", 64
+MEMORY = (("gpt2-medium", 64), ("roberta-base", 512))  # short rows, where LoRA saves most, and long ones
 
 
 def random_model(name: str) -> nn.Module:
@@ -98,8 +99,10 @@ def frozen(model: nn.Module, dropout: float) -> None:
             module.register_forward_hook(lambda module, inputs, output: output.requires_grad_(True))
 
 
+AS_IT_COMES = " on transformers' layers"
 METHODS: dict[str, Callable[[nn.Module, float], None]] = {
     "ours": with_lora, "PEFT": with_peft, "loralib": with_loralib, "full": fully, "frozen": frozen,
+    f"PEFT{AS_IT_COMES}": with_peft,
 }  # fmt: skip
 
 
@@ -110,9 +113,9 @@ def prepared(name: str, method: str, dropout: float = 0.0) -> nn.Module:
     if method not in ("full", "frozen"):
         for parameter in head_parameters(model).values():
             parameter.requires_grad_(True)
-    if name in IN_BFLOAT16 and method in ("ours", "frozen"):
-        keep_frozen_in_bfloat16(model)
-    if method in ("ours", "frozen", "full"):
+    if not method.endswith(AS_IT_COMES):
+        if name in IN_BFLOAT16:
+            keep_frozen_in_bfloat16(model)
         model.set_attn_implementation("eager")
         use_quick_layers(model)
     return model
@@ -140,7 +143,7 @@ def training(repetitions: int, data_dir: Path | None = None) -> dict[str, list[f
     """Ratios of a step's time, each with its interval, on every model of BASES."""
     measured = {}
     for name in BASES:
-        others = ["PEFT"] + ["loralib"] * (name == "gpt2")
+        others = ["PEFT", f"PEFT{AS_IT_COMES}"] + ["loralib"] * (name == "gpt2")
         steps = {
             (method, dropout): stepping(name, method, dropout) for method in ("ours", *others) for dropout in DROPOUTS
         }
@@ -156,13 +159,14 @@ def training(repetitions: int, data_dir: Path | None = None) -> dict[str, list[f
     return measured
 
 
-def _memory_batch() -> Batch:
-    ids = torch.randint(1, base(MEMORY_BASE).shape.get("vocab_size", 50257), (BATCH, MEMORY_LENGTH))
-    return {"input_ids": ids, "labels": ids}
+def _memory_batch(name: str, length: int) -> Batch:
+    ids = torch.randint(1, base(name).shape.get("vocab_size", 50257), (BATCH, length))
+    encoder = FAMILIES[base(name).family].head
+    return {"input_ids": ids, "labels": torch.zeros(BATCH, dtype=torch.long) if encoder else ids}
 
 
-def _memory_step(method: str) -> Step:
-    return stepping(MEMORY_BASE, method, batch=_memory_batch())
+def _memory_step(name: str, length: int, method: str) -> Step:
+    return stepping(name, method, batch=_memory_batch(name, length))
 
 
 def activation_bytes(model: nn.Module, batch: Batch) -> int:
@@ -182,21 +186,24 @@ def activation_bytes(model: nn.Module, batch: Batch) -> int:
 
 
 def memory(repetitions: int, data_dir: Path | None = None) -> dict[str, float]:
-    """Peak memory of GPT-2 medium's training above its weights, and what it is of: GiB, at batch 8 and length 64.
+    """Peak memory of training above the weights, and what it is of, in GiB, for each model and length of MEMORY.
 
     The peak is measured. Gradients, the optimizer's two moments (float32) and activations are counted; they are more
     together than the peak, since activations go while gradients come.
     """
-    measured, above = {}, {}
-    for method in ("ours", "full"):
-        above[method] = memory_above_weights(_memory_step, method)
-        model = prepared(MEMORY_BASE, method)
-        trained = 4 * sum(p.numel() for p in model.parameters() if p.requires_grad)
-        parts = {"gradients": trained, "optimizer": 2 * trained, "peak above the weights": above[method]}
-        parts["activations"] = activation_bytes(model, _memory_batch())
-        measured |= {f"GiB of {part}, {method}": size / 2**30 for part, size in parts.items()}
-    weights = 4 * sum(math.prod(p.shape) for p in model.parameters())
-    measured["GiB of weights"] = weights / 2**30
-    measured["LoRA r=4 / full (peak memory above the weights)"] = above["ours"] / above["full"]
-    measured["full / LoRA r=4 (peak memory with the weights)"] = (above["full"] + weights) / (above["ours"] + weights)
+    measured = {}
+    for name, length in MEMORY:
+        above, title = {}, f"{name}, batch {BATCH}, length {length}"
+        for method in ("ours", "full"):
+            above[method] = memory_above_weights(partial(_memory_step, name, length), method)
+            model = prepared(name, method)
+            trained = 4 * sum(p.numel() for p in model.parameters() if p.requires_grad)
+            parts = {"gradients": trained, "optimizer": 2 * trained, "peak above the weights": above[method]}
+            parts["activations"] = activation_bytes(model, _memory_batch(name, length))
+            measured |= {f"{title}: GiB of {part}, {method}": size / 2**30 for part, size in parts.items()}
+        weights = 4 * sum(math.prod(p.shape) for p in model.parameters())
+        whole = {method: size + weights for method, size in above.items()}
+        measured[f"{title}: GiB of weights"] = weights / 2**30
+        measured[f"{title}: LoRA r=4 / full (peak memory above the weights)"] = above["ours"] / above["full"]
+        measured[f"{title}: full / LoRA r=4 (peak memory with the weights)"] = whole["full"] / whole["ours"]
     return measured

@@ -16,10 +16,13 @@ Step = Callable[[], object]
 
 
 def timings(variants: dict[str, Step], repetitions: int, warmup: int = 1) -> dict[str, list[float]]:
-    """Seconds of each repetition of each variant. Variants take turns, so that drift hits all alike."""
+    """Seconds of each repetition of each variant. Variants take turns, so that drift hits all alike.
+
+    Every other turn goes backwards: what a variant leaves in caches does not always go to the same one.
+    """
     seconds: dict[str, list[float]] = {name: [] for name in variants}
     for repetition in range(warmup + repetitions):
-        for name, call in variants.items():
+        for name, call in [*variants.items()][:: -1 if repetition % 2 else 1]:
             started = time.perf_counter()
             call()
             if repetition >= warmup:

@@ -1,7 +1,8 @@
 """The paper's claims of efficiency (sections 1 and 4.2, Table 1) beside what `benchmark.py` measured here.
 
 The paper's are of GPT-3 and of GPT-2 medium on a GPU. A verdict is about the ratio on the models and the machine named:
-a claim holds where all of its interval does, fails where none does, and is undecided between.
+a claim holds where all of its interval does, fails where none does, and is undecided between. No latency is added where
+the interval has 1 in it, or ends below, and goes no further than 5% above.
 """
 
 from __future__ import annotations
@@ -44,7 +45,7 @@ def at_most(bound: float) -> Judge:
 
 
 def as_fast(value: list[float]) -> str:
-    return HOLDS if value[1] <= 1 else FAILS
+    return FAILS if value[1] > 1 else HOLDS if value[2] <= 1.05 else OPEN
 
 
 def ratios(name: str, pattern: str) -> dict[str, list[float]]:
@@ -68,8 +69,8 @@ CLAIMS = (  # claim, what the paper says, benchmark, pattern of its quantities, 
      "full step", at_least(1.25)),
     ("Training takes less memory than full fine-tuning.", "a third (GPT-3 with Adam, section 4.2)", "memory",
      "with the weights", at_least(3)),
-    ("Less than a hundredth of the parameters is trained.", "a ten-thousandth (GPT-3, abstract)", "adapters", "trained",
-     at_least(100)),
+    ("Less than a hundredth of the parameters is trained.", "a ten-thousandth (GPT-3, abstract)", "adapters",
+     "trained parameters", at_least(100)),
     ("A checkpoint is small.", "a ten-thousandth (GPT-3, r=4, section 4.2)", "adapters", "of an adapter", at_most(0.7)),
     ("Many tasks take little more room than one.", "100 tasks in 354 GB, not 35 TB (GPT-3, section 4.2)", "adapters",
      "storage", at_least(9)),

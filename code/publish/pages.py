@@ -28,7 +28,7 @@ from runs import records
 from tasks.catalogue import TASKS
 
 PAPERS_BASE = "gpt2-medium"  # in the README's table, beside LEADING
-FOUND = ("e2e-metrics", "all-matrices-bleu", "glue-matches")  # claims in the README
+FOUND = ("e2e-matches", "e2e-metrics", "glue-matches")  # claims in the README
 IN_SHORT = (  # claims beside the results
     "few-parameters", "e2e-matches", "e2e-top", "e2e-rank", "glue-matches", "mlp-first", "higher-rate",
 )  # fmt: skip
@@ -37,7 +37,9 @@ COLUMNS = (  # of these tables, if a row fills them
     "experiment", "n", "trainable", "BLEU", "metric", "paper's rule", "verdict", "held-out", "held-out verdict",
     "paper's row", "paper BLEU", "paper",
 )  # fmt: skip
-SCANNED_ROWS = ("full", "lora-r4", "lora-mlp-r4", "lora-all-r8", "adapter-h", "prelayer")  # of the README's one table
+SCANNED_ROWS = (  # of the README's one table
+    "full", "lora-r4", "lora-r8", "lora-mlp-r4", "lora-all-r8", "adapter-h", "prelayer",
+)  # fmt: skip
 SCANNED = {  # columns of the README's one table -> their headings there
     "method": "method", "trainable": "trained parameters", "n": "seeds", "BLEU": "BLEU",
     "mean_words": "words per output", "verdict": "against full fine-tuning", "paper BLEU": "the paper's BLEU",
@@ -55,9 +57,9 @@ EVENING = (  # table -> rows that are done together
 BENCHMARKS = {  # name in benchmark.py -> title, in the README's order
     "step": "LoRA step of GPT-2 small", "decode": "beam search, 64 inputs", "metrics": "E2E metrics, test set",
     "glue": "GLUE", "smollm2-step": "LoRA step of SmolLM2-135M", "smollm2-decode": "SmolLM2-135M, ten beams",
-    "training": "a step at the usual length", "serving": "16 rows of GPT-2 small",
+    "training": "a step at the usual length", "serving": "GPT-2 small",
     "serving-beams": "GPT-2 small, ten beams", "serving-requests": "GPT-2 small",
-    "memory": "training GPT-2 medium, batch 8, length 64", "precision": "LoRA step of SmolLM2-135M",
+    "memory": "training", "precision": "LoRA step of SmolLM2-135M",
     "adapters": "GPT-2 medium; storage: GPT-2 small", "profile": "a step at the usual length",
 }  # fmt: skip
 WHOLE = ("serving-requests", "memory", "precision", "adapters", "profile")  # of these, what is no ratio is shown too
