@@ -63,6 +63,7 @@ class AdapterBank:
         self._fingerprints: dict[frozenset, str] = {}  # of the base, less the parameters in the key
         self._batches: Counter[Adapter] = Counter()  # that use an adapter now
         self._lock = threading.RLock()
+        self._classifying = threading.Lock()  # one call at a time: the first to end would give the others dropout
         self._matrices, self._output = matrices(model), output_matrix(model)
         head = dict.fromkeys(name.rpartition(".")[0] for name in head_parameters(model))
         self._undo = [model.base_model.register_forward_pre_hook(self._count_rows(), with_kwargs=True).remove]
@@ -121,16 +122,16 @@ class AdapterBank:
         """
         if self._output is None:
             raise ValueError(f"expected an encoder with a head, found {type(self.model).__name__}; use rows(names)")
-        was_training = self.model.training
-        self.model.eval()
-        try:
-            with self.rows(names), torch.no_grad():
+        with self._classifying, self.rows(names), torch.no_grad():
+            was_training = self.model.training
+            self.model.eval()
+            try:
                 rows = rows_of(self)
                 rows.memo["logits"] = []
                 self.model(**{key: value for key, value in batch.items() if key != "labels"})
                 return rows.memo["logits"]
-        finally:
-            self.model.train(was_training)
+            finally:
+                self.model.train(was_training)
 
     def detach(self) -> None:
         """Take the bank off the model, which is the plain one again; ValueError while a batch uses the bank."""
