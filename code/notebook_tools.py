@@ -19,6 +19,7 @@ from dataclasses import astuple, dataclass
 from io import BytesIO
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import Any
 
 import pandas as pd
 from IPython.display import Image, Markdown, display
@@ -43,6 +44,7 @@ from runs import records
 from runs.execute import do
 from runs.run import Run
 from runs.sweep import in_order
+from tasks.catalogue import TASKS, GlueTask, Task
 from tasks.e2e.data import Example
 
 WHOLE = ("display.max_rows", None, "display.max_columns", None, "display.max_colwidth", None)
@@ -114,20 +116,30 @@ class Work:
         _show(cells(select(self.table, self.scale, self.rows, self.variant)), self.table, self.scale)
 
     def texts(self, number: int = 3) -> None:
-        """Show the first seed's texts for the first inputs of E2E, a column for each experiment."""
-        columns: dict[str, list[str]] = {}
+        """Show the first seed's answers to the first inputs, a column for each experiment; GLUE's right ones too."""
+        columns: dict[str, list[Any]] = {}
         for run in self.runs:
             record = records.read_record(run.record)
-            written = records.read_predictions(record) if record else []
-            lines = [line for line in written[:number] if "mr" in line]
-            if lines and run.seed == self.seeds[0]:
-                columns["meaning representation"] = [line["mr"] for line in lines]
-                columns[run.experiment.row] = [line["prediction"] for line in lines]
+            lines = records.read_predictions(record)[:number] if record and run.seed == self.seeds[0] else []
+            task = TASKS[run.experiment.settings.task]
+            if task.outputs:
+                read = {name: [line["texts"][place] for line in lines] for place, name in enumerate(task.columns)}
+                read["right answer"] = [_named(line["label"], task) for line in lines]
+            else:
+                lines = [line for line in lines if "mr" in line]
+                read = {"meaning representation": [line["mr"] for line in lines]}
+            if lines:
+                columns |= read | {run.experiment.row: [_named(line["prediction"], task) for line in lines]}
         _display(pd.DataFrame(columns))
 
     def figure(self, kind: str) -> None:
         """Show a figure of all recorded runs of the table at the scale; ValueError for an unknown kind."""
         _figure(kind, self.table, self.scale)
+
+
+def _named(answer: Any, task: Task) -> Any:
+    """The name of a class; a text or a number as it is."""
+    return task.labels[answer] if isinstance(task, GlueTask) and task.labels else answer
 
 
 def show_table(table: str, scale: str = "cpu", figure: str = "") -> None:

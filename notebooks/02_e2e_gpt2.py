@@ -1,8 +1,8 @@
 # %% [markdown]
-# # GPT-2 on E2E
+# # E2E: Table 3
 #
-# *Does LoRA write as well as full fine-tuning?* This is Table 3 of the paper. The model gets facts about a restaurant
-# and writes a sentence.
+# *Does LoRA write as well as full fine-tuning?* The model gets facts about a restaurant and writes a sentence. The
+# paper asks this of GPT-2 medium and large. Recorded here so far are SmolLM2-135M and a small GPT-2.
 #
 # [![Open in Colab](https://colab.research.google.com/assets/colab-badge.svg)](https://colab.research.google.com/github/OWNER/lora-reproduced/blob/main/notebooks/02_e2e_gpt2.ipynb)
 #
@@ -110,8 +110,8 @@ table3.run(CONFIRM)
 #
 # The claim to test is a pattern: LoRA is not worse than full fine-tuning of the same model, with a small fraction of
 # the parameters trained. The verdict is about that difference, at the same scale and with the same seeds. One seed
-# has no interval, so the table gives no verdict. The report then decides only if two rows lie more than five margins
-# apart.
+# has no interval, so the table gives no verdict. The report decides from one seed only where two rows lie more than
+# five BLEU points apart.
 #
 # With the authors' own commands, others measured about 68.7 to 68.9 BLEU; the paper prints 70.4
 # ([microsoft/LoRA, issue 165](https://github.com/microsoft/LoRA/issues/165); Table 3 of
@@ -162,11 +162,12 @@ table3.figure("slots")
 #
 # Those who run the official commands get about 68.8 BLEU; the paper prints 70.4. What explains the gap? Four factors
 # are tried: the text, the epoch that is decoded, the length penalty, and whether a blank line ends an answer. They make
-# 16 combinations from four trainings. One of these trainings is a row of Table 3. The last table says how many points
-# each factor is worth, by both scoring protocols. At the smaller scales only the factors of decoding are tried.
+# 16 combinations from four trainings. One of these trainings is a row of Table 3. Once they are run, the last table
+# says how many points each factor is worth, by both scoring protocols. At the smaller scales only the factors of
+# decoding are tried.
 #
-# The cell estimates the cost and shows what is measured. To run the experiment, add `gap.run(CONFIRM)` after the second
-# line.
+# The experiment is declared, and not run. The cell estimates its cost. To run it, add `gap.run(CONFIRM)` after the
+# second line.
 
 # %%
 gap = Work("bleu-gap", SCALE, SEEDS)

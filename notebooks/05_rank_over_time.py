@@ -48,6 +48,18 @@ DRIVE = None  # a folder on Colab's Drive, such as "/content/drive/MyDrive/lora"
 keep_in(DRIVE)
 
 # %% [markdown]
+# ## Recorded texts
+#
+# The recorded runs of this notebook are on E2E; the cells below train on pairs of sentences, which is quicker. Here are
+# the first inputs of E2E's test set, and what a small GPT-2 wrote after its rank grew in stages and after its pairs
+# moved.
+
+# %%
+from notebook_tools import Work
+
+Work("rank-over-time", "cpu", [0], ["gpt2-mini/sequential-fixed-frozen", "gpt2-mini/adaptive"]).texts(2)
+
+# %% [markdown]
 # ## A new pair changes nothing
 #
 # A pair whose $B$ is zero can join in the middle of training without disturbing it. Expect three more stages. Each
@@ -98,8 +110,6 @@ print({name: f"{before[name]} -> {rank}" for name, rank in ranks(adaptive).items
 # more than the training itself. (For rows on E2E, plain LoRA is `Work("table3", SCALE, SEEDS, ["lora-r8"])`.)
 
 # %%
-from notebook_tools import Work
-
 plain = Work("curves", SCALE, SEEDS, [f"{TASK}/lora-r8"])
 changing = Work("rank-over-time", SCALE, SEEDS, ROWS)
 plain.cost()

@@ -197,9 +197,13 @@ print("there again:", bank.names)
 # %%
 from IPython.display import Markdown
 
+from notebook_tools import show_times
 from publish.efficiency import efficiency_block, table1_block
 
 Markdown(efficiency_block())
+
+# %%
+show_times()
 
 # %% [markdown]
 # ## Table 1: latency

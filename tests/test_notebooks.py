@@ -637,6 +637,19 @@ def test_texts_stand_side_by_side(recorded, shown):
     }
 
 
+def test_answers_on_glue_stand_beside_the_right_one_by_their_names(recorded, shown):
+    for row, answer in (("full", 1), ("lora-r8", 0)):
+        name = f"table2/minilm/mrpc/{row}"
+        synthetic_records.write_glue(name, 0, [0.7], [0.7])
+        answers = [{"texts": ["It rains.", "Rain falls."], "label": 1, "prediction": answer}]
+        records.write_predictions(name, "cpu", 0, answers)
+    Work("table2", "cpu", [0], ["minilm/mrpc/full", "minilm/mrpc/lora-r8"]).texts(4)
+    assert shown.pop().reset_index().to_dict("records") == [{
+        "sentence1": "It rains.", "sentence2": "Rain falls.", "right answer": "equivalent",
+        "full": "equivalent", "lora-r8": "not_equivalent",
+    }]  # fmt: skip
+
+
 def test_a_figure_is_shown_and_leaves_no_file_among_the_results(recorded, shown):
     work = Work("table3", "quick", [0], ROWS)
     work.figure("parameters")
