@@ -272,7 +272,7 @@ def test_a_claim_that_does_not_hold_has_a_sentence_that_does():
     assert [claim.sentence(verdict) for verdict in (HOLDS, FAILS, OPEN)] == [
         "On GLUE, LoRA r=8 is on average no worse than full fine-tuning.",
         "On GLUE, LoRA r=8 is on average worse than full fine-tuning.",
-        "Undecided: On GLUE, LoRA r=8 is on average no worse than full fine-tuning.",
+        "Our runs do not decide whether, on GLUE, LoRA r=8 is on average no worse than full fine-tuning.",
     ]
 
 
