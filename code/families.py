@@ -91,12 +91,12 @@ def family_of(model: nn.Module) -> Family:
 
 def layers(model: nn.Module) -> nn.ModuleList:
     """The model's layers, from the first."""
-    return model.base_model.get_submodule(family_of(model).layers)
+    return inside(model).base_model.get_submodule(family_of(model).layers)
 
 
 def positions(model: nn.Module) -> int:
     """The longest sequence that the model takes, in tokens."""
-    return model.config.max_position_embeddings - family_of(model).unused_positions
+    return inside(model).config.max_position_embeddings - family_of(model).unused_positions
 
 
 def head_parameters(model: nn.Module) -> dict[str, nn.Parameter]:

@@ -52,7 +52,7 @@ class LoRAConfig:
         for name, low, high in (("alpha", 1e-30, 1e30), ("dropout", 0, 1)):
             if not isinstance(value := getattr(self, name), int | float) or not low <= value < high:
                 raise ValueError(f"{name} must be a number from {low} to below {high}, found {value!r}")
-        targets = [] if isinstance(self.targets, str) else [*(self.targets or ())]
+        targets = [*self.targets] if hasattr(self.targets, "__iter__") and not isinstance(self.targets, str) else []
         if not targets or any(target not in [*PROJECTIONS] for target in targets):
             raise ValueError(f"targets must be some of {', '.join(PROJECTIONS)}; found {self.targets!r}")
         object.__setattr__(self, "targets", tuple(target for target in PROJECTIONS if target in targets))
@@ -136,16 +136,16 @@ def lora_layers(model: nn.Module) -> dict[str, LoRALinear]:
 
 def sound_layers(model: nn.Module) -> dict[str, LoRALinear]:
     """`lora_layers`; ValueError if there is one that can be neither merged nor saved."""
-    for name, layer in (layers := lora_layers(model)).items():
+    for name, layer in (layers := lora_layers(model) or require_plain(model, (".base_layer",)) or {}).items():
         if layer.apart or not (layer.scaling * layer.wide_B().T @ layer.lora_A).to(layer.weight.dtype).isfinite().all():
             reason = layer.apart or "NaN or infinity is in it, so its training diverged"
             raise ValueError(f"the pair of {name} can be neither merged nor saved: {reason}")
     return layers
 
 
-def require_plain(model: nn.Module) -> None:
-    """Raise ValueError with a module's name if LoRA, adapters or a prefix has changed the model."""
-    if changed := [n for n, _ in model.named_modules() if n.endswith((".base_layer", ".adapters", ".prefix"))]:
+def require_plain(model: nn.Module, changes: tuple[str, ...] = (".base_layer", ".adapters", ".prefix")) -> None:
+    """Raise ValueError with a module's name if the model has one of the changes: LoRA, adapters or a prefix."""
+    if changed := [n for n, _ in model.named_modules() if f".{n}".endswith(changes)]:
         raise ValueError(f"expected a plain model, found {changed[0]} in it; remove_lora, or load the model anew")
 
 
@@ -189,7 +189,7 @@ def unmerge_lora(model: nn.Module) -> None:
 
 def remove_lora(model: nn.Module) -> None:
     """Put the base layers back as they are now (adapted, if merged), and make all of the model trainable again."""
-    for name, layer in lora_layers(model).items():
+    for name, layer in (lora_layers(model) or require_plain(model, (".base_layer",)) or {}).items():
         model.set_submodule(name, layer.base_layer)
     for parameter in model.parameters():
         parameter.requires_grad_(parameter.is_floating_point())

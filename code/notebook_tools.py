@@ -42,6 +42,7 @@ from publish.tables import notes
 from publish.token_picture import token_picture
 from runs import records
 from runs.execute import do
+from runs.identity import of_other_data
 from runs.run import Run
 from runs.sweep import in_order
 from tasks.catalogue import TASKS, GlueTask, Task
@@ -60,6 +61,11 @@ class Work:
     seeds: Sequence[int] = (0,)
     rows: Sequence[str] | None = None  # as `reproduce.py sweep --rows`; None: all
     variant: str = "paper"
+
+    def __post_init__(self) -> None:
+        if isinstance(self.rows, str):
+            raise ValueError(f"rows must be a list of names, found {self.rows!r}: put it in brackets")
+        object.__setattr__(self, "seeds", [int(seed) for seed in self.seeds])  # of a generator or an array, too
 
     @property
     def runs(self) -> list[Run]:
@@ -95,7 +101,7 @@ class Work:
 
         What takes more than an hour is not begun unless it is confirmed. To stop, interrupt the kernel: the run saves
         its state. It continues at the next call, in a new runtime too if its checkpoints are kept (`colab.keep_in`).
-        Raises any other error that ended a run.
+        Raises ValueError where a record is of other data than those at hand, and any other error that ended a run.
         """
         earlier = records.read_records(self.scale)
         costs = [estimate(run.experiment.settings, self.scale, earlier) for run in self.todo]
@@ -105,6 +111,9 @@ class Work:
                 "here; nothing was begun. Set CONFIRM = True, and run this cell again"
             )
             return
+        for run in self.runs:
+            if reason := of_other_data(run):
+                raise ValueError(f"{run}: {reason}")
         for run in tqdm(self.todo, desc=f"{self.table} at {self.scale}", unit="run"):
             record = do(run)
             main = quantities(run.experiment.settings)[0]
@@ -116,8 +125,8 @@ class Work:
         _show(cells(select(self.table, self.scale, self.rows, self.variant)), self.table, self.scale)
 
     def texts(self, number: int = 3) -> None:
-        """Show the first seed's answers to the first inputs, a column for each experiment; GLUE's right ones too."""
-        columns: dict[str, list[Any]] = {}
+        """Show the first seed's answers to each task's first inputs, a column an experiment; GLUE's right ones too."""
+        columns_of: dict[str, dict[str, list[Any]]] = {}
         for run in self.runs:
             record = records.read_record(run.record)
             lines = records.read_predictions(record)[:number] if record and run.seed == self.seeds[0] else []
@@ -129,8 +138,11 @@ class Work:
                 lines = [line for line in lines if "mr" in line]
                 read = {"meaning representation": [line["mr"] for line in lines]}
             if lines:
-                columns |= read | {run.experiment.row: [_named(line["prediction"], task) for line in lines]}
-        _display(pd.DataFrame(columns))
+                columns = columns_of.setdefault(task.name, read)
+                name = run.experiment.name if run.experiment.row in columns else run.experiment.row
+                columns[name] = [_named(line["prediction"], task) for line in lines]
+        for columns in columns_of.values():
+            _display(pd.DataFrame(columns))
 
     def figure(self, kind: str) -> None:
         """Show a figure of all recorded runs of the table at the scale; ValueError for an unknown kind."""
@@ -185,8 +197,9 @@ def show_subspaces(base: str) -> None:
 
 
 def show_times() -> None:
-    """Show the ratios of time that `benchmark.py` measured, with their intervals, as a figure."""
-    _figure("times", "benchmark", "cpu")
+    """Show the ratios of time that `benchmark.py` measured, if it has, with their intervals, as a figure."""
+    if figure_data("times", "benchmark", "cpu"):
+        _figure("times", "benchmark", "cpu")
 
 
 def show_tokens(example: Example, base: str) -> None:

@@ -57,15 +57,20 @@ def list_command(arguments: argparse.Namespace) -> None:
 
 
 def dry_run(chosen_runs: list[Run]) -> None:
-    """Print the settings and the cost of each run, and of what it starts from; start nothing."""
+    """Print the settings and the cost of each run, and of what it starts from; start nothing.
+
+    What is recorded is not run again, so it adds no time to the sum.
+    """
     minutes, runs = 0.0, in_order(chosen_runs)
+    todo = [run for run in runs if not run.recorded]
     for experiment in {run.experiment.name: run.experiment for run in runs}.values():
         seeds = [run.seed for run in runs if run.experiment is experiment]
         cost = _estimate(experiment)
-        minutes += cost.minutes * len(seeds)
+        minutes += cost.minutes * sum(run.experiment is experiment for run in todo)
         print(f"{experiment.name} at scale {experiment.scale}, seeds {' '.join(map(str, seeds))}")
         print(cost.described(experiment.settings))
-    print(f"runs: {len(runs)}, about {minutes:.0f} min in all; nothing was started")
+    recorded = f", {len(runs) - len(todo)} of them recorded already" if len(todo) < len(runs) else ""
+    print(f"runs: {len(runs)}{recorded}, about {minutes:.0f} min in all; nothing was started")
 
 
 def run_command(arguments: argparse.Namespace) -> None:

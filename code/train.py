@@ -137,12 +137,14 @@ def train(job: Job, folder: Path) -> dict[str, Any]:
             write_json(path, record | unfinished(error))
         raise
     lines = [json.dumps(prediction, ensure_ascii=False) + "\n" for prediction in predictions]
-    write_atomically(folder / "predictions.jsonl", "".join(lines))
+    write_atomically(folder / "predictions.jsonl", "".join(lines).encode(errors="backslashreplace"))
     record |= measured | {"predictions": "predictions.jsonl"}
     if rows := metrics(record):
         write_atomically(folder / "metrics.csv", pd.DataFrame(rows).to_csv(index=False, lineterminator="\n"))
     write_json(path, record)
-    shutil.rmtree(job.folder.parent, ignore_errors=True)
+    shutil.rmtree(job.folder, ignore_errors=True)
+    with suppress(OSError):  # other checkpoints may lie beside it
+        job.folder.parent.rmdir()
     return record
 
 

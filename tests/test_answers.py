@@ -50,6 +50,14 @@ def classifier(tmp_path_factory):
     return bank, load_tokenizer("minilm"), TASKS
 
 
+def test_a_task_without_classes_is_answered_by_its_number(tmp_path):
+    model = load_model("minilm", 1).eval()
+    bank = AdapterBank(model)
+    bank.add("alike", save(tmp_path / "alike", model, LoRAConfig(1), 1))
+    (row,) = classify(bank, load_tokenizer("minilm"), {"alike": glue_task("stsb")}, SENTENCES, ["alike"]).rows
+    assert -100 < float(row.text) < 100
+
+
 def test_each_adapter_writes_in_the_batch_what_it_writes_alone(writer):
     names = [BASE, "thin", "thick", "thin"]
     answers = write(*writer, SLOTS, names)

@@ -509,6 +509,27 @@ def test_no_run_starts_from_an_adapter_of_another_seed_or_other_data(data):
     execute.do(run)
 
 
+def test_a_record_does_not_answer_where_its_start_has_learnt_from_other_data_since(data, monkeypatch):
+    now, trained = data
+    trained.append("none is interrupted")
+    start, run = Run(find("table2/roberta-base/mnli/lora-r8"), 0), Run(find("table2/roberta-base/mrpc/lora-r8"), 3)
+    execute.do(run)
+    assert records.read_record(run.record)["started_from"] == start.origin
+    start.record.unlink()
+    shutil.rmtree(start.adapter)
+    others = {"mnli": {"train": "second", "validation": "same"}}
+    monkeypatch.setattr(identity, "data_fingerprint", lambda job: others.get(job.settings.task, now))
+    now["train"] = others["mnli"]["train"]  # what is measured
+    execute.do(start)
+    now["train"] = "first"
+    number = len(trained)
+    with pytest.raises(ValueError, match=rf"recorded as started from \S+, found {start.origin}; delete"):
+        execute.do(run)
+    run.record.unlink()
+    execute.do(run)  # and it does not continue what began from the other
+    assert trained[number] != trained[2] and len(trained) == number + 1
+
+
 def test_a_start_that_is_damaged_says_what_to_delete(mnli_adapter):
     settings, _, model, folder = mnli_adapter("roberta-base")
     (folder / "adapter_config.json").write_bytes(b"")

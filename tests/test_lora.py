@@ -10,6 +10,7 @@ import shutil
 import subprocess
 import sys
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -41,6 +42,7 @@ from lora import (
     require_plain,
     unmerge_lora,
 )
+from methods.stacked_lora import add_stacked_lora
 
 WIDTH = 16
 SIX = ("query", "key", "value", "output", "mlp_in", "mlp_out")
@@ -313,6 +315,14 @@ def test_a_loss_measured_after_merging_is_measured_on_the_merged_weights():
     assert gpt2()(TOKENS, labels=TOKENS).loss.item() != pytest.approx(before, abs=1e-3)
 
 
+@pytest.mark.parametrize("change", [merge_lora, remove_lora])
+def test_pairs_of_another_kind_are_not_passed_over(change):
+    model = gpt2()
+    add_stacked_lora(model, LoRAConfig())
+    with pytest.raises(ValueError, match="expected a plain model, found"):
+        change(model)
+
+
 def test_merging_twice_is_the_same_as_once_and_unmerging_gives_back_the_bits():
     model = trained_gpt2(LoRAConfig(targets=SIX))
     plain, adapted = {name: bits(p) for name, p in gpt2().named_parameters()}, logits(model)
@@ -458,12 +468,12 @@ def test_the_rank_is_held_against_the_part_that_it_adapts_and_not_against_the_pa
         LoRALinear(base, parts, LoRAConfig(rank=5))
 
 
-@pytest.mark.parametrize("holder", [set, list, iter, dict.fromkeys])
+@pytest.mark.parametrize("holder", [set, list, iter, dict.fromkeys, np.array])
 def test_targets_come_in_whatever_holds_them_and_once_each(holder):
     assert LoRAConfig(targets=holder(["value", "query", "value"])).targets == ("query", "value")
 
 
-@pytest.mark.parametrize("targets", [("query", "values"), ("c_attn",), (), "query", [["query"]], None])
+@pytest.mark.parametrize("targets", [("query", "values"), ("c_attn",), (), "query", [["query"]], None, 5])
 def test_an_unknown_target_is_refused_with_the_known_ones(targets):
     with pytest.raises(ValueError, match="targets must be some of query, key, value, output, mlp_gate, mlp_in"):
         LoRAConfig(targets=targets)

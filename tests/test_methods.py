@@ -258,6 +258,14 @@ def test_settings_that_make_no_sense_are_refused_and_the_model_stays_plain(metho
     assert unchanged(model, before)
 
 
+@pytest.mark.filterwarnings("ignore:torch.*quantiz:DeprecationWarning", "ignore:torch.quantize_per:UserWarning")
+@pytest.mark.parametrize("method", ["full", "bitfit", "lora", "adapter-h"])
+def test_a_quantised_model_is_refused(method):
+    model = torch.ao.quantization.quantize_dynamic(tiny("bert"), {torch.nn.Linear}, dtype=torch.qint8)
+    with pytest.raises(ValueError, match=r"floating-point numbers, found \S+ quantised"):
+        apply_method(model, of(method, "bert"))
+
+
 def test_a_packed_pair_is_over_all_of_c_attn_whichever_third_is_a_target_and_leaves_other_matrices_theirs():
     model = changed("lora", packed_pair=True, targets=("value", "mlp_out"))
     shapes = {

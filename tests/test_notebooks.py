@@ -626,6 +626,22 @@ def test_costs_are_shown_where_they_mean_something(recorded, shown):
     assert f"**{notebook_tools.COSTS}**, scale `cpu`" in [piece.data for piece in shown if hasattr(piece, "data")]
 
 
+def test_rows_are_a_list_and_seeds_may_come_one_by_one(recorded):
+    with pytest.raises(ValueError, match="rows must be a list of names, found 'lora-r4'"):
+        Work("table3", "quick", [0], "lora-r4")
+    work = Work("table3", "quick", (seed for seed in (0, 1)), ROWS[:1])
+    work.run()
+    assert [run.seed for run in work.runs] == [0, 1] and len(recorded) == 2
+
+
+def test_a_record_of_other_data_does_not_answer_for_those_at_hand(recorded, monkeypatch):
+    work = Work("table3", "quick", [0], ROWS[:1])
+    work.run()
+    monkeypatch.setattr(notebook_tools, "of_other_data", lambda run: "recorded with other data (train a, not b)")
+    with pytest.raises(ValueError, match=r"full seed 0: recorded with other data \(train a, not b\)"):
+        work.run()
+
+
 def test_texts_stand_side_by_side(recorded, shown):
     work = Work("table3", "quick", [0], ROWS)
     work.run()

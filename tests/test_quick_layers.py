@@ -36,6 +36,10 @@ def sigmas(events: torch.Tensor, probability: float) -> float:
     return abs(events.sum().item() - probability * len(events)) / spread
 
 
+def test_nearly_all_numbers_may_be_dropped():
+    assert (mask(1 - 1e-6) == 0).float().mean() > 0.99
+
+
 @share
 def test_a_number_is_zero_with_the_probability_p_and_else_divided_by_one_minus_p(p):
     ones = mask(p)

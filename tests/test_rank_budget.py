@@ -21,6 +21,7 @@ from methods.stacked_lora import adapted_projections, fold, ranks
 from tasks.e2e.evaluation import validation_loss
 from tasks.e2e.loss import completion_loss
 from test_training import run_training, some_rows, stop_at_call, tiny_model
+from tiny_models import tiny
 from training import trainer
 from training.checkpoints import TrainingInterrupted
 
@@ -55,6 +56,16 @@ def rank_log(result):
 
 def values(model):
     return {name: p.detach().clone() for name, p in model.named_parameters()}
+
+
+def test_matrices_of_two_widths_get_ranks_that_both_can_take_at_the_end(monkeypatch):
+    model = tiny("llama")  # value is half as wide as the query
+    apply_method(model, replace(SETTINGS, model="smollm2-135m", rank_budget=48))
+    assert set(ranks(model).values()) == {8}  # as wide as a value is
+    scores = {(place, i): float(place.endswith("query")) for place in ranks(model) for i in range(8)}
+    reallocate(model, scores, 8)
+    fold(model)
+    assert sum(layer.lora_A.shape[0] for layer in lora_layers(model).values()) == 48
 
 
 # the start

@@ -242,6 +242,31 @@ def test_a_run_of_the_same_kind_says_what_the_next_one_takes(name, scored):
     assert estimate(settings, "cpu", [other]).basis.startswith("arithmetic")
 
 
+def test_the_most_similar_run_says_what_the_next_one_takes():
+    settings = find("table3/smollm2-135m/lora-r4").settings
+    record = {"peak_memory_gib": 1.0, "training_seconds": 60.0, "evaluation_seconds": 6.0, "steps": 10}
+    own, wider = settings, replace(settings, targets=("query", "key", "value", "output"), rank=1)
+    known = [record | {"name": name, "settings": asdict(s)} for name, s in (("a wider one", wider), ("its own", own))]
+    assert estimate(settings, "cpu", known).basis == "as its own took"
+    for change in ({"beams": 1}, {"pad_to_maximum": True}, {"precision": "float32"}):
+        assert estimate(replace(settings, **change), "cpu", known).basis.startswith("arithmetic")
+    elsewhere = [run | {"device": "NVIDIA T4"} for run in known]
+    assert estimate(settings, "cpu", elsewhere).basis.startswith("arithmetic")
+
+
+def test_a_run_that_is_padded_takes_the_time_of_its_padded_rows():
+    settings = find("pitfalls/gpt2-medium/padded", "paper").settings
+    padded, usual = estimate(settings, "paper"), estimate(replace(settings, pad_to_maximum=False), "paper")
+    assert padded.minutes > 3 * usual.minutes and padded.gigabytes > usual.gigabytes
+
+
+def test_the_scoring_of_a_subset_is_that_of_its_rows():
+    settings = find("table16/minilm/mnli/100/lora-r8").settings
+    rows = {"train": 8099, "validation_matched": 1000, "held_out": 900}
+    known = [{"name": "a", "settings": {"task": "mnli"}, "rows": rows}]
+    assert estimate(settings, "cpu", known).minutes < estimate(settings, "cpu").minutes / 10
+
+
 def test_an_e2e_run_that_was_not_decoded_does_not_say_what_one_takes_that_is():
     settings = find("table3/gpt2-mini/lora-r4").settings
     record = {"name": "a", "settings": asdict(settings), "peak_memory_gib": 1.0, "training_seconds": 1.0, "steps": 9}

@@ -45,6 +45,32 @@ def test_a_record_without_a_score_gets_it_and_keeps_its_own(record):
     assert rescore("cpu") == 0
 
 
+def test_texts_of_the_dev_set_are_scored_on_the_dev_set(record, monkeypatch):
+    name, rows = "decoding/gpt2-mini/lora-r4/dev/penalty-1.2", ROWS[:1]
+    by_split = {"dev": rows, "test": ROWS}
+    monkeypatch.setitem(TASKS, "e2e", replace(TASKS["e2e"], load=lambda split, *_: list(by_split[split])))
+    texts = [{"mr": item.mr, "prediction": "Zizzi is a pub ."} for item in group_by_context(rows)]
+    records.write_predictions(name, "cpu", 0, texts)
+    facts = {"name": name, "predictions": f"{records.run_id(name, 0)}.jsonl"}
+    path = records.write_record(
+        records.read_record(record) | facts | {"data_fingerprint": {"dev": data_fingerprint(rows)}}
+    )
+    assert rescore("cpu") == 2
+    assert "brevity_penalty" in records.read_record(path)["scores"]
+
+
+def test_a_score_that_cannot_be_had_is_said_and_tried_again(record, monkeypatch, capsys):
+    score = TASKS["e2e"].score
+
+    def without_meteor(*inputs):
+        scores, findings = score(*inputs)
+        return scores | {"METEOR": None}, findings
+
+    monkeypatch.setitem(TASKS, "e2e", replace(TASKS["e2e"], score=without_meteor))
+    assert rescore("cpu") == 1 and "without METEOR" in capsys.readouterr().err
+    assert rescore("cpu") == 1  # it is still lacking
+
+
 @pytest.mark.parametrize("spoil", [lambda path: path.write_text('{"mr'), lambda path: path.unlink()])
 def test_a_record_whose_texts_are_damaged_or_lost_is_named_and_the_others_get_their_score(record, spoil, capsys):
     texts = records.predictions_path(NAME, "cpu", 0)
@@ -79,7 +105,7 @@ def test_newer_scores_that_are_older_than_digests_count(record):
 def test_texts_of_other_data_are_not_scored(record, monkeypatch):
     other = [ROWS[0], replace(ROWS[1], reference="Zizzi is French .")]
     monkeypatch.setitem(TASKS, "e2e", replace(TASKS["e2e"], load=lambda *_: list(other)))
-    with pytest.raises(ValueError, match=r"is of other test data than those at hand; expected \w+, found \w+"):
+    with pytest.raises(ValueError, match=r"is of other data than those at hand; expected \w+, found \w+"):
         rescore("cpu")
     assert not records.rescored_path(record).exists()
 

@@ -13,6 +13,7 @@ from torch import nn
 from adapter_files import WEIGHTS_FILE
 from experiments.settings import Job
 from lora import merge_lora
+from methods.catalogue import apply_method
 from methods.saved import TRAINED_FILE, load_adapter, load_trained, save_adapter, save_trained
 from runs import execute
 from tiny_models import INSIDE, SOME_CASES, adapted, expected_names, logits, settings, step, tiny
@@ -184,6 +185,15 @@ def test_a_run_keeps_what_its_method_learnt_and_no_whole_model(tmp_path, monkeyp
     found = {path.name for path in (tmp_path / "kept").glob("*.safetensors")}
     assert found == ({file} if file else set())
     assert measured["parameters"]["trainable"] > 0
+
+
+@pytest.mark.parametrize("method", ["lora", "bitfit"])
+def test_a_folder_may_be_named_by_a_text(tmp_path, method):
+    model = tiny("gpt2")
+    chosen = settings(method, "gpt2", **({"rank": 2, "alpha": 2.0, "targets": ("query",)} if method == "lora" else {}))
+    apply_method(model, chosen)
+    save_adapter(model, chosen, f"{tmp_path}/kept")
+    load_adapter(tiny("gpt2"), f"{tmp_path}/kept")
 
 
 @pytest.mark.parametrize("methods", [("bitfit", "lora"), ("lora", "bitfit")], ids=str)

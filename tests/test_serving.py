@@ -133,9 +133,10 @@ def test_precision_is_that_of_the_base_as_with_one_adapter(tmp_path, family):
     plain.bfloat16()
     with bank.rows(["first", "wide"]):
         mixed = model(TOKENS).logits
-    for place, name in enumerate(("first", "wide")):
-        want = alone(tmp_path, plain, name)(TOKENS[place : place + 1]).logits[0]
-        assert mixed.dtype == torch.bfloat16 and torch.allclose(mixed[place], want, atol=0.1)
+    for place, names in enumerate((("first", "wide"), ("wide", "first"))):
+        own, other = (alone(tmp_path, plain, name)(TOKENS[place : place + 1]).logits[0] for name in names)
+        assert mixed.dtype == torch.bfloat16 and torch.allclose(mixed[place], own, atol=0.25)  # processors round apart
+        assert not torch.allclose(mixed[place], other, atol=0.5)
 
 
 @pytest.mark.parametrize("kind", [torch.bfloat16, torch.float64])

@@ -285,6 +285,10 @@ def test_what_is_no_list_of_texts_is_named(mrs, predictions, message):
         ("name[Cotto], near[5]", "name[Zizzi], customer rating[5 out of 5]", "Zizzi is rated 5 out of 5."),
         ("name[A]", "name[Zizzi], eatType[pub]", "Zizzi is a pub."),
         ("name[The]", "name[Zizzi], area[riverside]", "Zizzi is by the riverside."),
+        ("name[Cotto], food[a]", "name[Zizzi], eatType[pub]", "Zizzi is a pub."),
+        ("name[Cotto], food[5]", "name[Zizzi], customer rating[5 out of 5]", "Zizzi is rated 5 out of 5."),
+        ("name[Cotto], area[the]", "name[Zizzi], area[riverside]", "Zizzi is by the riverside."),
+        ("name[Cotto], food[restaurant]", "name[Zizzi], eatType[restaurant]", "Zizzi is a restaurant."),
     ],
 )
 def test_a_value_of_another_row_changes_nothing_in_a_text_that_says_what_it_should(other, mr, text):

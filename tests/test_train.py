@@ -340,6 +340,16 @@ def test_a_stopped_run_is_marked_and_continued_from_its_checkpoint(minilm_folder
     assert not (minilm_folder["folder"] / "checkpoints").exists()
 
 
+def test_checkpoints_of_others_beside_a_runs_own_stay(tmp_path, monkeypatch):
+    others = tmp_path / "checkpoints" / "adapters"
+    others.mkdir(parents=True)
+    monkeypatch.setattr(execute, "measure", lambda job, adapter: (job.folder.mkdir(parents=True) or {}, []))
+    monkeypatch.setattr(glue_data, "load_glue", load_first(60))
+    settings = settings_of("--task", "paraphrase-builtin", "--model", "minilm", "--method", "bitfit", "--lr", "0.001")
+    train.train(job_of(settings, tmp_path), tmp_path)
+    assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["adapters"]
+
+
 def test_the_folder_holds_record_predictions_and_adapter(minilm_folder):
     folder, record = minilm_folder["folder"], minilm_folder["record"]
     held = read_json(folder / "record.json")

@@ -50,7 +50,9 @@ def _first_directions(name: str, matrix: Tensor, number: int) -> tuple[Tensor, T
     """
     matrix = _matrix(name, matrix, number)
     U, values, V = torch.linalg.svd(matrix.double(), full_matrices=False)
-    rounding = torch.finfo(matrix.dtype).eps * torch.linalg.norm(values)  # of all entries moves no value by more
+    # the rounding of all entries moves no value by more; nor does that of the decomposition itself
+    rounding = max(torch.finfo(matrix.dtype).eps, max(matrix.shape) * torch.finfo(torch.float64).eps)
+    rounding *= torch.linalg.norm(values)
     if (rank := int((values > rounding).sum())) < number:
         raise ValueError(f"expected {name} of rank {number} or more, found rank {rank}: ask for a lower rank")
     return U.T[:number], V[:number]

@@ -32,7 +32,8 @@ from models import base, load_model, load_tokenizer
 from tasks.e2e import data as e2e_data
 from tasks.e2e import meteor
 from tasks.e2e import metrics as e2e_metrics
-from tasks.e2e.beam_search import OFFICIAL_LENGTH, DecodingSettings, end_token_ids, generate
+from tasks.e2e.beam_search import DecodingSettings, end_token_ids, generate
+from tasks.e2e.data import OFFICIAL_LENGTH
 from tasks.e2e.loss import completion_loss
 from tasks.e2e.ptb_tokenizer import ptb_tokenize
 from training.batches import IGNORED, Batch, pad_right

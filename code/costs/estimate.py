@@ -37,6 +37,9 @@ LAYER_SECONDS = {"gpt2": 1.4e-3, "llama": 2.0e-3, "bert": 2.0e-3, "roberta": 2.0
 RECOMPUTED = 527 / 363
 PASSES_OF_FLOOR = 3  # a training step starts about as many operations as so many forward passes
 DECODED_TOKENS = 30  # typical E2E output
+# What runs share that take alike long, and what they share too if they decode.
+SAME_TIME = ("model", "method", "task", "batch_size", "pad_to_maximum", "precision", "int8_base")
+SAME_DECODING = ("beams", "evaluate", "max_new_tokens")
 
 
 @dataclass(frozen=True)
@@ -133,7 +136,7 @@ def estimate(settings: Settings, scale: str, earlier: list[dict] | None = None) 
     embeddings = config.vocab_size * config.hidden_size
     body = total - embeddings
     scored = SCORED_SHARE * generates  # an encoder's embeddings are looked up, not multiplied
-    longest = task.longest_row(settings.max_length)
+    mean, longest = task.row_tokens(settings, most)
     bfloat16 = settings.precision in ("bfloat16", "auto") if scale == "paper" else uses_bfloat16(settings)
     precision = "bfloat16" if bfloat16 else "tf32" if settings.precision == "tf32" else "float32"
     reference = scale == "paper" and (earlier is None or not torch.cuda.is_available())
@@ -146,21 +149,32 @@ def estimate(settings: Settings, scale: str, earlier: list[dict] | None = None) 
     answered = settings.beams * DECODED_TOKENS if generates else task.mean_tokens
     held_out = (task.train_rows - task.trained_rows) * (settings.hold_out and not generates and trained)
     scored_rows = decodes * task.test_inputs * (1 + len(task.further_splits)) + held_out  # after every epoch
+    of_task = (record.get("rows") for record in earlier or () if record["settings"]["task"] == settings.task)
+    if not generates and (known := next(of_task, None)):  # where the data are a subset, as others found them
+        scored_rows = sum(number for split, number in known.items() if split != "train")
 
     def gibibytes(batch_size: int, tokens: int) -> float:
         if not trained:
             return 4 * total / GIBIBYTE + 0.5
         return training_bytes(model, batch_size, tokens, recomputed, bfloat16) / GIBIBYTE
 
-    for record in earlier or ():
-        alike = all(
-            record["settings"][key] == getattr(settings, key) for key in ("model", "method", "task", "batch_size")
-        )
+    own = {key: list(value) if isinstance(value, tuple) else value for key, value in asdict(settings).items()}
+
+    def alike(record: dict) -> int:
+        """How many settings are the same."""
+        return sum(record["settings"].get(key) == value for key, value in own.items())
+
+    for record in sorted(earlier or (), key=alike, reverse=True):
+        same_time = SAME_TIME + (SAME_DECODING if generates and decodes else ())
+        if any(record["settings"].get(key, own[key]) != own[key] for key in same_time):
+            continue
+        if (record.get("device", "cpu") == "cpu") == torch.cuda.is_available():
+            continue
         if generates:
             timed = "evaluation_seconds" in record or not decodes
         else:  # the scoring after every epoch is in the training time
             timed = all(record["settings"].get(key) == getattr(settings, key) for key in ("train_rows", "evaluate"))
-        if alike and record.get("steps") and timed:
+        if record.get("steps") and timed:
             seconds = steps * record["training_seconds"] / record["steps"]
             seconds += record.get("evaluation_seconds", 0.0) if decodes else 0.0
             return Estimate(
@@ -175,12 +189,12 @@ def estimate(settings: Settings, scale: str, earlier: list[dict] | None = None) 
     def step_seconds(batch_size: float, tokens: float) -> float:
         return max(passes * batch_size * tokens * (body + scored * embeddings) / speed, floor)
 
-    seconds = steps * step_seconds(rows * epochs / max(steps, 1), task.mean_tokens)
+    seconds = steps * step_seconds(rows * epochs / max(steps, 1), mean)
     gigabytes, basis = gibibytes(settings.batch_size, longest), f"arithmetic for {machine}"
     place = None if reference else machine
     steps_there = measured_steps(place) if on_gpu and trained else []
     kind = (settings.model, settings.method, recomputed, settings.precision)
-    if usual := nearest(steps_there, *kind, batch=(settings.batch_size, task.mean_tokens)):
+    if usual := nearest(steps_there, *kind, batch=(settings.batch_size, mean)):
         seconds *= usual.seconds / step_seconds(usual.batch_size, usual.tokens)
         largest = nearest(steps_there, *kind, batch=(settings.batch_size, longest))
         gigabytes *= largest.gigabytes / gibibytes(largest.batch_size, largest.tokens)

@@ -27,7 +27,7 @@ from torch import Tensor, nn
 from costs.gpu_measurements import PEFT, MeasuredStep
 from experiments.catalogue import EXPERIMENTS
 from experiments.settings import Experiment, Job, Settings
-from families import head_parameters
+from families import head_parameters, positions
 from methods.catalogue import apply_method
 from models import architecture
 from tasks.catalogue import TASKS
@@ -81,11 +81,6 @@ def rows_with_most_steps() -> list[Experiment]:
     ]  # fmt: skip
 
 
-def longest_row(settings: Settings) -> int:
-    """About how many tokens the longest rows of the settings' task have."""
-    return TASKS[settings.task].longest_row(settings.max_length)
-
-
 def decided(settings: Settings) -> Settings:
     """The settings with what this machine's memory decides about them.
 
@@ -94,7 +89,8 @@ def decided(settings: Settings) -> Settings:
     uses_bfloat16(settings)
     model = architecture(settings.model, TASKS[settings.task].outputs)
     apply_method(model, replace(settings, rank_stages=settings.rank_stages[-1:]))
-    return replace(settings, gradient_checkpointing=recomputes(model, settings, longest_row(settings)))
+    longest = TASKS[settings.task].row_tokens(settings, positions(model))[1]
+    return replace(settings, gradient_checkpointing=recomputes(model, settings, longest))
 
 
 def random_rows(settings: Settings, tokens: int, number: int, words: int) -> list[Row]:
@@ -178,7 +174,7 @@ def measured_steps_of(
     where the GPU's memory is not enough.
     """
     model = _model(settings, by_peft)
-    mean, longest = TASKS[settings.task].mean_tokens, longest_row(settings)
+    mean, longest = TASKS[settings.task].row_tokens(settings, positions(model))
     measured = []
     for tokens, steps in {mean: number, longest: LONGEST_STEPS}.items():
         rows = random_rows(settings, tokens, settings.batch_size * (WARM_UP + steps + 1), model.config.vocab_size)

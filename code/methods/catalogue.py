@@ -31,7 +31,7 @@ from lora import (
     require_plain,
 )
 from methods.adapters import add_adapters
-from methods.frozen_positions import freeze_positions
+from methods.frozen_positions import freeze_positions, require_positions
 from methods.partial import train_biases, train_top_layers
 from methods.prefixes import PreEmbed, PreLayer, add_prefix
 from methods.rank_budget import AdaptiveRank, spread_budget, uniform_rank
@@ -62,6 +62,8 @@ def _config(settings: Settings, rank: int | None) -> LoRAConfig:
 def _lora(model: nn.Module, settings: Settings) -> None:
     """LoRA (section 4): low-rank pairs beside the frozen matrices of `settings.targets`."""
     config = _config(settings, settings.rank)
+    if settings.frozen_positions:
+        require_positions(model, config.targets)
     packed = _packed(model, settings) if settings.packed_pair else []
     add_lora(model, config)
     for name in packed:  # one pair over the whole matrix, as if it made the query alone
@@ -168,10 +170,19 @@ def apply_method(model: nn.Module, settings: Settings) -> None:
     """
     chosen, model = method(settings.method), inside(model)
     require_plain(model)
+    require_floating(model)
     _check(settings, chosen)
     chosen.apply(model, settings)
     for parameter in head_parameters(model).values():
         parameter.requires_grad_(settings.train_head)
+
+
+def require_floating(model: nn.Module) -> None:
+    """Raise ValueError for a quantised model: parameters that cannot be trained, or layers that have none."""
+    odd = [name for name, parameter in model.named_parameters() if not parameter.is_floating_point()]
+    odd += [name for name, module in model.named_modules() if callable(getattr(module, "weight", None))]
+    if odd:
+        raise ValueError(f"expected parameters of floating-point numbers, found {odd[0]} quantised: load it plain")
 
 
 def _check(settings: Settings, chosen: Method) -> None:

@@ -7,28 +7,29 @@ https://github.com/microsoft/LoRA/blob/c4593f060e6a368d7bb5af5273b8e42810cdef90/
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from functools import partial
 from typing import Any
 
 from torch import Tensor, nn
 
 from families import family_of
-from lora import lora_layers
+
+
+def require_positions(model: nn.Module, targets: Collection[str]) -> None:
+    """Raise ValueError if the model's attention projects no positions, or its query is to have no pair."""
+    if family_of(model).projects_positions is None:
+        raise ValueError(f"frozen_positions is of DeBERTa's attention, found {type(model).__name__}: leave it out")
+    if "query" not in targets:
+        raise ValueError("frozen_positions is of the query's pair, found none: leave it out, or adapt the query")
 
 
 def freeze_positions(model: nn.Module) -> None:
-    """Project positions by the frozen query, in a model with pairs.
-
-    Raises ValueError if its attention projects no positions, or its query has no pair.
+    """Project positions by the frozen query, in a model with pairs, as `require_positions` has it.
 
     Such a pair can be neither merged nor saved as plain LoRA.
     """
     name = family_of(model).projects_positions
-    if name is None:
-        raise ValueError(f"frozen_positions is of DeBERTa's attention, found {type(model).__name__}: leave it out")
-    if not any(layer.endswith("query_proj") for layer in lora_layers(model)):
-        raise ValueError("frozen_positions is of the query's pair, found none: leave it out, or adapt the query")
     for attention in (module for module in model.modules() if hasattr(module, name)):
         setattr(attention, name, partial(_by_frozen_query, attention, getattr(attention, name)))
         attention.query_proj.apart = "DeBERTa's positions see the query without it, and no plain model could do that"

@@ -117,7 +117,8 @@ def reallocate(model: nn.Module, scores: dict[PairName, float], number: int) -> 
     what is pruned can be given back.
     """
     places, counts = adapted_projections(model), ranks(model)
-    room = {place: layer.highest_rank - counts[place] for place, (layer, _) in places.items() if counts[place]}
+    highest = min(layer.highest_rank for layer, _ in places.values())  # at the end all have the rank of the highest
+    room = {place: highest - count for place, count in counts.items() if count}
     pruned = prunable(scores, room, number)
     mean = {}
     for place, (layer, target) in places.items():

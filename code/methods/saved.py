@@ -35,12 +35,13 @@ from methods.catalogue import apply_method, method
 TRAINED_FILE = "trained.safetensors"
 
 
-def save_adapter(model: nn.Module, settings: Settings, folder: Path) -> None:
+def save_adapter(model: nn.Module, settings: Settings, folder: str | Path) -> None:
     """Write what the method of `settings` trained, with the head, into the folder.
 
     `save_lora` holds plain LoRA, one pair for each projection. A `packed_pair` over all of `c_attn`, and pairs beside
     `frozen_positions`, go to `save_trained`.
     """
+    folder = Path(folder)
     if method(settings.method).pairs and not (settings.packed_pair or settings.frozen_positions):
         save_lora(model, folder)
         others = [TRAINED_FILE]
@@ -51,8 +52,9 @@ def save_adapter(model: nn.Module, settings: Settings, folder: Path) -> None:
         (folder / other).unlink(missing_ok=True)
 
 
-def load_adapter(model: nn.Module, folder: Path) -> None:
+def load_adapter(model: nn.Module, folder: str | Path) -> None:
     """Put what `save_adapter` wrote on the plain base model; raises ValueError if the folder is not for it."""
+    folder = Path(folder)
     if (folder / TRAINED_FILE).exists() and (folder / WEIGHTS_FILE).exists():
         raise ValueError(
             f"expected one adapter in {folder}, found {TRAINED_FILE} and {WEIGHTS_FILE}: delete one of them"
@@ -61,7 +63,7 @@ def load_adapter(model: nn.Module, folder: Path) -> None:
     load(model, folder)
 
 
-def save_trained(model: nn.Module, settings: Settings, folder: Path) -> None:
+def save_trained(model: nn.Module, settings: Settings, folder: str | Path) -> None:
     """Write what the method trained, with the head, and nothing else: TRAINED_FILE in `folder`, whole or not.
 
     Its header has the settings, by which the model is changed, the fingerprint of all other parameters, and a checksum.
@@ -70,17 +72,17 @@ def save_trained(model: nn.Module, settings: Settings, folder: Path) -> None:
     trained = {plain_name(name): p for name, p in model.named_parameters() if p.requires_grad}
     header = {"settings": asdict(settings), "base_sha256": base_fingerprint(model, without=trained)}
     header["sha256"] = checksum(trained, header)
-    with whole_folder(folder) as new:
+    with whole_folder(Path(folder)) as new:
         write_tensors(trained, new / TRAINED_FILE, {"method": json.dumps(header)})
 
 
-def load_trained(model: nn.Module, folder: Path) -> Settings:
+def load_trained(model: nn.Module, folder: str | Path) -> Settings:
     """Apply the saved method to the plain base model and put in what was trained; returns the settings.
 
     Raises ValueError if the file is incomplete or damaged, if its base, names or shapes are not this model's, or if the
     model is not plain. The model then stays as it is.
     """
-    model = inside(model)
+    model, folder = inside(model), Path(folder)
     require_plain(model)
     header, tensors = read_tensors(folder / TRAINED_FILE, "method")
     try:

@@ -30,7 +30,10 @@ Measured = dict[str, Any]  # quantity -> a number, or [median, low, high]
 def measured(name: str) -> Measured:
     """What the benchmark of that name measured, on a GPU if it was run on one; nothing if it was not run."""
     paths = [files.RESULTS / "benchmark" / f"{name}{where}.json" for where in ("-gpu", "")]
-    return next((read_json(path)["measured"] for path in paths if path.exists()), {})
+    try:
+        return next((read_json(path)["measured"] for path in paths if path.exists()), {})
+    except (OSError, ValueError, KeyError):
+        return {}  # damaged: the table of ratios says so
 
 
 Judge = Callable[[list[float]], str]  # of [median, low, high]

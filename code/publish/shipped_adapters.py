@@ -58,7 +58,7 @@ def card(name: str) -> str:
 
 def ship(name: str) -> Path:
     """Copy what a run has kept into results/adapters, checked against its base; ValueError if it is not there."""
-    from adapter_files import load_lora, save_lora  # torch, which a check of cards does without
+    from adapter_files import load_lora, save_lora  # torch, which a card does without
     from models import load_model
 
     experiment, seed = SHIPPED[name]
@@ -72,10 +72,16 @@ def ship(name: str) -> Path:
 
 
 def stale() -> list[str]:
-    """A sentence for each shipped adapter whose card is not what its record gives."""
+    """A sentence for each shipped adapter that is damaged, or whose card is not what its record gives."""
+    from adapter_files import read_folder
+
     lines = []
-    for name in SHIPPED:
+    for name in filter(lambda name: folder_of(name).exists(), SHIPPED):
         path = folder_of(name) / "README.md"
-        if path.exists() and path.read_text(encoding="utf-8") != card(name):
+        if not path.exists() or path.read_text(encoding="utf-8") != card(name):
             lines.append(f"{path.relative_to(files.ROOT)} is not what the record gives: `python code/make.py adapters`")
+        try:
+            read_folder(folder_of(name))
+        except ValueError as error:
+            lines.append(str(error))
     return lines

@@ -13,13 +13,13 @@ from typing import Any
 from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from experiments.settings import Job
+from experiments.settings import Job, Settings
 from families import positions
 from methods.catalogue import finish, schedule_of, trains
 from methods.rank_changes import conclude
 from tasks.catalogue import TASKS
 from tasks.e2e import data as e2e_data
-from tasks.e2e.beam_search import OFFICIAL_LENGTH, DecodingSettings, generate
+from tasks.e2e.beam_search import DecodingSettings, generate, room_for_prompt
 from tasks.e2e.evaluation import validation_loss
 from tasks.e2e.loss import completion_loss
 from tasks.e2e.meteor import meteor_unavailable
@@ -78,6 +78,8 @@ def train_and_score(
         add_new_tokens(model, tokenizer)
         for split, examples in splits.items():
             splits[split] = [replace(example, context=f"<MR> {example.context}") for example in examples]
+    if settings.evaluate != "selection":
+        measured["cut_prompts"] = _cut_prompts(model, tokenizer, splits[settings.evaluate], settings)
     if trains(settings):
         measured |= _train(model, tokenizer, splits, job)
         keep_adapter(model)
@@ -85,6 +87,20 @@ def train_and_score(
         return measured, []
     results, predictions = _decode_and_score(model, tokenizer, splits[settings.evaluate], job)
     return measured | results, predictions
+
+
+def _cut_prompts(
+    model: nn.Module, tokenizer: PreTrainedTokenizerBase, rows: list[e2e_data.Example], settings: Settings
+) -> int:
+    """How many distinct inputs are cut at their beginning to leave room for an answer; ValueError if all are."""
+    room, contexts = room_for_prompt(model, settings), {row.context for row in rows}
+    longer = sum(len(tokenizer.encode(context, add_special_tokens=False)) + 1 > room for context in contexts)
+    if longer == len(contexts):
+        raise ValueError(
+            f"{settings.max_new_tokens} new tokens leave room for {room} tokens of an input, found all {longer} inputs "
+            "longer: allow fewer new tokens"
+        )
+    return longer
 
 
 def _train(model: nn.Module, tokenizer: PreTrainedTokenizerBase, splits: Splits, job: Job) -> dict[str, Any]:
@@ -99,12 +115,15 @@ def _train(model: nn.Module, tokenizer: PreTrainedTokenizerBase, splits: Splits,
         job,
         loss=lambda m, batch: completion_loss(m, batch, settings.label_smoothing),
         validate=lambda m, _: {"loss": validation_loss(m, dev, settings)},
-        collate=partial(pad_right, pad_to=min(OFFICIAL_LENGTH, limit)) if settings.pad_to_maximum else pad_right,
+        collate=partial(pad_right, pad_to=min(e2e_data.OFFICIAL_LENGTH, limit))
+        if settings.pad_to_maximum
+        else pad_right,
         schedule=schedule,
     )
     by_step = {entry["step"]: entry["eval_loss"] for entry in result.history if "eval_loss" in entry}
     reached = conclude(model) if schedule else {}
-    return asdict(result) | reached | {"dev_loss": by_step[result.kept_step]}
+    cut = {"cut_rows": sum(row["input_ids"][-1] != tokenizer.eos_token_id for row in rows)}
+    return asdict(result) | reached | cut | {"dev_loss": by_step[result.kept_step]}
 
 
 def _decode_and_score(

@@ -23,7 +23,7 @@ import files
 from adapter_files import base_fingerprint, base_parameters
 from experiments.catalogue import EXPERIMENTS, find
 from experiments.settings import Experiment, Job, Settings
-from families import family_of, head_parameters
+from families import family_of, head_parameters, positions
 from methods.catalogue import apply_method, count_trained, trains
 from methods.released_adapters import load_released_adapter, released_file
 from methods.saved import load_adapter, save_adapter
@@ -81,7 +81,8 @@ def _do(run: Run, say: Callable[[str], None], for_adapter: bool) -> dict[str, An
         files.check_room(records.predictions_path(experiment.name, experiment.scale, run.seed).parent)
     record = begin(experiment.name, experiment.scale, run.seed, settings)
     try:
-        job = with_own_folder(job_of(run))
+        started_from = run.start.origin if run.start else None
+        job = with_own_folder(job_of(run), started_from)
         measured, predictions = measure(job, run.adapter, start, keep_whole=_is_a_start(experiment))
     except (Exception, KeyboardInterrupt) as error:
         if first_process():
@@ -97,7 +98,7 @@ def _do(run: Run, say: Callable[[str], None], for_adapter: bool) -> dict[str, An
         if predictions:
             path = records.write_predictions(experiment.name, experiment.scale, run.seed, predictions)
             measured |= {"predictions": path.name, "predictions_digest": files.digest(predictions)}
-        record |= measured
+        record |= measured | ({"started_from": started_from} if started_from else {})
         records.write_record(record)
     shutil.rmtree(job.folder, ignore_errors=True)
     return record
@@ -210,7 +211,7 @@ def _require_memory(settings: Settings) -> None:
     task = TASKS[settings.task]
     model = architecture(settings.model, task.outputs)
     apply_method(model, replace(settings, rank_stages=settings.rank_stages[-1:]))
-    recomputes(model, settings, task.longest_row(settings.max_length))
+    recomputes(model, settings, task.row_tokens(settings, positions(model))[1])
 
 
 def _load_start(model: nn.Module, folder: Path) -> None:

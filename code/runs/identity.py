@@ -26,12 +26,14 @@ def job_of(run: Run) -> Job:
     return Job(run.experiment.settings, run.seed, run.log.with_suffix(""), run.data_dir)
 
 
-def with_own_folder(job: Job) -> Job:
+def with_own_folder(job: Job, started_from: str | None = None) -> Job:
     """The job with a folder for its checkpoints beside `job.folder`, named by settings, seed, task version and data.
 
-    A stopped run with another of these is another run: its checkpoints are not continued.
+    `started_from` is the `origin` of the run whose adapter is trained on. A stopped run with another of these is
+    another run: its checkpoints are not continued.
     """
     data = data_fingerprint(job) if trains(job.settings) else {}
+    data |= {"started_from": started_from} if started_from else {}
     identity = run_identity(job.settings, job.seed, data)
     return replace(job, folder=job.folder.with_name(f"{job.folder.name}--{identity}"))
 
@@ -64,6 +66,10 @@ def of_other_data(run: Run) -> str | None:
             what = "recorded" if needed == run else f"it starts from {needed}, which is recorded"
             remedy = f"name the data of the record (--data-dir, LORA_DATA_DIR), or delete {needed.record}"
             return f"{what} with other data ({differing}); {remedy} to measure anew"
+    if run.start and run.recorded and run.start.recorded:
+        theirs = records.read_record(run.record).get("started_from", run.start.origin)
+        if theirs != run.start.origin:
+            return f"recorded as started from {theirs}, found {run.start.origin}; delete {run.record} to measure anew"
     return None
 
 

@@ -78,7 +78,8 @@ def write_predictions(name: str, scale: str, seed: int, predictions: list[dict[s
     """Write the predictions, a JSON object a line; return their path."""
     path = predictions_path(name, scale, seed)
     remove_leftovers(path)
-    write_atomically(path, "".join(json.dumps(p, ensure_ascii=False) + "\n" for p in predictions))
+    lines = "".join(json.dumps(p, ensure_ascii=False) + "\n" for p in predictions)
+    write_atomically(path, lines.encode(errors="backslashreplace"))  # JSON's escape for half a character
     return path
 
 

@@ -21,6 +21,7 @@ from files import check_room, read_json, write_json
 from runs import records
 from tasks.catalogue import TASKS
 from tasks.e2e.data import data_fingerprint, group_by_context
+from tasks.e2e.meteor import meteor_unavailable
 
 
 def rescore(scale: str, data_dir: Path | None = None) -> int:
@@ -40,7 +41,9 @@ def rescore(scale: str, data_dir: Path | None = None) -> int:
         scores = _scores(record, texts, EXPERIMENTS[name].settings, data_dir)
         path = records.record_path(name, scale, seed)
         own = read_json(path)["scores"]
-        newer = {key: scores[key] for key in scores if key not in own}
+        newer = {key: score for key, score in scores.items() if key not in own and score is not None}
+        if None in scores.values():
+            tqdm.write(f"{name} seed {seed}: without METEOR, {meteor_unavailable()}", sys.stderr)
         facts = {"name": name, "scale": scale, "seed": seed, "scores": newer, **records.provenance()}
         write_json(records.rescored_path(path), facts)
         rescored += 1
@@ -60,12 +63,13 @@ def _scores(
     """All scores of the record's texts; ValueError if they are not of the data at hand."""
     task = TASKS[settings.task]
     official = task.official(data_dir) if record.get("text") == "official" else None
-    rows = official["test"] if official else task.load("test", settings.protocol, data_dir)
+    split = settings.evaluate
+    rows = official[split] if official else task.load(split, settings.protocol, data_dir)
     inputs = group_by_context(rows)
-    expected, found = record["data_fingerprint"]["test"], data_fingerprint(rows)
+    expected, found = record["data_fingerprint"][split], data_fingerprint(rows)
     if expected != found or [line["mr"] for line in texts] != [item.mr for item in inputs]:
         raise ValueError(
-            f"{record['predictions']} is of other test data than those at hand; expected {expected}, found {found}: "
+            f"{record['predictions']} is of other data than those at hand; expected {expected}, found {found}: "
             "give the data with --data-dir"
         )
     return task.score(inputs, [line["prediction"] for line in texts], settings)[0]

@@ -82,16 +82,22 @@ class Run:
         seed = START_SEED if settings.epochs else self.seed
         return Run(find(settings.start_from), seed, self.data_dir) if settings.start_from else None
 
+    @property
+    def origin(self) -> str | None:
+        """What ORIGIN_FILE says beside what the recorded run learnt; None without a record."""
+        if (record := records.read_record(self.record)) is None:
+            return None
+        data = record.get("data_fingerprint", {}) | {key: record[key] for key in ("started_from",) if key in record}
+        return f"{self.record.stem}--{run_identity(self.experiment.settings, self.seed, data)}"
+
     def require_own_adapter(self) -> None:
         """Raise ValueError where `adapter` holds what another run learnt, or this one on data that are not recorded."""
-        origin, record = self.adapter / ORIGIN_FILE, records.read_record(self.record)
-        if record is None or not origin.exists():
+        place = self.adapter / ORIGIN_FILE
+        if self.origin is None or not place.exists():
             return  # an adapter that is older than ORIGIN_FILE has none
-        identity = run_identity(self.experiment.settings, self.seed, record["data_fingerprint"])
-        expected, found = f"{self.record.stem}--{identity}", origin.read_text(encoding="utf-8", errors="replace")
-        if found != expected:
+        if (found := place.read_text(encoding="utf-8", errors="replace")) != self.origin:
             raise ValueError(
-                f"expected in {self.adapter} what {self} learnt, {expected}, found {found}: delete that folder, and "
+                f"expected in {self.adapter} what {self} learnt, {self.origin}, found {found}: delete that folder, and "
                 "`reproduce.py run` makes it anew"
             )
 

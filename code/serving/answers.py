@@ -13,12 +13,12 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from time import perf_counter
 
+from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from families import positions
 from serving.adapters import AdapterBank
 from tasks.catalogue import GlueTask
-from tasks.e2e.beam_search import DecodingSettings, generate
+from tasks.e2e.beam_search import DecodingSettings, generate, room_for_prompt
 from tasks.e2e.data import to_context
 from tasks.glue import data as glue_data
 from tasks.texts import require_texts
@@ -63,7 +63,7 @@ def write(
     require_texts([*slots.values()], "slots")
     _require_known(names, [BASE, *bank.names])
     context = _context(slots)
-    room = positions(bank.model) - DECODING.max_new_tokens - 1  # the separator
+    room = room_for_prompt(bank.model, DECODING) - 1  # the separator
     if (size := len(tokenizer.encode(context, add_special_tokens=False))) > room:
         raise ValueError(f"The model has room for {room} tokens of slots, these are {size}: shorten some values.")
 
@@ -109,11 +109,16 @@ def classify(
     def ask(rows: list[Row]) -> list[str]:
         batch = glue_data.collate([encoded[row] for row in rows], tokenizer.pad_token_id)
         logits = bank.classify([name for name, _ in rows], batch)
-        best = [(int(row.argmax()), float(row.softmax(-1).max())) for row in logits]
-        labels = [tasks[name].labels for name, _ in rows]
-        return [f"{label[place]} ({share:.0%})" for label, (place, share) in zip(labels, best, strict=True)]
+        return [_answer(row, tasks[name]) for row, (name, _) in zip(logits, rows, strict=True)]
 
     return _answers(rows, ask)
+
+
+def _answer(logits: Tensor, task: GlueTask) -> str:
+    """The likeliest class with its share; where there are no classes, the number."""
+    if not task.labels:
+        return f"{float(logits[0]):.1f}"
+    return f"{task.labels[int(logits.argmax())]} ({float(logits.softmax(-1).max()):.0%})"
 
 
 def _require_known(names: Sequence[str], known: Collection[str]) -> None:

@@ -16,7 +16,7 @@ from numbers import Real
 from pathlib import Path
 from typing import Any
 
-from tasks.e2e.data import Example, Inputs, load_builtin, load_e2e
+from tasks.e2e.data import OFFICIAL_LENGTH, Example, Inputs, load_builtin, load_e2e
 from tasks.e2e.official_text import load_official
 from tasks.triples import data as triples
 
@@ -84,9 +84,10 @@ class Task:
         """The number of rows that a run trains on unless its settings ask for fewer."""
         return self.train_rows
 
-    def longest_row(self, max_length: int | None) -> int:
-        """About how many tokens the longest rows have, before any is read."""
-        return min(4 * self.mean_tokens, max_length or 4 * self.mean_tokens)
+    def row_tokens(self, settings: Any, positions: int) -> tuple[int, int]:
+        """About how many tokens rows have, on average and at most, before any is read; with padding, if all have it."""
+        most = settings.max_length or min(OFFICIAL_LENGTH, positions)
+        return (most, most) if settings.pad_to_maximum else (self.mean_tokens, min(4 * self.mean_tokens, most))
 
     @property
     def selection(self) -> tuple[str, str]:

@@ -7,6 +7,7 @@ Several runs may share a GPU (`sweep --workers`): each counts with its share.
 
 from __future__ import annotations
 
+import math
 import os
 
 import torch
@@ -21,9 +22,10 @@ RUNS_PER_GPU = "LORA_RUNS_PER_GPU"  # in the environment of a sweep's worker
 USABLE = 0.9  # of the memory; the rest is fragments and the libraries' own
 GIBIBYTE = 2**30
 # Numbers kept for the backward pass, for each token, layer and hidden unit: beside a frozen base, and with all trained.
-# Counted in tests/test_memory.py: RoBERTa's 15 and 21; DeBERTa's 43 to 51 and 49 to 58, for 64 to 256 tokens.
+# Counted in tests/test_memory.py: RoBERTa's 15 and 21; DeBERTa's 46 to 60 and 54 to 67, for 64 to 512 tokens.
 KEPT = {"deberta-v2": (50, 56)}
 OTHERS_KEPT = (16, 21)
+LONG, LONG_KEPT = 256, {"deberta-v2": 0.05}  # of a longer row: so much more for each further token, its scores' share
 INPUT = 4  # bytes of a hidden unit that enters a layer, all that is kept where the forward pass is recomputed
 SCORED_SHARE = 0.5  # of a text's tokens carry a loss, so need logits
 CONTEXTS, MOST_CONTEXTS = 16, 128  # decoded at once: without a GPU, and at most
@@ -66,6 +68,7 @@ def training_bytes(model: nn.Module, rows: int, tokens: int, recomputed: bool, b
     """The peak of a training step on a batch of so many rows and tokens a row; the model may be without weights."""
     config, frozen = model.config, any(not p.requires_grad for p in model.parameters())
     kept = KEPT.get(config.model_type, OTHERS_KEPT)[0 if frozen else 1]
+    kept += LONG_KEPT.get(config.model_type, 0) * max(0, tokens - LONG)
     layer, layers = rows * tokens * config.hidden_size * kept * (2 if bfloat16 else 4), config.num_hidden_layers
     inputs = rows * tokens * config.hidden_size * INPUT * layers
     writes = not family_of(model).head  # an encoder's head is small
@@ -82,14 +85,15 @@ def recomputes(model: nn.Module, settings: Settings, tokens: int) -> bool:
     memory, said = card_bytes(), settings.gradient_checkpointing
     if memory is None:
         return bool(said)
+    rows = math.ceil(settings.batch_size / int(os.environ.get("WORLD_SIZE", "1")))  # of each process
 
     def needed(recomputed: bool) -> float:
-        return training_bytes(model, settings.batch_size, tokens, recomputed, uses_bfloat16(settings))
+        return training_bytes(model, rows, tokens, recomputed, uses_bfloat16(settings))
 
     chosen = said if said is not None else needed(False) > USABLE * memory
     if needed(chosen) > memory:
         raise ValueError(
-            f"a step of {settings.model}, {settings.method}, on {settings.batch_size} rows of {tokens} tokens takes "
+            f"a step of {settings.model}, {settings.method}, on {rows} rows of {tokens} tokens takes "
             f"about {needed(chosen) / GIBIBYTE:.1f} GiB, found {memory / GIBIBYTE:.1f} GiB for a run on "
             f"{torch.cuda.get_device_name(0)}: take a larger GPU or fewer --workers, or a smaller model or batch"
         )

@@ -31,7 +31,8 @@ class QuickDropout(nn.Dropout):
             return x
         if self.last is None or self.last[0] is not x:
             bits = torch.empty(-(-x.numel() // 4), dtype=torch.int64, device=x.device).random_(-(2**63), None)
-            kept = bits.view(torch.int16)[: x.numel()].view(x.shape) >= round(self.p * 2**16) - 2**15
+            least = min(round(self.p * 2**16) - 2**15, 2**15 - 1)
+            kept = bits.view(torch.int16)[: x.numel()].view(x.shape) >= least
             self.last = x, x * (kept * x.new_tensor(1 / (1 - self.p)))
         return self.last[1]
 

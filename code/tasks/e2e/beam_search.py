@@ -35,10 +35,9 @@ from transformers import DynamicCache, PreTrainedModel, PreTrainedTokenizerBase
 from batch_rows import only_rows, row_owners
 from experiments.settings import Settings, check_values
 from families import positions
-from tasks.e2e.data import separator_id
+from tasks.e2e.data import OFFICIAL_LENGTH, separator_id
 from tasks.texts import require_texts
 
-OFFICIAL_LENGTH = 512  # context and generated tokens together: the official `--seq_len`
 BLANK_LINE = "\n\n"
 
 

@@ -33,6 +33,7 @@ from tasks.e2e import generator as e2e_generator
 from tasks.e2e.slot_errors import parse_mr
 
 PROTOCOLS = ("challenge", "lora")
+OFFICIAL_LENGTH = 512  # tokens of context and text together: the official `--seq_len`
 RELEASE_URL = "https://raw.githubusercontent.com/tuetschek/e2e-dataset/master"
 RELEASE_PAGE = "https://github.com/tuetschek/e2e-dataset/releases/tag/v1.0.0"
 COLUMNS = "mr,ref"

@@ -27,6 +27,8 @@ def validation_loss(model: nn.Module, rows: list[dict[str, list[int]]], settings
 
     Raises FloatingPointError if it is not finite.
     """
+    if not rows:
+        raise ValueError("expected rows to take the loss of, found none")
     total, tokens = 0.0, 0
     for _, batch in batches_by_length(model, rows, pad_right):
         count = int((batch["labels"] != IGNORED).sum())

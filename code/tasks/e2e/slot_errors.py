@@ -251,8 +251,16 @@ def _statements(
     text_without_places = place_pattern.sub(take_out, text)
     for slot, (values, pattern) in value_patterns.items():
         matches = [(values[match.lastindex - 1], match[0]) for match in pattern.finditer(text_without_places)]
-        statements[slot] = [(value, words) for value, words in matches if value]
+        own = _value(slot, slots[slot]) if slot in slots else None
+        told = {value for value, _ in matches if value and (value == own or _tells(slot, value))}
+        statements[slot] = [(value, words) for value, words in matches if value in told]
     return statements
+
+
+def _tells(slot: str, value: str) -> bool:
+    """Whether a value is one in any text: what another MR alone calls a value may be an article or another slot's."""
+    elsewhere = any(_known(other, value) for other in PATTERNS if other != slot)
+    return value in PATTERNS[slot] or (re.search(r"\w{4}", value) is not None and not elsewhere)
 
 
 def _value_pattern(slot: str, parsed: Sequence[Mapping[str, str]]) -> tuple[list[str], re.Pattern]:

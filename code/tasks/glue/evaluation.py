@@ -27,6 +27,8 @@ def classify(
     """
     predictions: list[float] = [0.0] * len(rows)
     total = 0.0
+    if not rows:
+        raise ValueError("expected rows to classify, found none")
     for chosen, batch in batches_by_length(model, rows, collate):
         with autocast(settings, batch["labels"].device):
             output = model(**batch)

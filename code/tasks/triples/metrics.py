@@ -66,7 +66,7 @@ def score_texts(inputs: list[Inputs], texts: list[str], settings: Any) -> tuple[
     for part, kept in (("all", (True, False)), ("seen", (True,)), ("unseen", (False,))):
         rows = [row for *row, known in zip(outputs, references, ters, seen, strict=True) if known in kept]
         if rows:
-            of_part = _of_corpus(*zip(*rows, strict=True), with_meteor=scores.get("METEOR all", 0) is not None)
+            of_part = _of_corpus(*zip(*rows, strict=True), with_meteor=None not in scores.values())
             scores |= {f"{metric} {part}": value for metric, value in of_part.items()}
     return scores, [{"seen": known, "TER": ter} for known, ter in zip(seen, ters, strict=True)]
 
