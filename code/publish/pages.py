@@ -6,7 +6,6 @@ written by hand.
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Callable
 
 import pandas as pd
@@ -38,15 +37,11 @@ COLUMNS = (  # of these tables, if a row fills them
     "paper's row", "paper BLEU", "paper",
 )  # fmt: skip
 SCANNED_ROWS = (  # of the README's one table
-    "full", "lora-r4", "lora-r8", "lora-mlp-r4", "lora-all-r8", "adapter-h", "prelayer",
+    "full", "lora-r4", "lora-r8", "lora-mlp-r4", "lora-all-r8", "adapter-h",
 )  # fmt: skip
 SCANNED = {  # columns of the README's one table -> their headings there
     "method": "method", "trainable": "trained parameters", "n": "seeds", "BLEU": "BLEU",
     "mean_words": "words per output", "verdict": "against full fine-tuning", "paper BLEU": "the paper's BLEU",
-}  # fmt: skip
-SHORT = {  # table -> its name in a sentence
-    "table2": "Table 2", "table3": "Table 3", "table5": "Table 5", "table6": "Table 6", "pitfalls": "mistakes",
-    "rank-over-time": "rank over time",
 }  # fmt: skip
 SEEDS = {"table3": 3, "table2": 5}  # as the paper has them
 EVENING = (  # table -> rows that are done together
@@ -100,13 +95,11 @@ def scope_block() -> str:
     lines = []
     for (model, scale), own in sorted(of_model.items(), key=lambda item: -_size(item[1])):
         means = f" ({BASE_MEANS[model]})" if model in BASE_MEANS else ""
-        tables = Counter(run["name"].partition("/")[0] for run in own)
-        searches, rest = tables.pop("learning-rate", 0), " and ".join(sorted({_corpus(run) for run in own}))
-        counts = [f"{number} of {SHORT.get(table, table)}" for table, number in sorted(tables.items())]
-        counts += [f"{searches} to choose learning rates"] if searches else []
+        searches = sum(run["name"].startswith("learning-rate/") for run in own)
+        chosen, rest = f"; {searches} chose learning rates" * (searches > 0), {_corpus(run) for run in own}
         lines.append(
-            f"- `{model}`, {_size(own) / 1e6:.1f} million parameters{means}: {len(own)} runs on {rest} at scale "
-            f"`{scale}`: {', '.join(counts)}"
+            f"- `{model}`, {_size(own) / 1e6:.1f} million parameters{means}: {len(own)} runs on "
+            f"{' and '.join(sorted(rest))} at scale `{scale}`{chosen}"
         )
     if all(run["scale"] != "paper" for run in runs):
         lines.append("- **No model of the paper's size so far.** Their experiments are declared, with estimated costs.")
