@@ -51,8 +51,7 @@ def plain_name(name: str) -> str:
 
 def base_parameters(model: nn.Module, once: bool = True) -> dict[str, nn.Parameter]:
     """All parameters but the pairs, by their names in the plain model: a tied one by its first name, or by each."""
-    named = model.named_parameters(remove_duplicate=once)
-    return {plain_name(name): parameter for name, parameter in named if ".lora_" not in name}
+    return {plain_name(n): p for n, p in model.named_parameters(remove_duplicate=once) if ".lora_" not in n}
 
 
 @contextmanager
@@ -146,15 +145,17 @@ def not_for_this_model(wanted: set[tuple], present: set[tuple], model: nn.Module
 def save_lora(model: nn.Module, folder: str | Path) -> None:
     """Write the pairs and every other trained parameter (a head) as a folder that PEFT can read too, whole or not.
 
-    A merged model stays merged. PEFT, if it saves the folder again, keeps the pairs, whole modules and biases. Raises
-    ValueError for a model without LoRA, for numbers that are not finite, and for one pair over all of a matrix that
-    makes several projections.
+    A merged model stays merged. PEFT, if it saves the folder again, keeps the pairs, whole modules and biases.
+    Raises ValueError for no LoRA, for NaN or infinity, and for pairs that are not one a projection and of one config.
     """
     layers = {plain_name(name): layer for name, layer in sound_layers(model).items()}
     if not layers:
         raise ValueError("expected LoRA layers to save, found none in the model: add_lora(model, config) comes first")
-    if packed := [n for n, layer in layers.items() if len(layer.weight) != layer.part_size * len(projections(n))]:
-        raise ValueError(f"expected a pair for each projection, found one over all of {packed[0]}: use save_trained")
+    config, transposed = next((layer.config, layer.transposed) for layer in layers.values())
+    scale, own = config.alpha / config.rank, {n: (layer.config, layer.scaling) for n, layer in layers.items()}
+    odd = [f"one over all of {n}" for n, la in layers.items() if len(la.weight) != la.part_size * len(projections(n))]
+    if odd := odd + [f"another config or scale at {n}" for n in own if own[n] != (config, scale)]:
+        raise ValueError(f"expected a pair of one config for each projection, found {odd[0]}: use save_trained")
     with taken_apart(model):
         for parameter in (p for p in model.parameters() if p.requires_grad):
             parameter.data = parameter.data.contiguous()  # as it will be when loaded, to the last bit of the output
@@ -162,7 +163,6 @@ def save_lora(model: nn.Module, folder: str | Path) -> None:
         trained = {name: parameter for name, parameter in base.items() if parameter.requires_grad}
         pairs = {f"{name}.lora_A.weight": layer.lora_A for name, layer in layers.items()}
         pairs |= {f"{name}.lora_B.weight": layer.wide_B().T for name, layer in layers.items()}
-        config, transposed = next((layer.config, layer.transposed) for layer in layers.values())
         settings = dict(peft_type="LORA", r=config.rank, lora_alpha=config.alpha, lora_dropout=config.dropout)
         settings |= _patterns(layers, config) | _kept_by_peft(base, layers)
         settings |= dict(target_modules=list(layers), inference_mode=True, fan_in_fan_out=transposed)

@@ -50,6 +50,8 @@ def gpu(monkeypatch):
         monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
         monkeypatch.setattr("training.precision.has_fast_bfloat16", lambda: True)
         monkeypatch.setattr(torch.cuda, "get_device_properties", lambda _: properties)
+        monkeypatch.setattr(torch.cuda, "mem_get_info", lambda *_: (properties.total_memory, properties.total_memory))
+        monkeypatch.setattr(torch.cuda, "memory_reserved", lambda *_: 0)
         monkeypatch.setattr(torch.cuda, "get_device_name", lambda *_: f"a GPU of {gigabytes} GB")
         monkeypatch.setattr(torch.cuda, "get_device_capability", lambda *_: capability)
 

@@ -561,6 +561,18 @@ def test_one_pair_over_all_of_a_packed_matrix_is_not_saved_as_if_it_were_of_its_
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.parametrize("own", ["scale", "config"])
+def test_pairs_with_settings_of_their_own_are_not_saved_as_if_all_had_the_first_ones(tmp_path, own):
+    model = gpt2()
+    for layer, alpha in zip(model.transformer.h, (8.0, 8.0 if own == "scale" else 32.0), strict=True):
+        add_lora(layer, LoRAConfig(alpha=alpha))
+    if own == "scale":
+        lora_layers(model)["transformer.h.1.attn.c_attn"].scaling *= 0.5
+    with pytest.raises(ValueError, match=r"found another config or scale at transformer.h.1.attn.c_attn"):
+        save_lora(model, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
 def refused(folder, match: str, model=None) -> None:
     model = model or gpt2()
     before = logits(model)

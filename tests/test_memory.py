@@ -113,6 +113,15 @@ def test_a_run_that_shares_a_gpu_keeps_to_its_share_and_one_alone_has_all(gpu, m
     assert set_to == limits
 
 
+def test_what_another_program_holds_of_a_gpu_is_not_counted_on(gpu, monkeypatch):
+    gpu(40)
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda *_: (int(10e9), int(40e9)))
+    monkeypatch.setattr(torch.cuda, "memory_reserved", lambda *_: int(5e9))  # this process's own
+    assert memory.card_bytes() == 15e9
+    monkeypatch.setenv(memory.RUNS_PER_GPU, "2")
+    assert memory.card_bytes() == 20e9
+
+
 def test_workers_without_a_gpu_share_none(monkeypatch):
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
     assert memory.RUNS_PER_GPU not in Processes(2).environment(0)

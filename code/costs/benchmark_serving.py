@@ -92,7 +92,7 @@ def answering(model: nn.Module, bank: AdapterBank | None, names: list[str], toke
 
 
 def mixed(repetitions: int, data_dir: Path | None = None) -> dict[str, float | list[float]]:
-    """The next token, and a greedy answer, of batches over 1, 2, 8 and 64 adapters."""
+    """The next token, and a greedy answer, of batches over 1, 2, 8 and 64 adapters, and over the base alone."""
     measured = {}
     with folders(max(ROWS)) as saved:
         bank, peft_model = our_bank(saved), pefts(saved)
@@ -102,11 +102,17 @@ def mixed(repetitions: int, data_dir: Path | None = None) -> dict[str, float | l
             kinds = {adapters: names for adapters, names in kinds.items() if adapters == 1 or ROWS[adapters] == rows}
             steps = {f"{n}": answering(bank.model, bank, names, tokens) for n, names in kinds.items()}
             steps |= {f"PEFT {n}": answering(peft_model, None, names, tokens) for n, names in kinds.items()}
+            steps["none"] = answering(bank.model, bank, [None] * rows, tokens)
             seconds = timings(steps, repetitions)
             title = f"{what}, {rows} rows"
             for n in list(kinds)[1:]:
-                measured[f"{title}, {n} adapters: ours / one adapter (time)"] = ratio(seconds[f"{n}"], seconds["1"])
-                measured[f"{title}, {n} adapters: PEFT / ours (time)"] = ratio(seconds[f"PEFT {n}"], seconds[f"{n}"])
+                against = {
+                    "ours / one adapter": (f"{n}", "1"), "PEFT / ours": (f"PEFT {n}", f"{n}"),
+                    "ours / the base alone": (f"{n}", "none"),
+                }  # fmt: skip
+                for what_over_what, (above, below) in against.items():
+                    key = f"{title}, {n} adapters: {what_over_what} (time)"
+                    measured[key] = ratio(seconds[above], seconds[below])
             measured |= {f"{title}: seconds, {n} adapters": median(seconds[f"{n}"]) for n in kinds}
     return measured
 

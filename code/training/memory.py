@@ -38,10 +38,13 @@ def _runs() -> int:
 
 
 def card_bytes() -> int | None:
-    """This run's share of the GPU's memory; None without a GPU."""
+    """This run's share of the GPU's memory, without what programs of others hold; None without a GPU."""
     if not torch.cuda.is_available():
         return None
-    return torch.cuda.get_device_properties(0).total_memory // _runs()
+    share = torch.cuda.get_device_properties(0).total_memory // _runs()
+    if _runs() > 1:
+        return share  # the others are runs of this sweep, each with a share of its own
+    return min(share, torch.cuda.mem_get_info()[0] + torch.cuda.memory_reserved())
 
 
 def keep_to_share() -> None:

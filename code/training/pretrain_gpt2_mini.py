@@ -26,6 +26,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import GPT2Config, GPT2LMHeadModel
 
+from adapter_files import whole_folder
 from files import CHECKPOINTS, write_atomically
 from training import ngram_baseline
 from training.machine import has_fast_bfloat16
@@ -148,15 +149,15 @@ def perplexity(model: GPT2LMHeadModel, tokens: np.ndarray) -> float:
 
 def save(model: GPT2LMHeadModel, work: Path, folder: Path) -> None:
     """Write float16 safetensors (the tied output matrix once), configuration and tokenizer files."""
-    folder.mkdir(parents=True, exist_ok=True)
     weights = {k: v.half().contiguous() for k, v in model.state_dict().items() if k != "lm_head.weight"}
-    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
-    model.config.save_pretrained(folder)
-    for name in ("vocab.json", "merges.txt"):
-        shutil.copy(work / name, folder / name)
     settings = {"tokenizer_class": "GPT2Tokenizer", "bos_token": END, "eos_token": END, "unk_token": END}
     settings |= {"pad_token": END, "model_max_length": BLOCK}
-    write_atomically(folder / "tokenizer_config.json", json.dumps(settings, indent=2) + "\n")
+    with whole_folder(folder) as new:  # what was there stays if this is stopped
+        save_file(weights, new / "model.safetensors", metadata={"format": "pt"})
+        model.config.save_pretrained(new)
+        for name in ("vocab.json", "merges.txt"):
+            shutil.copy(work / name, new / name)
+        (new / "tokenizer_config.json").write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
 
 
 def load_weights(model: GPT2LMHeadModel, folder: Path) -> None:

@@ -49,9 +49,12 @@ def score(task: Scored, predictions: Sequence[float], labels: Sequence[float]) -
     mean little: over 95% of the predictions are the same, or the main metric is no better than with the most frequent
     label as every answer (0 for a correlation).
 
-    Raises ValueError if there is not one prediction for each label, and for a label or prediction that is no class id,
-    no similarity from 0 to 5, or no finite number. 1.0 is the class id 1; True is none.
+    Raises TypeError for a task without classes or a similarity. Raises ValueError if there is not one prediction for
+    each label, and for a label or prediction that is no class id, no similarity from 0 to 5, or no finite number. 1.0
+    is the class id 1; True is none.
     """
+    if not isinstance(getattr(task, "labels", None), tuple):
+        raise TypeError(f"expected a task of GLUE, as glue_task('mrpc') gives it, found {task!r}")
     guesses, truth = _column("prediction", predictions), _column("label", labels)
     if guesses.shape != truth.shape or guesses.ndim != 1 or not guesses.size:
         raise ValueError(f"expected one prediction for each label, found {guesses.shape} for labels {truth.shape}")
