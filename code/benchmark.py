@@ -39,6 +39,7 @@ from costs import (
     benchmark_smollm2,
     benchmark_training,
 )
+from costs.timing import apart
 from files import write_json
 from runs.records import provenance
 
@@ -79,7 +80,7 @@ def main() -> None:
     for name in arguments.which:
         call, usual_repetitions = BENCHMARKS[name]
         repetitions = (arguments.repetitions or usual_repetitions) if usual_repetitions else 1
-        measured = call(repetitions, arguments.data_dir)
+        measured = apart(call, repetitions, arguments.data_dir)  # what one allocates, the next does not find
         how = f"median of {repetitions}, taking turns" if repetitions > 1 else "once"
         print(f"{name} ({torch.get_num_threads()} threads, {how})")
         for quantity, value in measured.items():

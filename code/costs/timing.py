@@ -7,12 +7,14 @@ from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
 from statistics import median
+from typing import Any, TypeVar
 
 from scipy.stats import binom
 
 from training.machine import forget_peak_memory
 
 Step = Callable[[], object]
+T = TypeVar("T")
 
 
 def timings(variants: dict[str, Step], repetitions: int, warmup: int = 1) -> dict[str, list[float]]:
@@ -51,13 +53,18 @@ def spread(values: list[float], confidence: float = 0.95) -> list[float]:
     return [median(values), values[end - 1], values[-end]]
 
 
-def memory_above_weights(make_step: Callable[[str], Step], name: str) -> int:
-    """Peak bytes of six steps above what the loaded model occupies, in a process of its own (Linux).
+def apart(call: Callable[..., T], *inputs: Any) -> T:
+    """What a call gives in a process of its own: in this one, what is allocated may take the place of what was freed.
 
     Raises BrokenProcessPool if that process is killed, as it is where memory runs out.
     """
     with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
-        return pool.submit(_step_memory, make_step, name).result()
+        return pool.submit(call, *inputs).result()
+
+
+def memory_above_weights(make_step: Callable[[str], Step], name: str) -> int:
+    """Peak bytes of six steps above what the loaded model occupies (Linux), `apart`."""
+    return apart(_step_memory, make_step, name)
 
 
 def _step_memory(make_step: Callable[[str], Step], name: str) -> int:
