@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 from costs.benchmark_e2e import BATCH, LABEL_SMOOTHING, e2e_like_rows
 from costs.benchmark_glue import batches, mrpc_like_rows
-from costs.timing import Step, memory_above_weights, ratio, timings
+from costs.timing import AS_IT_COMES, Step, memory_above_weights, ratio, timings
 from families import FAMILIES, family_of, head_parameters, layers
 from lora import LoRAConfig, add_lora, projections
 from models import base
@@ -99,7 +99,6 @@ def frozen(model: nn.Module, dropout: float) -> None:
             module.register_forward_hook(lambda module, inputs, output: output.requires_grad_(True))
 
 
-AS_IT_COMES = " on transformers' layers"
 METHODS: dict[str, Callable[[nn.Module, float], None]] = {
     "ours": with_lora, "PEFT": with_peft, "loralib": with_loralib, "full": fully, "frozen": frozen,
     f"PEFT{AS_IT_COMES}": with_peft,

@@ -13,6 +13,7 @@ from scipy.stats import binom
 
 from training.machine import forget_peak_memory
 
+AS_IT_COMES = " on transformers' layers"  # in the name of a peer whose model has not the layers that our runs have
 Step = Callable[[], object]
 T = TypeVar("T")
 

@@ -15,6 +15,7 @@ import pandas as pd
 
 import files
 from analysis.comparisons import FAILS, HOLDS, MISSING, OPEN
+from costs.timing import AS_IT_COMES
 from files import read_json, read_table
 from publish.tables import markdown
 
@@ -125,10 +126,13 @@ def _length(item: tuple[str, list[float]]) -> int:
 
 
 def times(table: str, scale: str) -> Iterator[dict[str, Any]]:
-    """The ratios of time of TIMED with their intervals, for a figure: what is timed, and over what."""
+    """The ratios of time of TIMED with their intervals, for a figure: what is timed, and over what.
+
+    Those of models that differ in more than the pairs are left to the table.
+    """
     for name, panel in TIMED.items():
         for quantity, value in measured(name).items():
             row, _, label = quantity.removesuffix(" (time)").partition(": ")
-            if "/" in label:
+            if "/" in label and AS_IT_COMES not in label:
                 median, low, high = value
                 yield {"panel": panel, "row": row, "label": label, "median": median, "low": low, "high": high}
