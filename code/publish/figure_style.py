@@ -26,6 +26,7 @@ from matplotlib.figure import Figure
 
 plt.rcParams.update({
     "figure.dpi": 100, "savefig.dpi": 160, "figure.constrained_layout.use": True, "pdf.fonttype": 42,
+    "figure.constrained_layout.w_pad": 0.08,  # a PDF's letters are wider than the pixels that are measured
     "font.size": 9, "axes.titlesize": 9, "axes.labelsize": 9, "legend.fontsize": 9, "figure.titlesize": 10,
     "axes.spines.top": False, "axes.spines.right": False, "axes.grid": True, "grid.alpha": 0.25,
     "axes.titlelocation": "left", "legend.frameon": False, "lines.markersize": 5, "lines.linewidth": 1.4,
