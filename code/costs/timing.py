@@ -11,8 +11,6 @@ from typing import Any, TypeVar
 
 from scipy.stats import binom
 
-from training.machine import forget_peak_memory
-
 AS_IT_COMES = " on transformers' layers"  # in the name of a peer whose model has not the layers that our runs have
 Step = Callable[[], object]
 T = TypeVar("T")
@@ -69,6 +67,8 @@ def memory_above_weights(make_step: Callable[[str], Step], name: str) -> int:
 
 
 def _step_memory(make_step: Callable[[str], Step], name: str) -> int:
+    from training.machine import forget_peak_memory  # imported here: tables need no torch
+
     step = make_step(name)
     forget_peak_memory()  # of building the model
     before = resident("VmRSS")

@@ -72,16 +72,10 @@ def ship(name: str) -> Path:
 
 
 def stale() -> list[str]:
-    """A sentence for each shipped adapter that is damaged, or whose card is not what its record gives."""
-    from adapter_files import read_folder
-
+    """A sentence for each shipped adapter whose card is not what its record gives; tests load what is beside it."""
     lines = []
     for name in filter(lambda name: folder_of(name).exists(), SHIPPED):
         path = folder_of(name) / "README.md"
         if not path.exists() or path.read_text(encoding="utf-8") != card(name):
             lines.append(f"{path.relative_to(files.ROOT)} is not what the record gives: `python code/make.py adapters`")
-        try:
-            read_folder(folder_of(name))
-        except ValueError as error:
-            lines.append(str(error))
     return lines
