@@ -40,7 +40,7 @@ NAMES = ["first", None, "wide", "mlp", "wide", "all of it", None]
 def save(folder: Path, model: nn.Module, config: LoRAConfig, classes: int | None = None) -> Path:
     """The folder of an adapter of this model with random pairs and, of an encoder, a random head for the classes."""
     model = copy.deepcopy(model)
-    torch.manual_seed(len(folder.name) + config.rank)  # wherever the folder is
+    torch.manual_seed(60 + len(folder.name) + config.rank)  # the same wherever the folder is; tame in bfloat16
     if classes and (last := [m for m in model.modules() if isinstance(m, nn.Linear)][-1]):
         last.weight = nn.Parameter(torch.empty(classes, last.in_features))
         last.bias = nn.Parameter(torch.empty(classes))
@@ -146,7 +146,7 @@ def test_heads_follow_a_model_that_is_cast_when_its_adapters_are_there(tmp_path,
     model.to(kind)
     after = bank.classify(NAMES, padded(len(NAMES), "right"))
     assert {row.dtype for row in after} == {kind}
-    assert all(torch.allclose(new.float(), old, atol=0.5) for new, old in zip(after, before, strict=True))
+    assert all(torch.allclose(new.float(), old, atol=0.2) for new, old in zip(after, before, strict=True))
 
 
 @torch.no_grad()
