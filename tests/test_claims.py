@@ -276,6 +276,11 @@ def test_a_claim_that_does_not_hold_has_a_sentence_that_does():
     ]
 
 
+@pytest.mark.parametrize("claim", CLAIMS, ids=lambda claim: claim.name)
+def test_no_sentence_says_what_is_not_decided(claim):
+    assert all(claim.sentence(verdict) != claim.says for verdict in (FAILS, OPEN, MISSING))
+
+
 def test_names_are_unique_and_their_tables_declared():
     assert len({claim.name for claim in CLAIMS}) == len(CLAIMS)
     assert {claim.table for claim in CLAIMS} <= {e.table for e in EXPERIMENTS.values()}

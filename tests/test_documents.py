@@ -369,6 +369,16 @@ def test_a_claim_of_efficiency_is_judged_by_its_whole_interval(tmp_path, monkeyp
     assert found in line
 
 
+@pytest.mark.parametrize("content", ['{"measured": {"gpt2', "{}"])
+def test_a_damaged_benchmark_gives_no_verdict_and_is_named_beside_the_ratios(tmp_path, monkeypatch, content):
+    monkeypatch.setattr(files, "RESULTS", tmp_path)
+    (tmp_path / "benchmark").mkdir()
+    (tmp_path / "benchmark" / "latency.json").write_text(content, encoding="utf-8")
+    (tmp_path / "benchmark" / "training.json").write_text('{"measured": {"gpt2', encoding="utf-8")
+    assert efficiency.efficiency_block().count("not measured yet") == len(efficiency.CLAIMS)
+    assert any("training.json is damaged" in row[2] for row in pages.speed_rows())
+
+
 def test_table_1_has_our_slow_downs_beside_the_papers(tmp_path, monkeypatch):
     monkeypatch.setattr(files, "RESULTS", tmp_path)
     assert "Not measured yet" in efficiency.table1_block()

@@ -19,13 +19,14 @@ from experiments.catalogue import find
 from experiments.settings import Job, Settings
 from files import read_json, write_json
 from methods.catalogue import METHODS
-from models import MINILM_PACKAGE, load_model
+from models import MINILM_PACKAGE, load_model, load_tokenizer
 from runs import e2e as e2e_run
 from runs import execute
 from runs import glue as glue_run
 from runs.identity import MACHINES_FILE
 from runs.run import lock
 from tasks.catalogue import TASKS
+from tasks.e2e.data import load_builtin
 from tasks.glue import data as glue_data
 from training.checkpoints import TrainingInterrupted
 
@@ -260,6 +261,17 @@ def test_what_cannot_be_decoded_is_refused_before_the_training(monkeypatch, caps
     with pytest.raises(SystemExit, match=f"error: {message}"):
         command(monkeypatch, capsys, "--task", "e2e-builtin", flag, "--output_dir", tmp_path / "out")
     assert not (tmp_path / "out").exists()
+
+
+def test_inputs_that_all_leave_no_room_for_an_answer_are_refused_and_some_are_counted():
+    model, tokenizer, rows = load_model("gpt2-mini"), load_tokenizer("gpt2-mini"), load_builtin("test")
+    settings = settings_of("--task", "e2e-builtin", "--model", "gpt2-mini", "--max_new_tokens", "250")
+    with pytest.raises(ValueError, match=r"250 new tokens leave room for 6 tokens of an input, found all \d+ inputs"):
+        e2e_run._cut_prompts(model, tokenizer, rows, settings)
+    assert e2e_run._cut_prompts(model, tokenizer, rows, replace(settings, max_new_tokens=64)) == 0
+    longest = max(len(tokenizer.encode(row.context)) + 1 for row in rows)
+    cut = e2e_run._cut_prompts(model, tokenizer, rows, replace(settings, max_new_tokens=256 - longest + 1))
+    assert 0 < cut < len({row.context for row in rows})
 
 
 def test_a_warm_up_that_is_longer_than_the_run_is_said_with_the_rate_at_its_end(monkeypatch, capsys, tmp_path):

@@ -51,7 +51,7 @@ class Claim:
         """What the verdict says of it, as a sentence that is true."""
         if verdict == FAILS and self.else_says:
             return self.else_says
-        if verdict == OPEN:
+        if verdict == OPEN and self.says.startswith("On "):
             return self.says.replace("On ", "Our runs do not decide whether, on ", 1)
         return self.says if verdict == HOLDS else f"{verdict.capitalize()}: {self.says}"
 
